@@ -1,0 +1,36 @@
+"""Where the test data is: fixtures that find it, or skip saying what is missing."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """The folder of reference checkpoints: $ORTHRUS_REFERENCE, or beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "reference"
+    folder = Path(os.environ.get("ORTHRUS_REFERENCE") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}; set ORTHRUS_REFERENCE to the folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny16_dir(reference_dir: Path) -> Path:
+    """A small trained checkpoint in the public Hugging Face layout (block 16, bf16)."""
+    folder = reference_dir / "tiny16"
+    if not (folder / "config.json").is_file():
+        pytest.skip(f"no checkpoint at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny16_golden(reference_dir: Path) -> list[dict[str, Any]]:
+    """48 prompts and tiny16's greedy ids in float32; keys kind, question, prompt, tokens."""
+    path = reference_dir / "tiny16_golden.json"
+    if not path.is_file():
+        pytest.skip(f"no golden ids at {path}")
+    return json.loads(path.read_text())
