@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m orthrus_mlx.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,209 @@
+"""The options that several commands share, and what they stand for."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DEMO = "demo"
+REAL_MODEL = "chiennv/Orthrus-Qwen3-1.7B"
+
+
+class Mode(StrEnum):
+    """When to draft."""
+
+    auto = "auto"
+    parallel = "parallel"
+    ar = "ar"
+
+
+class Cycle(StrEnum):
+    """How drafting and verifying share forward passes."""
+
+    auto = "auto"
+    two_pass = "two-pass"
+    one_pass = "one-pass"
+
+
+class Numerics(StrEnum):
+    """How row counts are picked."""
+
+    fast = "fast"
+    exact = "exact"
+
+
+_MODEL, _SAMPLING, _DECODING = "Model", "Sampling", "Decoding"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        envvar="ORTHRUS_MLX_MODEL",
+        help=f"A folder, a Hugging Face id such as {REAL_MODEL}, or 'demo', the small "
+        "checkpoint that comes with the package and the default.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Branch, tag or commit of a Hugging Face model.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+ChatTemplateConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="Arguments for the chat template, as a JSON object: '{\"enable_thinking\": false}'.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+PrefillStepSizeOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Prompt tokens read at a time; fewer need less memory.",
+        rich_help_panel=_DECODING,
+    ),
+]
+MaxTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--max-tokens",
+        "-m",
+        metavar="N",
+        min=-1,
+        help="The longest answer, in tokens; -1 for as many as the context holds.",
+        rich_help_panel=_DECODING,
+    ),
+]
+TempOption = Annotated[
+    float,
+    typer.Option(
+        "--temp",
+        "--temperature",
+        metavar="X",
+        min=0.0,
+        help="Sampling temperature; 0 always takes the likeliest token.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Sample among the likeliest tokens that together have this probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+MinPOption = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        metavar="X",
+        min=0.0,
+        max=1.0,
+        help="Drop tokens less likely than this share of the likeliest one's probability.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TopKOption = Annotated[
+    int,
+    typer.Option(
+        "--top-k",
+        metavar="N",
+        min=0,
+        help="Sample among this many likeliest tokens; 0 for all.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Same seed, same answer, in every mode. [dim]\\[default: a fresh one][/dim]",
+        show_default=False,
+        rich_help_panel=_SAMPLING,
+    ),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        metavar="MODE",
+        help="'parallel' always drafts, 'ar' never does (plain decoding), 'auto' when it pays. "
+        "The answer is the same.",
+        rich_help_panel=_DECODING,
+    ),
+]
+CycleOption = Annotated[
+    Cycle,
+    typer.Option(
+        "--cycle",
+        metavar="CYCLE",
+        help="Draft and verify in 'two-pass' cycles, as in the paper, in 'one-pass' cycles, or "
+        "'auto', whichever is faster.",
+        rich_help_panel=_DECODING,
+    ),
+]
+NumericsOption = Annotated[
+    Numerics,
+    typer.Option(
+        "--numerics",
+        metavar="KIND",
+        help="'exact': every mode gives the same tokens, bit for bit. 'fast': the same up to "
+        "near-ties, which are counted.",
+        rich_help_panel=_DECODING,
+    ),
+]
+
+
+def examples(*lines: str) -> str:
+    """Lay out the examples at the end of a command's help."""
+    return "\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in lines)])
+
+
+def parse_template_config(text: str | None) -> dict[str, Any]:
+    """Read the value of --chat-template-config."""
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _bad_template_config(f"not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise _bad_template_config("must be a JSON object, like '{\"enable_thinking\": false}'")
+    return config
+
+
+def _bad_template_config(problem: str) -> typer.BadParameter:
+    return typer.BadParameter(problem, param_hint="--chat-template-config")
+
+
+def load_model(model: str | None, revision: str | None, *, quiet: bool = False) -> tuple[Any, Any]:
+    """Load the model that was asked for, else the demo, saying so on stderr."""
+    from orthrus_mlx import load
+
+    from .console import is_screen, notes_console, say
+
+    notes = notes_console()
+    if not model:
+        model = DEMO
+        if not quiet:
+            say(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
+    on_disk = model == DEMO or Path(model).exists()
+    if quiet or not on_disk or not is_screen(notes):  # a download draws its own progress
+        return load(model, revision=revision)
+    with notes.status(f"[dim]Loading {Path(model).name}[/dim]"):
+        return load(model, revision=revision)

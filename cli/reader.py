@@ -1,0 +1,136 @@
+"""Reads what a person types, line by line or with an editor, and several lines as one."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+QUOTES = '"""'
+
+
+class Reader(Protocol):
+    """Gives a line a call; EOFError at the end, KeyboardInterrupt when it was cancelled."""
+
+    def read(self, prompt: str) -> str:
+        """Read one line, or several that were pasted together."""
+
+
+def read_message(reader: Reader) -> str:
+    '''Read a message: a line, or all that stands between """ and """.'''
+    text = reader.read("> ")
+    opening = text.lstrip()
+    if not opening.startswith(QUOTES):
+        return text
+    text = opening[len(QUOTES) :]
+    while not text.rstrip().endswith(QUOTES):
+        try:
+            text += "\n" + reader.read("… ")
+        except EOFError:  # what is there is the message
+            return text.strip("\n")
+    return text.rstrip()[: -len(QUOTES)].strip("\n")
+
+
+class LineReader:
+    """Reads lines from a pipe or a file."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdin
+        if hasattr(self._stream, "reconfigure"):
+            self._stream.reconfigure(errors="replace")
+
+    def read(self, prompt: str) -> str:
+        """Read a line; the prompt is for people only."""
+        line = self._stream.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix("\n").removesuffix("\r")
+
+
+class EditingReader:
+    """Reads from a terminal, with line editing, history and completion."""
+
+    def __init__(self, complete: Callable[[str], Iterable[str]]) -> None:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+        from prompt_toolkit.output import create_output
+
+        keys = KeyBindings()
+
+        @keys.add("escape", "enter")
+        def _(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        self._session: PromptSession[str] = PromptSession(
+            history=_open_history(),
+            completer=_completer(complete),
+            complete_while_typing=False,
+            key_bindings=keys,
+            # The prompt belongs to the person, even when the answers go to a file.
+            output=create_output(always_prefer_tty=True),
+        )
+
+    def read(self, prompt: str) -> str:
+        """Edit a line; Alt-Enter adds a line break, a paste keeps its own."""
+        return self._session.prompt([("bold ansiblue", prompt)])
+
+
+def _completer(complete: Callable[[str], Iterable[str]]) -> Any:
+    """Wrap a function that completes the text before the cursor."""
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.document import Document
+
+    class SlashCompleter(Completer):
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterable[Completion]:
+            text = document.text_before_cursor
+            for whole in complete(text):
+                yield Completion(whole, start_position=-len(text), display=whole.split()[-1])
+
+    return SlashCompleter()
+
+
+def history_path() -> Path:
+    """Say where the lines that were typed are kept."""
+    chosen = os.environ.get("ORTHRUS_MLX_HISTORY")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        state = Path.home() / "Library" / "Application Support"
+    else:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "orthrus-mlx" / "chat_history"
+
+
+def _open_history() -> Any:
+    """Open the history, readable by its owner only; without one if that cannot be."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    path = history_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        with path.open("ab"):
+            return FileHistory(str(path))
+    except OSError as error:
+        from .console import notes_console, say
+
+        say(notes_console(), f"No history of your lines is kept: {path}: {error.strerror}")
+        return InMemoryHistory()
+
+
+def complete_path(prefix: str) -> Sequence[str]:
+    """Complete the name of a file or folder."""
+    folder, _, start = prefix.rpartition("/")
+    base = Path(folder + "/").expanduser() if "/" in prefix else Path()
+    try:
+        entries = sorted(base.iterdir())
+    except OSError:
+        return []
+    lead = f"{folder}/" if "/" in prefix else ""
+    return [
+        f"{lead}{entry.name}{'/' if entry.is_dir() else ''}"
+        for entry in entries
+        if entry.name.startswith(start) and (start or not entry.name.startswith("."))
+    ]

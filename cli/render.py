@@ -1,0 +1,211 @@
+"""Shows an answer as it streams: plain text, or Markdown on a terminal."""
+
+import time
+from functools import cache
+from types import TracebackType
+from typing import Protocol, TextIO
+
+from markdown_it import MarkdownIt
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.segment import Segment
+from rich.text import Text
+
+from .thinking import Kind
+
+REDRAW_SECONDS = 0.08
+
+
+class Screen(Protocol):
+    """Where an answer is shown: enter, write its pieces, exit."""
+
+    def write(self, kind: Kind, text: str) -> None:
+        """Show a piece of the answer."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class PlainScreen:
+    """Writes what the model wrote, and a final line break."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last = ""
+
+    def write(self, kind: Kind, text: str) -> None:
+        """Write a piece as it is."""
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+            self._last = text
+
+    def __enter__(self) -> "PlainScreen":
+        self._last = ""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._last and not self._last.endswith("\n"):
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+class MarkdownScreen:
+    """Renders Markdown block by block: finished blocks are printed, the last one is live.
+
+    Only the block in progress is drawn again, and only as much of its end as the terminal can
+    show, so answers of any length scroll as text should. Thinking streams dimmed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start()
+
+    def _start(self) -> None:
+        self._block = ""  # Markdown not printed yet
+        self._printed = False  # whether something stands above
+        self._thinking = ""  # the thinking shown last
+        self._live: Live | None = None
+        self._drawn = 0.0
+
+    def write(self, kind: Kind, text: str) -> None:
+        """Show a piece: thinking at once, answer text when it is time to draw."""
+        if kind is Kind.thinking:
+            text = text if self._thinking else text.lstrip()
+            if text:
+                self._console.print(Text(text, style="dim italic"), end="", soft_wrap=True)
+                self._thinking = text
+        elif kind is Kind.answer:
+            if not self._block:
+                text = text.lstrip("\n")
+                if text:
+                    self._end_thinking()
+            self._block += text
+            if "\n" in text:
+                self._print_finished()
+            self._draw()
+
+    def _end_thinking(self) -> None:
+        if self._thinking:
+            self._console.print("" if self._thinking.endswith("\n") else "\n")
+            self._thinking = ""
+
+    def _print_finished(self) -> None:
+        """Print the blocks that further text cannot change."""
+        done, rest = split_blocks(self._block)
+        if done:
+            if self._live is not None:
+                self._live.update("")  # else the old drawing would show once more, below
+            self._print(done)
+            self._block = rest
+            self._drawn = 0.0
+
+    def _print(self, markup: str) -> None:
+        if self._printed:
+            self._console.print()
+        self._console.print(ChatMarkdown(markup))
+        self._printed = True
+
+    def _draw(self) -> None:
+        """Draw the block in progress, unless it was just drawn."""
+        now = time.monotonic()
+        if now - self._drawn < REDRAW_SECONDS or not self._block:
+            return
+        self._drawn = now
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        block = _Tail(ChatMarkdown(self._block), blank_line=self._printed)
+        self._live.update(block, refresh=True)
+
+    def __enter__(self) -> "MarkdownScreen":
+        self._start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+            self._live = None
+        self._end_thinking()
+        if self._block.strip():
+            self._print(self._block)
+        self._block = ""
+
+
+class _Tail:
+    """The last lines of something: as many as the terminal can draw again."""
+
+    def __init__(self, content: RenderableType, blank_line: bool) -> None:
+        self._content = content
+        self._blank_line = blank_line
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = console.render_lines(self._content, options.update(height=None), pad=False)
+        if self._blank_line:
+            lines.insert(0, [])
+        for line in lines[-max(console.height - 2, 1) :]:
+            yield from line
+            yield Segment.line()
+
+
+class ChatMarkdown(Markdown):
+    """Markdown as chat models write it.
+
+    Line breaks stand, and what looks like HTML or an escape (`<vector>`, LaTeX's `\\(`) is
+    text: nothing that the model wrote disappears.
+    """
+
+    def __init__(self, markup: str) -> None:
+        super().__init__(markup, code_theme="ansi_dark", hyperlinks=False)
+        self.parsed = _parser().parse(markup)
+        for token in self.parsed:
+            for child in token.children or ():
+                if child.type == "softbreak":
+                    child.type = "hardbreak"
+
+
+def split_blocks(markup: str) -> tuple[str, str]:
+    """Cut Markdown before its last block: more text cannot change what stands before it.
+
+    Unfinished lines are left out of account, since they may yet become anything.
+    """
+    whole_lines = markup[: markup.rfind("\n") + 1]
+    starts = [
+        token.map[0]
+        for token in _parser().parse(whole_lines)
+        if token.level == 0 and token.map is not None
+    ]
+    if len(starts) < 2:
+        return "", markup
+    lines = markup.split("\n")
+    return "\n".join(lines[: starts[-1]]) + "\n", "\n".join(lines[starts[-1] :])
+
+
+@cache
+def _parser() -> MarkdownIt:
+    rules = MarkdownIt("commonmark", {"html": False})
+    return rules.enable(["table", "strikethrough"]).disable(["escape", "reference"])

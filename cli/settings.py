@@ -1,0 +1,125 @@
+"""What `/set` changes: the sampling and decoding settings of a chat."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from orthrus_mlx.errors import OrthrusError
+
+from .options import Cycle, Mode, Numerics
+
+MAX_SEED = 2**64 - 1
+
+
+class SettingError(OrthrusError):
+    """A setting that does not exist, or a value that it does not take."""
+
+
+class Setting(NamedTuple):
+    """How a setting is read from text (ValueError if it cannot be), and what it takes."""
+
+    read: Callable[[str], Any]
+    takes: str
+    choices: tuple[str, ...] = ()
+
+
+def _temp(text: str) -> float:
+    return _between(float(text), 0.0, math.nextafter(math.inf, 0))
+
+
+def _share(text: str) -> float:
+    return _between(float(text), 0.0, 1.0)
+
+
+def _count(text: str) -> int:
+    return _between(int(text), 0, math.inf)
+
+
+def _max_tokens(text: str) -> int:
+    value = int(text)
+    return value if value == -1 else _between(value, 1, math.inf)
+
+
+def _seed(text: str) -> int | None:
+    return None if text.lower() == "none" else _between(int(text), 0, MAX_SEED)
+
+
+def _between(value: Any, low: float, high: float) -> Any:
+    if not low <= value <= high:  # holds for nan too
+        raise ValueError
+    return value
+
+
+def _one_of(names: type[StrEnum]) -> Setting:
+    choices = tuple(name.value for name in names)
+    return Setting(names, ", ".join(choices), choices)
+
+
+SETTINGS = {
+    "temp": Setting(_temp, "a number from 0 up"),
+    "top_p": Setting(_share, "a number from 0 to 1"),
+    "top_k": Setting(_count, "a whole number from 0 up; 0 for all"),
+    "min_p": Setting(_share, "a number from 0 to 1"),
+    "max_tokens": Setting(_max_tokens, "a whole number, or -1 for what the context holds"),
+    "seed": Setting(_seed, "a whole number from 0 up, or none for a fresh one each time"),
+    "mode": _one_of(Mode),
+    "cycle": _one_of(Cycle),
+    "numerics": _one_of(Numerics),
+}
+
+
+@dataclass
+class Settings:
+    """Sampling and decoding settings."""
+
+    temp: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int = 256
+    seed: int | None = 0
+    mode: Mode = Mode.auto
+    cycle: Cycle = Cycle.auto
+    numerics: Numerics = Numerics.fast
+
+    def set(self, name: str, text: str) -> str:
+        """Read a value from text, or say what was expected; return the setting as it is now."""
+        name = name.lstrip("-").replace("-", "_")
+        name = "temp" if name == "temperature" else name
+        if name not in SETTINGS:
+            near = get_close_matches(name, SETTINGS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"
+            raise SettingError(f"no setting is called {name!r}; {hint}")
+        try:
+            value = SETTINGS[name].read(text)
+        except ValueError:
+            takes = SETTINGS[name].takes
+            raise SettingError(f"{name} cannot be {text!r}; it takes {takes}") from None
+        setattr(self, name, value)
+        return f"{name} = {self._show(name)}"
+
+    def lines(self) -> list[str]:
+        """List all settings and what they take."""
+        return [
+            f"{name:<12}{self._show(name):<10}{setting.takes}" for name, setting in SETTINGS.items()
+        ]
+
+    def _show(self, name: str) -> str:
+        return str(getattr(self, name)).lower()
+
+    def options(self, attempt: int = 0) -> dict[str, Any]:
+        """Give the arguments for `stream_generate`; each attempt at an answer has its own seed."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temp,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": None if self.seed is None else (self.seed + attempt) % (MAX_SEED + 1),
+            "mode": self.mode.value,
+            "cycle": self.cycle.value,
+            "numerics": self.numerics.value,
+        }

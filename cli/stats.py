@@ -1,0 +1,94 @@
+"""What an answer cost, in words."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Totals:
+    """Counts over the answers of a session."""
+
+    answers: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    forward_passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    prompt_tokens: int = 0  # read
+    reused_tokens: int = 0  # found in the cache
+    near_ties: int = 0
+    peak_memory: float = 0.0
+
+    def add(self, last: Any, reused: int = 0) -> None:
+        """Count an answer, given its last response."""
+        self.answers += 1
+        self.tokens += last.generation_tokens
+        self.seconds += last.generation_tokens / max(last.generation_tps, 1e-9)
+        self.forward_passes += last.forward_passes
+        self.drafted_tokens += last.drafted_tokens
+        self.accepted_tokens += last.accepted_tokens
+        self.prompt_tokens += last.prompt_tokens
+        self.reused_tokens += reused
+        self.near_ties += getattr(last, "near_ties", 0)
+        self.peak_memory = max(self.peak_memory, last.peak_memory)
+
+
+def totals_of(last: Any, reused: int = 0) -> Totals:
+    """Count one answer alone."""
+    totals = Totals()
+    totals.add(last, reused)
+    return totals
+
+
+def acceptance(totals: Totals) -> str:
+    """Say how many drafts stood."""
+    if not totals.drafted_tokens:
+        return "no drafts"
+    share = totals.accepted_tokens / totals.drafted_tokens
+    return f"{share:.0%} of {plural(totals.drafted_tokens, 'draft')} accepted"
+
+
+def speed(totals: Totals) -> str:
+    """Say how fast the answer came, in time and in forward passes."""
+    per_second = totals.tokens / max(totals.seconds, 1e-9)
+    per_forward = totals.tokens / max(totals.forward_passes, 1)
+    return f"{per_second:.1f} tok/s · {per_forward:.2f} tokens per forward"
+
+
+def chat_line(last: Any, reused: int, sampled: bool) -> str:
+    """Sum up one answer of a chat in a line."""
+    totals = totals_of(last, reused)
+    parts = [
+        plural(totals.tokens, "token"),
+        speed(totals),
+        acceptance(totals),
+        f"prompt {reused + last.prompt_tokens} ({reused} reused)",
+    ]
+    if sampled:
+        parts.append(f"seed {last.seed}")
+    if totals.near_ties:
+        parts.append(plural(totals.near_ties, "near-tie"))
+    return " · ".join(parts)
+
+
+def generation_lines(last: Any, sampled: bool) -> list[str]:
+    """Report one generation in mlx-lm's layout, and what drafting added."""
+    totals = totals_of(last)
+    lines = [
+        f"Prompt: {last.prompt_tokens} tokens, {last.prompt_tps:.3f} tokens-per-sec",
+        f"Generation: {last.generation_tokens} tokens, {last.generation_tps:.3f} tokens-per-sec",
+        f"Drafting: {last.tokens_per_forward:.2f} tokens per forward, {acceptance(totals)}",
+        f"Peak memory: {last.peak_memory:.3f} GB",
+    ]
+    if sampled:
+        lines.append(f"Seed: {last.seed}")
+    if totals.near_ties:
+        lines.append(
+            f"Near-ties: {totals.near_ties} (--numerics exact makes every mode agree on them)"
+        )
+    return lines
+
+
+def plural(count: int, noun: str) -> str:
+    """Count things: "1 token", "2 tokens"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
