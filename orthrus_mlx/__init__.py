@@ -1,0 +1,58 @@
+"""Lossless parallel decoding for Orthrus dual-view checkpoints, in pure MLX."""
+
+from .checkpoint import load
+from .checkpoint import load as load_model_and_tokenizer
+from .config import ModelConfig
+from .consensus import Sampling
+from .engine import DecodeStats
+from .errors import (
+    ChatTemplateError,
+    CheckpointError,
+    CheckpointNotFoundError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    GenerationError,
+    IncompleteCheckpointError,
+    NotOrthrusError,
+    NumericsError,
+    OrthrusError,
+    OutputError,
+    PromptError,
+    SamplingError,
+    TensorError,
+    TrainingError,
+    UnsafeCheckpointError,
+)
+from .generate import GenerationResponse, mlx_generate, stream_generate
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChatTemplateError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "DecodeStats",
+    "GenerationError",
+    "GenerationResponse",
+    "IncompleteCheckpointError",
+    "ModelConfig",
+    "NotOrthrusError",
+    "NumericsError",
+    "OrthrusError",
+    "OutputError",
+    "PromptError",
+    "Sampling",
+    "SamplingError",
+    "TensorError",
+    "TrainingError",
+    "UnsafeCheckpointError",
+    "__version__",
+    "load",
+    "load_model_and_tokenizer",
+    "mlx_generate",
+    "stream_generate",
+]

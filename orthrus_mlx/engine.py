@@ -1,0 +1,308 @@
+"""Ids in, ids out: prefill, draft, verify, commit, roll back.
+
+Throughout, `s` tokens are in the cache and the anchor, the last committed token, is not. A cycle
+runs AR rows [anchor, drafts...] at positions s, s+1, ...; row j's choice is for position s+j+1.
+The drafts that equal the choices stand, the choice after them becomes the next anchor, and the
+cache is cut back to what stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+
+from .consensus import Sampling, choose, count_accepted
+from .schedule import Plan, Scheduler
+
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+Progress = Callable[[int, int], None]
+
+NO_DRAFTS = mx.array([], dtype=mx.int32)
+
+
+class DualViewModel(Protocol):
+    """What the engine needs of a model; `orthrus_mlx.model.Model` documents each method."""
+
+    def make_cache(self) -> list[Any]: ...  # noqa: D102
+    def hidden(self, ids: mx.array, cache: list[Any]) -> mx.array: ...  # noqa: D102
+    def verify(self, ids: mx.array, cache: list[Any]) -> mx.array: ...  # noqa: D102
+    def draft(self, ids: mx.array, cache: list[Any]) -> mx.array: ...  # noqa: D102
+    def verify_and_draft(  # noqa: D102
+        self, ids: mx.array, n_ar: int, cache: list[Any]
+    ) -> tuple[mx.array, mx.array]: ...
+
+
+@dataclass
+class DecodeStats:
+    """Totals of one run; every count is of decoding, prefill apart.
+
+    Attributes:
+        prompt_tokens: prompt ids of this call.
+        cached_tokens: ids that the prompt cache held before it.
+        generation_tokens: ids decided and handed out.
+        forward_passes: passes over the layers (a two-pass cycle counts two).
+        cycles: cycles of any kind; a plain step is one.
+        drafted_tokens: drafts that were verified.
+        accepted_tokens: drafts that stood.
+        drafted_at: how often a draft was verified at each place of a block, first place first.
+        accepted_at: how often it stood there.
+        seed: the sampling seed used.
+        finish_reason: "stop" or "length" once the last token is handed out.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: int = 0
+    forward_passes: int = 0
+    cycles: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    seed: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens for each pass over the layers; plain decoding has 1."""
+        return self.generation_tokens / self.forward_passes if self.forward_passes else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens for each cycle, the paper's "acceptance length"."""
+        return self.generation_tokens / self.cycles if self.cycles else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of verified drafts that stood."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
+    def count(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Add one finished cycle."""
+        self.cycles += 1
+        self.forward_passes += 2 if plan.draft_rows else 1
+        self.drafted_tokens += n_drafts
+        self.accepted_tokens += accepted
+        for totals, n in ((self.drafted_at, n_drafts), (self.accepted_at, accepted)):
+            totals.extend([0] * (n - len(totals)))
+            for place in range(n):
+                totals[place] += 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of the engine.
+
+    Attributes:
+        prompt: ids to continue, after whatever the cache holds; at least one.
+        eos_token_ids: ids that end the run; the one found is handed out too.
+        max_tokens: ids to write at most.
+        sampling: how a token is chosen.
+        mask_token_id: the id that stands for "to be drafted".
+        logits_processors: mlx-lm's `processor(tokens, logits [1, vocab])`, called once for each
+            token handed out, in order, with the ids that precede it in this call.
+        prefill_step_size: prompt ids in one prefill pass.
+        on_progress: called with (prompt ids read, prompt ids in all).
+    """
+
+    prompt: Sequence[int]
+    eos_token_ids: frozenset[int]
+    max_tokens: int
+    sampling: Sampling
+    mask_token_id: int
+    logits_processors: Sequence[LogitsProcessor] = ()
+    prefill_step_size: int = 2048
+    on_progress: Progress | None = None
+
+
+class Decoded(NamedTuple):
+    """One decided token.
+
+    Attributes:
+        token: the id.
+        logits: the AR view's logits [vocab_size] that it was chosen from, processors applied.
+        from_draft: whether a draft had guessed it.
+    """
+
+    token: int
+    logits: mx.array
+    from_draft: bool
+
+
+class Cycle(NamedTuple):
+    """A cycle under way on the device.
+
+    `logits` [n, vocab] and `choices` [n] belong to AR rows [anchor, drafts...]; `ahead` are the
+    guesses of the diffusion rows beside them, the first for position `start + 1`.
+    """
+
+    plan: Plan
+    start: int
+    drafts: mx.array
+    logits: mx.array
+    choices: mx.array | None  # None where logits processors must choose one by one
+    ahead: mx.array | None
+
+    @property
+    def outputs(self) -> list[mx.array]:
+        """What the verify pass computes."""
+        return [a for a in (self.logits, self.choices, self.ahead) if a is not None]
+
+
+def decode(
+    model: DualViewModel,
+    request: Request,
+    scheduler: Scheduler,
+    cache: list[Any],
+    on_stats: Callable[[DecodeStats], None] | None = None,
+) -> Generator[tuple[Decoded, DecodeStats], None, None]:
+    """Write tokens until an end token or the budget; yields each as soon as it is decided.
+
+    However the iterator ends (exhausted, closed, interrupted), the cache is left holding
+    everything committed but the last token handed out, which the next call's prompt starts with.
+    """
+    stats = DecodeStats(len(request.prompt), cache[0].offset, seed=request.sampling.seed)
+    end_of_prompt = cache[0].offset + len(request.prompt)
+    try:
+        if request.max_tokens == 0:
+            return
+        prefill(model, request, cache)
+        run = _Run(model, request, cache)
+        budget = request.max_tokens
+        anchor = mx.array([request.prompt[-1]], dtype=mx.int32)
+        cycle = run.launch(scheduler.plan(budget, 0), anchor, NO_DRAFTS)
+        while True:
+            # 1. A plain step behind a plain step can start before its input is known here.
+            follow = None
+            if cycle.plan.plain and cycle.choices is not None and budget > 1:
+                plan = scheduler.plan(budget - 1, 0)
+                follow = run.launch(plan, cycle.choices, NO_DRAFTS) if plan.plain else None
+
+            # 2. Learn how many drafts stood; this waits for the device.
+            decided = run.finish(cycle)[:budget]
+            accepted = sum(token.from_draft for token in decided)
+            stats.count(cycle.plan, cycle.drafts.size, accepted)
+            scheduler.observe(cycle.plan, cycle.drafts.size, accepted)
+            budget -= len(decided)
+            ended = decided[-1].token in request.eos_token_ids
+            done = ended or budget == 0
+            total = stats.generation_tokens + len(decided)
+
+            # 3. Start the next cycle, so that the device works while the caller reads.
+            if follow is None and not done:
+                cut_cache(cache, cycle.start + 1 + accepted)
+                pending = run.pending(cycle, accepted)
+                anchor = mx.array([decided[-1].token], dtype=mx.int32)
+                follow = run.launch(scheduler.plan(budget, pending.size), anchor, pending)
+
+            # 4. Hand out.
+            for token in decided:
+                stats.generation_tokens += 1
+                if done and stats.generation_tokens == total:
+                    stats.finish_reason = "stop" if ended else "length"
+                yield token, stats
+            if done:
+                return
+            assert follow is not None
+            cycle = follow
+    finally:
+        committed = end_of_prompt + stats.generation_tokens - 1
+        # An interrupt can strike between two layers: cut each to what all of them hold.
+        cut_cache(cache, min([committed, *(layer.offset for layer in cache)]))
+        if on_stats is not None:
+            on_stats(stats)
+
+
+def prefill(model: DualViewModel, request: Request, cache: list[Any]) -> None:
+    """Read all of the prompt but its last id, the first anchor, into the cache."""
+    prompt, total = mx.array(request.prompt), len(request.prompt)
+    progress = request.on_progress or (lambda done, total: None)
+    progress(0, total)
+    for start in range(0, total - 1, request.prefill_step_size):
+        chunk = prompt[start : min(start + request.prefill_step_size, total - 1)]
+        model.hidden(chunk[None], cache)
+        # The hidden states are not needed: evaluating the cache alone skips the last layer's MLP.
+        mx.eval([layer.state for layer in cache])
+        mx.clear_cache()
+        progress(start + chunk.size, total)
+    progress(total, total)
+
+
+def cut_cache(cache: list[Any], length: int) -> None:
+    """Roll every layer back to its first `length` tokens."""
+    for layer in cache:
+        layer.trim(max(0, layer.offset - length))
+
+
+class _Run:
+    """The cycles of one request over one cache."""
+
+    def __init__(self, model: DualViewModel, request: Request, cache: list[Any]):
+        self.model, self.request, self.cache = model, request, cache
+        self.history = mx.array(request.prompt)  # for logits processors alone
+
+    def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
+        """Start `plan` on the device, from anchor [1] (which may still be computed)."""
+        start = self.cache[0].offset
+        masks = mx.full((plan.draft_rows + plan.ahead_rows,), self.request.mask_token_id, mx.int32)
+        drafts = pending[: plan.n_drafts]
+        if plan.draft_rows:
+            block = mx.concatenate([anchor, masks[1:]])
+            guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
+            drafts = guesses[: plan.n_drafts]
+            mx.async_eval(drafts)
+        rows, ahead = mx.concatenate([anchor, drafts]), None
+        if plan.ahead_rows:
+            ids = mx.concatenate([rows, anchor, masks[1:]])
+            logits, ahead = self.model.verify_and_draft(ids, rows.size, self.cache)
+            ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
+        else:
+            logits = self.model.verify(rows, self.cache)
+        choices = None
+        if not self.request.logits_processors:
+            choices = choose(logits, start + 1, self.request.sampling).astype(mx.int32)
+        cycle = Cycle(plan, start, drafts, logits, choices, ahead)
+        if not plan.draft_rows:
+            mx.async_eval(cycle.outputs)
+        return cycle
+
+    def finish(self, cycle: Cycle) -> list[Decoded]:
+        """The tokens that `cycle` decided, up to the first end token."""
+        # Only once the draft pass is over can the verify pass write to the cache in place: MLX
+        # would otherwise copy the whole cache. The verify graph was built while it ran.
+        mx.eval(cycle.drafts)
+        mx.async_eval(cycle.outputs)
+        drafts: list[int] = cycle.drafts.tolist()
+        if cycle.choices is None:
+            return self._process(cycle, drafts)
+        choices: list[int] = cycle.choices.tolist()
+        accepted = count_accepted(drafts, choices)
+        decided = [Decoded(choices[j], cycle.logits[j], j < accepted) for j in range(accepted + 1)]
+        ends = (n for n, d in enumerate(decided, start=1) if d.token in self.request.eos_token_ids)
+        return decided[: next(ends, len(decided))]
+
+    def pending(self, cycle: Cycle, accepted: int) -> mx.array:
+        """The guesses of a one-pass cycle that lie beyond what it decided."""
+        # Guess j is for position start + 1 + j; the next anchor sits at start + 1 + accepted.
+        return NO_DRAFTS if cycle.ahead is None else cycle.ahead[accepted + 1 :]
+
+    def _process(self, cycle: Cycle, drafts: list[int]) -> list[Decoded]:
+        """Choose row by row through the logits processors, up to the first draft that falls.
+
+        A processor sees each true history once and in order, exactly as in plain decoding, so
+        even one that keeps state stays lossless.
+        """
+        decided: list[Decoded] = []
+        for j, draft in enumerate([*drafts, None]):
+            logits = cycle.logits[j : j + 1]
+            for processor in self.request.logits_processors:
+                logits = processor(self.history, logits)
+            token = int(choose(logits, cycle.start + 1 + j, self.request.sampling).item())
+            decided.append(Decoded(token, logits[0], token == draft))
+            self.history = mx.concatenate([self.history, mx.array([token])])
+            if token != draft or token in self.request.eos_token_ids:
+                break
+        return decided

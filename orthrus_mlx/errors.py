@@ -1,0 +1,90 @@
+"""The exception tree: everything this package raises on bad input is an `OrthrusError`.
+
+OrthrusError
+├── CheckpointError          a checkpoint cannot be used
+│   ├── CheckpointNotFoundError   no such folder or Hub id, or no network to fetch it
+│   ├── IncompleteCheckpointError a file that should be there is missing or cut short
+│   ├── NotOrthrusError           a language model without a diffusion view
+│   ├── ConfigError               config.json is unreadable or names something unsupported
+│   ├── TensorError               a tensor is missing, unexpected, or of the wrong shape or type
+│   └── UnsafeCheckpointError     pickle files, or names that leave the folder
+├── GenerationError          a request that cannot be decoded (also a ValueError)
+│   ├── PromptError               an empty prompt, or ids outside the vocabulary
+│   ├── ContextLengthError        prompt or answer would pass the context limit
+│   ├── SamplingError             temperature, top-p, seed and the like out of range
+│   ├── ChatTemplateError         the tokenizer has no chat template, or it refused the messages
+│   └── NumericsError             exact numerics asked for where no usable row count exists
+├── OutputError              a folder or file cannot be written
+├── DataError                training data is missing or malformed
+└── TrainingError            a training run cannot start, resume or go on
+
+Each message says what is wrong, where, and what to do about it.
+"""
+
+
+class OrthrusError(Exception):
+    """Base of every error raised on purpose by orthrus-mlx."""
+
+
+class CheckpointError(OrthrusError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """No such folder or Hub id, or no network to fetch it."""
+
+
+class IncompleteCheckpointError(CheckpointError):
+    """A file that the checkpoint should hold is missing, cut short or corrupt."""
+
+
+class NotOrthrusError(CheckpointError):
+    """The checkpoint is a language model without a diffusion view."""
+
+
+class ConfigError(CheckpointError):
+    """`config.json` is unreadable or names something unsupported."""
+
+
+class TensorError(CheckpointError):
+    """A tensor is missing, unexpected, or of the wrong shape or type."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """The checkpoint would need code or pickle to load, or names files outside its folder."""
+
+
+class GenerationError(OrthrusError, ValueError):
+    """A request that cannot be decoded."""
+
+
+class PromptError(GenerationError):
+    """The prompt is empty or holds ids outside the vocabulary."""
+
+
+class ContextLengthError(GenerationError):
+    """The prompt, or prompt plus answer, would pass the model's context limit."""
+
+
+class SamplingError(GenerationError):
+    """A decoding or sampling parameter is out of range."""
+
+
+class ChatTemplateError(GenerationError):
+    """The tokenizer has no chat template, or the template refused the messages."""
+
+
+class NumericsError(GenerationError):
+    """Exact numerics were asked for where no usable row count exists."""
+
+
+class OutputError(OrthrusError):
+    """A folder or file cannot be written."""
+
+
+class DataError(OrthrusError):
+    """Training data is missing or malformed."""
+
+
+class TrainingError(OrthrusError):
+    """A training run cannot start, resume or go on."""
