@@ -34,6 +34,12 @@ class Numerics(StrEnum):
     exact = "exact"
 
 
+def _not_zero(tokens: int) -> int:
+    if tokens == 0:
+        raise typer.BadParameter("0 leaves no room for an answer")
+    return tokens
+
+
 _MODEL, _SAMPLING, _DECODING = "Model", "Sampling", "Decoding"
 
 ModelOption = Annotated[
@@ -80,6 +86,7 @@ MaxTokensOption = Annotated[
         "-m",
         metavar="N",
         min=-1,
+        callback=_not_zero,
         help="The longest answer, in tokens; -1 for as many as the context holds.",
         rich_help_panel=_DECODING,
     ),

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol, TextIO
 
 from markdown_it import MarkdownIt
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
@@ -113,9 +113,7 @@ class MarkdownScreen:
             self._drawn = 0.0
 
     def _print(self, markup: str) -> None:
-        if self._printed:
-            self._console.print()
-        self._console.print(ChatMarkdown(markup))
+        self._console.print(_Block(markup, blank_line=self._printed), end="")
         self._printed = True
 
     def _draw(self) -> None:
@@ -133,7 +131,7 @@ class MarkdownScreen:
                 redirect_stderr=False,
             )
             self._live.start()
-        block = _Tail(ChatMarkdown(self._block), blank_line=self._printed)
+        block = _Block(self._block, blank_line=self._printed, on_screen=True)
         self._live.update(block, refresh=True)
 
     def __enter__(self) -> "MarkdownScreen":
@@ -156,18 +154,27 @@ class MarkdownScreen:
         self._block = ""
 
 
-class _Tail:
-    """The last lines of something: as many as the terminal can draw again."""
+class _Block:
+    """A block of Markdown without the blank lines that rich puts around some kinds.
 
-    def __init__(self, content: RenderableType, blank_line: bool) -> None:
-        self._content = content
+    `blank_line` puts one above, and `on_screen` leaves out what the terminal is too low to
+    draw again.
+    """
+
+    def __init__(self, markup: str, *, blank_line: bool, on_screen: bool = False) -> None:
+        self._content = ChatMarkdown(markup)
         self._blank_line = blank_line
+        self._on_screen = on_screen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         lines = console.render_lines(self._content, options.update(height=None), pad=False)
+        filled = [n for n, line in enumerate(lines) if any(s.text.strip() for s in line)]
+        lines = lines[filled[0] : filled[-1] + 1] if filled else []
         if self._blank_line:
             lines.insert(0, [])
-        for line in lines[-max(console.height - 2, 1) :]:
+        if self._on_screen:
+            lines = lines[-max(console.height - 2, 1) :]
+        for line in lines:
             yield from line
             yield Segment.line()
 

@@ -10,13 +10,13 @@ from orthrus_mlx.errors import ContextLengthError, OrthrusError
 
 from .console import print_error, say
 from .conversation import Conversation, Turn
-from .interrupt import CtrlC
 from .prefill import PrefillBar
 from .reader import Reader, read_message
 from .render import Screen
 from .settings import Settings
 from .slash import SlashCommands
 from .stats import Totals, chat_line
+from .terminal import answering
 from .thinking import Kind, ThinkingSplitter
 
 
@@ -30,7 +30,9 @@ class Session(Protocol):
     def cached_tokens(self) -> int:
         """How many tokens the cache holds."""
 
-    def stream(self, messages: Sequence[Mapping[str, str]], **options: Any) -> Generator[Any, None, None]:
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], **options: Any
+    ) -> Generator[Any, None, None]:
         """Stream the responses that answer the messages."""
 
     def reset(self) -> None:
@@ -40,8 +42,8 @@ class Session(Protocol):
 class Chat:
     """One chat: who reads, who answers, where it shows, and what was said so far.
 
-    When nobody is there to react (`interactive=False`, a script's input), the first error
-    ends the chat; otherwise it is shown and the chat goes on.
+    When nobody is there to react (`interactive=False`, input from a pipe), the first error or
+    Ctrl-C ends the chat; otherwise it goes on.
     """
 
     def __init__(
@@ -77,7 +79,9 @@ class Chat:
         while True:
             try:
                 text = read_message(self._reader)
-            except KeyboardInterrupt:  # the line was cancelled
+            except KeyboardInterrupt:  # the line was cleared
+                if not self._interactive:
+                    raise
                 continue
             except EOFError:
                 return
@@ -116,43 +120,33 @@ class Chat:
 
     def _answer(self, question: str, attempt: int) -> Turn | None:
         """Stream an answer to the screen; None if it was stopped before its first token."""
-        messages = self.conversation.messages(question)
-        said: dict[Kind, list[str]] = {kind: [] for kind in Kind}
         last: Any = None
-        splitter: ThinkingSplitter | None = None
-        with CtrlC() as ctrl_c:
-            with self._screen, PrefillBar(self.notes, ctrl_c.check) as bar:
-
-                def show(pieces: Iterator[tuple[Kind, str]]) -> None:
-                    for kind, text in pieces:
-                        said[kind].append(text)
-                        self._screen.write(kind, text)
-
-                responses = self.session.stream(
-                    messages,
-                    **self.settings.options(attempt),
-                    **self._extra_options,
-                    prompt_progress_callback=bar,
-                )
-                try:
-                    with closing(responses):
-                        for last in responses:
-                            splitter = splitter or self._new_splitter()
-                            show(splitter.feed(last.text))
-                            ctrl_c.check()
-                except KeyboardInterrupt:
-                    ctrl_c.pressed = True
-                if splitter is not None:
-                    show(splitter.finish())
-            stopped = ctrl_c.pressed
-        if last is None:
-            if stopped:
-                say(self.notes, "Stopped before the answer began; your message was not kept.")
+        with answering() as ctrl_c, self._screen, PrefillBar(self.notes, ctrl_c.check) as bar:
+            answer = _Answer(self._screen)
+            responses = self.session.stream(
+                self.conversation.messages(question),
+                **self.settings.options(attempt),
+                **self._extra_options,
+                prompt_progress_callback=bar,
+            )
+            try:
+                with closing(responses):
+                    for response in responses:
+                        if last is None:
+                            answer.splitter = self._new_splitter()
+                        last = response
+                        answer.feed(response.text)
+                        ctrl_c.check()
+            except KeyboardInterrupt:
+                if not self._interactive:
+                    raise
+                ctrl_c.pressed = True
+            answer.finish()
+        if last is None:  # Ctrl-C while the prompt was read
+            say(self.notes, "Stopped before the answer began; your message was not kept.")
             return None
-        self._report(last, stopped)
-        thinking = "".join(said[Kind.thinking]).strip()
-        answer = "".join(said[Kind.answer])
-        return Turn(question, answer.lstrip("\n") if said[Kind.tag] else answer, thinking)
+        self._report(last, stopped=ctrl_c.pressed)
+        return answer.turn(question)
 
     def _new_splitter(self) -> ThinkingSplitter:
         opens, closes = self._think_tags
@@ -168,3 +162,34 @@ class Chat:
         elif last.finish_reason == "length":
             line = f"cut off at max_tokens ({self.settings.max_tokens}) · {line}"
         say(self.notes, line)
+        if self._interactive:
+            self.notes.print()
+
+
+class _Answer:
+    """An answer on its way to the screen."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.splitter = ThinkingSplitter()
+        self._screen = screen
+        self._said: dict[Kind, str] = dict.fromkeys(Kind, "")
+
+    def feed(self, text: str) -> None:
+        """Show the next piece of text."""
+        self._show(self.splitter.feed(text))
+
+    def finish(self) -> None:
+        """Show what was held back."""
+        self._show(self.splitter.finish())
+
+    def turn(self, question: str) -> Turn:
+        """Put question and answer together."""
+        answer = self._said[Kind.answer]
+        if self._said[Kind.tag]:  # the blank lines after the thinking are part of neither
+            answer = answer.lstrip("\n")
+        return Turn(question, answer, self._said[Kind.thinking].strip())
+
+    def _show(self, pieces: Iterator[tuple[Kind, str]]) -> None:
+        for kind, text in pieces:
+            self._said[kind] += text
+            self._screen.write(kind, text)

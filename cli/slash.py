@@ -47,8 +47,8 @@ NAMES = tuple(command.name for command in COMMANDS)
 _HIDDEN = {"/save!": "/save", "/exit": "/quit"}  # typed, but not listed
 
 _KEYS = (
-    ('"""', 'several lines: begin and end them with """, paste them, or use Alt-Enter'),
-    ("Ctrl-C", "stop the answer and keep what was said; at the prompt, clear the line"),
+    ('"""', "around several lines; pasting them, or Alt-Enter, works too"),
+    ("Ctrl-C", "stop the answer, keeping what was said; or clear the line"),
     ("Ctrl-D", "leave"),
     ("Tab", "complete a command, a setting or a file name"),
 )
@@ -132,9 +132,11 @@ class SlashCommands:
     def _retry(self, _: str) -> None:
         if not self._chat.conversation.turns:
             raise CommandError("there is no question to answer again")
+        before = self._chat.conversation.turns[-1]
         self._chat.retry()
-        if self._chat.settings.temp == 0:
-            self._say("At temp 0 an answer never changes; for others: /set temp 0.7")
+        after = self._chat.conversation.turns[-1]
+        if after is not before and after.answer == before.answer:
+            self._say("The same answer; for others: /set temp 0.7")
 
     def _system(self, text: str) -> None:
         conversation = self._chat.conversation

@@ -19,6 +19,11 @@ class Totals:
     near_ties: int = 0
     peak_memory: float = 0.0
 
+    @property
+    def acceptance(self) -> float:
+        """The share of drafts that stood."""
+        return self.accepted_tokens / max(self.drafted_tokens, 1)
+
     def add(self, last: Any, reused: int = 0) -> None:
         """Count an answer, given its last response."""
         self.answers += 1
@@ -44,8 +49,7 @@ def acceptance(totals: Totals) -> str:
     """Say how many drafts stood."""
     if not totals.drafted_tokens:
         return "no drafts"
-    share = totals.accepted_tokens / totals.drafted_tokens
-    return f"{share:.0%} of {plural(totals.drafted_tokens, 'draft')} accepted"
+    return f"{totals.acceptance:.0%} of {plural(totals.drafted_tokens, 'draft')} accepted"
 
 
 def speed(totals: Totals) -> str:
@@ -60,8 +64,9 @@ def chat_line(last: Any, reused: int, sampled: bool) -> str:
     totals = totals_of(last, reused)
     parts = [
         plural(totals.tokens, "token"),
-        speed(totals),
-        acceptance(totals),
+        f"{last.generation_tps:.1f} tok/s",
+        f"{last.tokens_per_forward:.2f} per forward",
+        f"{totals.acceptance:.0%} accepted" if totals.drafted_tokens else "no drafts",
         f"prompt {reused + last.prompt_tokens} ({reused} reused)",
     ]
     if sampled:

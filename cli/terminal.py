@@ -1,6 +1,9 @@
-"""Ctrl-C while an answer streams: a wish to stop at the next token."""
+"""The terminal while an answer streams: Ctrl-C is noted, and typing does not show."""
 
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -38,3 +41,27 @@ class CtrlC:
         traceback: TracebackType | None,
     ) -> None:
         signal.signal(signal.SIGINT, self._before)
+
+
+@contextmanager
+def answering() -> Iterator[CtrlC]:
+    """Prepare the terminal for an answer, and put it back afterwards."""
+    with _no_echo(), CtrlC() as ctrl_c:
+        yield ctrl_c
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile off the screen; the next prompt still gets it."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
