@@ -332,7 +332,8 @@ def plain_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the unquantized model (laid out lazily, nothing is allocated)."""
     from .model import Model
 
-    return {name: tuple(a.shape) for name, a in tree_flatten(Model(config).parameters())}
+    flat: Any = tree_flatten(Model(config).parameters())
+    return {name: tuple(array.shape) for name, array in flat}
 
 
 def packing(path: str, in_dims: int, tensors: dict[str, TensorInfo]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Request:
         on_progress: called with (prompt ids read, prompt ids in all).
     """
 
-    prompt: Sequence[int]
+    prompt: list[int]
     eos_token_ids: frozenset[int]
     max_tokens: int
     sampling: Sampling
@@ -275,10 +275,10 @@ class _Run:
         # would otherwise copy the whole cache. The verify graph was built while it ran.
         mx.eval(cycle.drafts)
         mx.async_eval(cycle.outputs)
-        drafts: list[int] = cycle.drafts.tolist()
+        drafts: Any = cycle.drafts.tolist()
         if cycle.choices is None:
             return self._process(cycle, drafts)
-        choices: list[int] = cycle.choices.tolist()
+        choices: Any = cycle.choices.tolist()
         accepted = count_accepted(drafts, choices)
         decided = [Decoded(choices[j], cycle.logits[j], j < accepted) for j in range(accepted + 1)]
         ends = (n for n, d in enumerate(decided, start=1) if d.token in self.request.eos_token_ids)
@@ -300,7 +300,8 @@ class _Run:
             logits = cycle.logits[j : j + 1]
             for processor in self.request.logits_processors:
                 logits = processor(self.history, logits)
-            token = int(choose(logits, cycle.start + 1 + j, self.request.sampling).item())
+            choice = choose(logits, cycle.start + 1 + j, self.request.sampling)
+            token: Any = choice.item()
             decided.append(Decoded(token, logits[0], token == draft))
             self.history = mx.concatenate([self.history, mx.array([token])])
             if token != draft or token in self.request.eos_token_ids:

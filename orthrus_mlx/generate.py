@@ -167,9 +167,11 @@ def stream_generate(
     if isinstance(prompt, str):
         # mlx-lm's rule: special tokens are added unless the text already starts with one.
         bos = tokenizer.bos_token
-        prompt = tokenizer.encode(prompt, add_special_tokens=not bos or not prompt.startswith(bos))
+        ids = tokenizer.encode(prompt, add_special_tokens=not bos or not prompt.startswith(bos))
+    else:
+        ids = prompt
     ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    run = _start(model, prompt, ends, max_tokens, **options)
+    run = _start(model, ids, ends, max_tokens, **options)
     return _respond(model, run, tokenizer.detokenizer, ends, StopStrings(stop))
 
 
@@ -318,8 +320,8 @@ def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> li
         raise PromptError(
             f"prompt_tokens has shape {prompt_tokens.shape}; expected one dimension (one prompt)."
         )
-    is_array = isinstance(prompt_tokens, mx.array)
-    ids = prompt_tokens.tolist() if is_array else list(prompt_tokens)
+    ids: Any = prompt_tokens
+    ids = ids.tolist() if isinstance(ids, mx.array) else list(ids)
     if not ids:
         raise PromptError("The prompt is empty; give at least one token.")
     for place, token in enumerate(ids):

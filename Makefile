@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11+, git and make; each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
+
+.PHONY: demo chat test lint types check clean
+
+demo: .venv/installed
+	$(BIN)/orthrus-mlx generate "$(QUESTION)"
+
+chat: .venv/installed
+	$(BIN)/orthrus-mlx chat
+
+test: .venv/tested
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/linted
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy cannot follow the mapping of convert/ and cli/ into the package, so it reads a built copy.
+types: .venv/linted
+	rm -rf build/types
+	$(BIN)/python -m pip install --quiet --no-deps --target build/types .
+	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../pyproject.toml -p orthrus_mlx
+
+check: test lint types
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet -e ".[test]"
+	touch $@
+
+.venv/linted: .venv/installed
+	$(BIN)/python -m pip install --quiet -e ".[lint]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
