@@ -1,0 +1,300 @@
+"""Areas, perimeters and volumes of simple shapes, with follow-up questions."""
+
+import random
+from dataclasses import dataclass
+
+from . import steps
+from .core import Answer, Sample, ask, chat, key, kind, roughen
+
+UNITS = ("", "", "", "cm", "m", "mm", "km", "feet", "inches", "meters")
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A worked geometry problem."""
+
+    lines: list[str]
+    last: str
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The whole reply."""
+        return "\n".join([*self.lines, self.last])
+
+
+SINGULAR = {"feet": "foot", "inches": "inch", "meters": "meter"}
+
+
+def _length(value: int | str, unit: str, power: str = "") -> str:
+    if value == 1:
+        unit = SINGULAR.get(unit, unit)
+    return f"{value} {power}{unit}" if unit else str(value)
+
+
+def _area(value: int, unit: str) -> str:
+    return _length(value, unit, "square ")
+
+
+def _volume(value: int, unit: str) -> str:
+    return _length(value, unit, "cubic ")
+
+
+def rectangle_area(a: int, b: int, unit: str) -> Solved:
+    """Length times width."""
+    return Solved(
+        [f"Area = length × width = {a} × {b}", *steps.multiply(a, b)],
+        f"The area is {_area(a * b, unit)}.",
+        key("rect_area", *sorted((a, b))),
+    )
+
+
+def rectangle_perimeter(a: int, b: int, unit: str) -> Solved:
+    """Twice the sum of length and width."""
+    return Solved(
+        [
+            f"Perimeter = 2 × (length + width) = 2 × ({a} + {b})",
+            *steps.add(a, b),
+            *steps.multiply(2, a + b),
+        ],
+        f"The perimeter is {_length(2 * (a + b), unit)}.",
+        key("rect_perimeter", *sorted((a, b))),
+    )
+
+
+def square_area(a: int, unit: str) -> Solved:
+    """Side times side."""
+    return Solved(
+        [f"Area = side × side = {a} × {a}", *steps.multiply(a, a)],
+        f"The area is {_area(a * a, unit)}.",
+        key("square_area", a),
+    )
+
+
+def square_perimeter(a: int, unit: str) -> Solved:
+    """Four sides."""
+    return Solved(
+        [f"Perimeter = 4 × side = 4 × {a}", *steps.multiply(4, a)],
+        f"The perimeter is {_length(4 * a, unit)}.",
+        key("square_perimeter", a),
+    )
+
+
+def triangle_area(a: int, b: int, unit: str) -> Solved:
+    """Half of base times height."""
+    product = a * b
+    return Solved(
+        [
+            f"Area = base × height ÷ 2 = {a} × {b} ÷ 2",
+            *steps.multiply(a, b),
+            *steps.divide(product, 2),
+        ],
+        f"The area is {_area(product // 2, unit)}.",
+        key("triangle_area", a, b),
+    )
+
+
+def box_volume(a: int, b: int, c: int, unit: str) -> Solved:
+    """Length times width times height."""
+    return Solved(
+        [
+            f"Volume = length × width × height = {a} × {b} × {c}",
+            *steps.multiply(a, b),
+            *steps.multiply(a * b, c),
+        ],
+        f"The volume is {_volume(a * b * c, unit)}.",
+        key("box_volume", *sorted((a, b, c))),
+    )
+
+
+def circumference(d: int, unit: str) -> Solved:
+    """Diameter times 3.14, in whole units and hundredths."""
+    hundredths = 314 * d
+    value = f"{hundredths // 100}.{hundredths % 100:02d}"
+    part = f"{14 * d // 100}.{14 * d % 100:02d}"
+    return Solved(
+        [
+            f"Circumference = 3.14 × diameter = 3.14 × {d}",
+            f"3 × {d} = {3 * d}",
+            f"0.14 × {d} = {part}",
+            f"{3 * d} + {part} = {value}",
+        ],
+        f"The circumference is about {_length(value, unit)}.",
+        key("circumference", d),
+    )
+
+
+SIDES = (
+    "length {a} and width {b}",
+    "a length of {a} and a width of {b}",
+    "width {b} and length {a}",
+    "sides of {a} and {b}",
+    "sides {a} and {b}",
+    "length {a}, width {b}",
+)
+RECT = (
+    "If a rectangle has {sides}, what is its {what}?",
+    "What is the {what} of a rectangle with {sides}?",
+    "A rectangle has {sides}. What is its {what}?",
+    "Find the {what} of a rectangle with {sides}.",
+    "A rectangle is {a} by {b}. Find the {what}.",
+    "What is the {what} of a {a} by {b} rectangle?",
+    "Calculate the {what} of a rectangle that is {a} long and {b} wide.",
+    "A {thing} is {a} long and {b} wide. What is its {what}?",
+    "A {thing} has {sides}. What is its {what}?",
+    "My {thing} is {a} by {b}. What is the {what}?",
+    "{what} of a rectangle, {sides}",
+    "rectangle {a} x {b}, {what}?",
+    "{what} of a {a} x {b} rectangle",
+    "What's the {what} of a rectangle {a} by {b}?",
+    "The length of a rectangle is {a} and its width is {b}. What is the {what}?",
+    "How do I find the {what} of a rectangle with {sides}?",
+    "Work out the {what}: rectangle, {sides}.",
+    "Given a rectangle with {sides}, compute its {what}.",
+    "Can you tell me the {what} of a {thing} that is {a} by {b}?",
+    "The {thing} measures {a} by {b}. What is its {what}?",
+    "I have a {thing} with {sides}. What is the {what}?",
+    "If the length is {a} and the width is {b}, what is the {what} of the rectangle?",
+)
+THINGS = "garden room field carpet table wall door pool floor park desk yard poster".split()
+SQUARE = (
+    "What is the {what} of a square with side {a}?",
+    "A square has sides of {a}. What is its {what}?",
+    "Find the {what} of a square of side {a}.",
+    "If a square has side {a}, what is its {what}?",
+    "The side of a square is {a}. What is the {what}?",
+    "{what} of a square with side length {a}",
+    "Calculate the {what} of a square whose side is {a}.",
+    "Each side of a square is {a}. Work out its {what}.",
+    "square with side {a}, {what}?",
+)
+TRIANGLE = (
+    "What is the area of a triangle with base {a} and height {b}?",
+    "A triangle has a base of {a} and a height of {b}. What is its area?",
+    "Find the area of a triangle with base {a} and height {b}.",
+    "If a triangle has base {a} and height {b}, what is its area?",
+    "Calculate the area of a triangle: base {a}, height {b}.",
+    "triangle with base {a} and height {b}, area?",
+    "The base of a triangle is {a} and its height is {b}. What is the area?",
+    "area of a triangle, base {a}, height {b}",
+)
+BOX = (
+    "What is the volume of a box with length {a}, width {b} and height {c}?",
+    "A box is {a} by {b} by {c}. What is its volume?",
+    "Find the volume of a box that is {a} long, {b} wide and {c} high.",
+    "If a box measures {a} by {b} by {c}, what is its volume?",
+    "Calculate the volume of a {a} x {b} x {c} box.",
+    "A box has length {a}, width {b} and height {c}. What is its volume?",
+    "volume of a box {a} by {b} by {c}",
+    "How much fits in a box of {a} by {b} by {c}? Give the volume.",
+)
+CIRCLE = (
+    "What is the circumference of a circle with diameter {a}?",
+    "A circle has a diameter of {a}. What is its circumference?",
+    "Find the circumference of a circle with diameter {a}.",
+    "If the diameter of a circle is {a}, what is its circumference?",
+    "How far is it around a circle of diameter {a}?",
+    "circumference of a circle, diameter {a}",
+    "Calculate the circumference of a circle {a} across.",
+)
+
+
+def _ask_rectangle(rng: random.Random, what: str, a: int, b: int, unit: str) -> str:
+    la, lb = _length(a, unit), _length(b, unit)
+    sides = rng.choice(SIDES).format(a=la, b=lb)
+    thing = rng.choice(THINGS)
+    return ask(rng, RECT, sides=sides, a=la, b=lb, what=what, thing=thing)
+
+
+def _rectangle(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+    a, b = rng.randint(1, 99), rng.randint(1, 99)
+    if rng.random() < 0.4:
+        a, b = rng.randint(1, 30), rng.randint(1, 30)
+    solve = {"area": rectangle_area, "perimeter": rectangle_perimeter}
+    what = rng.choice(("area", "area", "perimeter"))
+    questions = [_ask_rectangle(rng, what, a, b, unit)]
+    solved = [solve[what](a, b, unit)]
+    while rng.random() < 0.35 and len(questions) < 4:
+        change = rng.randrange(3)
+        if change == 0:
+            b = rng.randint(1, 99)
+            forms: tuple[str, ...] = (
+                "and if the width is {n}?",
+                "What if the width is {n}?",
+                "And with a width of {n}?",
+                "Now the width is {n}.",
+                "Same question with width {n}.",
+                "what about width {n}?",
+            )
+            question = rng.choice(forms).format(n=_length(b, unit))
+        elif change == 1:
+            a = rng.randint(1, 99)
+            forms = (
+                "and if the length is {n}?",
+                "What if the length is {n}?",
+                "And with a length of {n}?",
+                "Now the length is {n}.",
+                "Same question with length {n}.",
+                "what about length {n}?",
+            )
+            question = rng.choice(forms).format(n=_length(a, unit))
+        else:
+            what = "perimeter" if what == "area" else "area"
+            forms = (
+                "now the {w}",
+                "And the {w}?",
+                "What is its {w}?",
+                "What about the {w}?",
+                "Now find the {w}.",
+                "and what is the {w}?",
+            )
+            question = rng.choice(forms).format(w=what)
+        questions.append(roughen(rng, question))
+        solved.append(solve[what](a, b, unit))
+    return questions, solved
+
+
+def _square(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+    a = rng.randint(1, 99)
+    solve = {"area": square_area, "perimeter": square_perimeter}
+    what = rng.choice(("area", "perimeter"))
+    questions = [ask(rng, SQUARE, what=what, a=_length(a, unit))]
+    solved = [solve[what](a, unit)]
+    if rng.random() < 0.3:
+        if rng.random() < 0.5:
+            what = "perimeter" if what == "area" else "area"
+            forms = ("now the {w}", "And the {w}?", "What is its {w}?", "What about the {w}?")
+            questions.append(roughen(rng, rng.choice(forms).format(w=what)))
+        else:
+            a = rng.randint(1, 99)
+            forms = ("and if the side is {n}?", "And for side {n}?", "What if the side is {n}?")
+            questions.append(roughen(rng, rng.choice(forms).format(n=_length(a, unit))))
+        solved.append(solve[what](a, unit))
+    return questions, solved
+
+
+def _other(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+    shape = rng.choice(("triangle", "triangle", "box", "box", "circle"))
+    if shape == "triangle":
+        a, b = rng.randint(1, 60), rng.randint(1, 60)
+        b += a * b % 2
+        question = ask(rng, TRIANGLE, a=_length(a, unit), b=_length(b, unit))
+        return [question], [triangle_area(a, b, unit)]
+    if shape == "box":
+        a, b, c = rng.randint(1, 20), rng.randint(1, 20), rng.randint(1, 9)
+        texts = {n: _length(v, unit) for n, v in zip("abc", (a, b, c), strict=True)}
+        return [ask(rng, BOX, **texts)], [box_volume(a, b, c, unit)]
+    d = rng.randint(1, 50)
+    return [ask(rng, CIRCLE, a=_length(d, unit))], [circumference(d, unit)]
+
+
+@kind("geometry", 9)
+def geometry(rng: random.Random) -> Sample:
+    """A shape and its area, perimeter or volume."""
+    unit = rng.choice(UNITS)
+    maker = rng.choices((_rectangle, _square, _other), (5, 2, 3))[0]
+    questions, solved = maker(rng, unit)
+    turns = [part for q, s in zip(questions, solved, strict=True) for part in (q, s.text)]
+    return Sample(
+        chat(*turns), tuple(s.key for s in solved), Answer("last_line", solved[-1].last)
+    )
