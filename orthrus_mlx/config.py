@@ -22,6 +22,17 @@ ROPE_REQUIRED = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+# Numbers that rope types read, each with what it must exceed for the formulas to hold.
+ROPE_NUMBERS = {
+    "factor": 0,
+    "low_freq_factor": 0,
+    "high_freq_factor": 0,
+    "original_max_position_embeddings": 1,
+    "beta_fast": 0,
+    "beta_slow": 0,
+    "mscale": -1,
+    "mscale_all_dim": -1,
+}
 QUANTIZATION_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 # Far above every real model, far below what would exhaust memory while shapes are laid out.
@@ -87,16 +98,20 @@ class ModelConfig:
         """
         read = _Reader(raw, where)
         model_type = raw.get("model_type")
-        if model_type != "qwen3":
+        if not isinstance(model_type, str):
             raise ConfigError(
-                f"{where}: model_type is {model_type!r}; Orthrus checkpoints are built on 'qwen3'."
+                f"{where}: model_type is {model_type!r}; an Orthrus checkpoint says 'qwen3'."
             )
         if raw.get("block_size") is None or raw.get("mask_token_id") is None:
             raise NotOrthrusError(
-                f"{where} names no block_size and mask_token_id: this is a plain Qwen3 checkpoint "
-                "without a diffusion view. Use mlx-lm for it, give it a view with "
+                f"{where} names no block_size and mask_token_id: this is a plain {model_type} "
+                "checkpoint without a diffusion view. Use mlx-lm for it, give it a view with "
                 "`orthrus-mlx train`, or load an Orthrus checkpoint such as "
                 "chiennv/Orthrus-Qwen3-1.7B."
+            )
+        if model_type != "qwen3":
+            raise ConfigError(
+                f"{where}: model_type is {model_type!r}; Orthrus checkpoints are built on 'qwen3'."
             )
         heads = read.size("num_attention_heads")
         kv_heads = read.size("num_key_value_heads", default=heads)
@@ -157,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is missing. A checkpoint folder holds config.json, tokenizer files and "
             "model*.safetensors; was the download or copy cut short?"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # ValueError: not JSON, or not UTF-8
         raise ConfigError(f"{path} cannot be read as JSON: {e}. Download it again.") from e
     if not isinstance(content, dict):
         raise ConfigError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
@@ -223,10 +238,10 @@ class _Reader:
         if not isinstance(nested, dict) or not isinstance(scaling, dict):
             raise ConfigError(f"{self.where}: rope_parameters and rope_scaling must be objects.")
         theta = nested.get("rope_theta", self.raw.get("rope_theta", scaling.get("rope_theta")))
-        if not _is_number(theta) or not 0 < theta < float("inf"):
+        if not _is_number(theta) or not 1 < theta < float("inf"):
             raise ConfigError(
                 f"{self.where}: rope_theta is {theta!r} (looked for at the top level and in "
-                "rope_parameters); expected a positive number."
+                "rope_parameters); expected a number above 1."
             )
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in ROPE_TYPES:
@@ -234,17 +249,41 @@ class _Reader:
                 f"{self.where}: rope type {kind!r} is not supported; known are "
                 f"{', '.join(ROPE_TYPES)}."
             )
-        for name in ROPE_REQUIRED.get(kind, ()):
+        if kind == "default":
+            return float(theta), None
+        scaling = {k: v for k, v in scaling.items() if v is not None and k != "type"}
+        for name in ROPE_REQUIRED[kind]:
             if name not in scaling:
                 raise ConfigError(f"{self.where}: rope type {kind!r} needs the field {name!r}.")
-        factor = scaling.get("factor", 1.0)
-        if not _is_number(factor) or not 0 < factor < float("inf"):
-            raise ConfigError(
-                f"{self.where}: rope factor is {factor!r}; expected a positive number."
-            )
+        for name, above in ROPE_NUMBERS.items():
+            value = scaling.get(name, above + 1)
+            if not _is_number(value) or not above < value < float("inf"):
+                raise ConfigError(
+                    f"{self.where}: rope {name} is {value!r}; expected a number above {above}."
+                )
+        for name in ("short_factor", "long_factor"):
+            self.rope_factors(name, scaling.get(name))
+        if scaling.get("low_freq_factor", 1) >= scaling.get("high_freq_factor", 4):
+            raise ConfigError(f"{self.where}: rope low_freq_factor must be below high_freq_factor.")
         if kind == "yarn":
             scaling = self.yarn(scaling)
-        return float(theta), (None if kind == "default" else {**scaling, "rope_type": kind})
+        return float(theta), {**scaling, "rope_type": kind}
+
+    def rope_factors(self, name: str, value: Any) -> None:
+        """Refuse a `value` that is not one positive number a pair of head dimensions."""
+        if value is None:
+            return
+        heads = self.size("num_attention_heads")
+        default = max(1, self.size("hidden_size") // heads)
+        pairs = self.size("head_dim", default=default) // 2
+        if (
+            not isinstance(value, list)
+            or len(value) != pairs
+            or not all(_is_number(v) and 0 < v < float("inf") for v in value)
+        ):
+            raise ConfigError(
+                f"{self.where}: rope {name} must list {pairs} positive numbers, half of head_dim."
+            )
 
     def yarn(self, scaling: dict[str, Any]) -> dict[str, Any]:
         """YaRN's record with Hugging Face's defaults, or a refusal where mlx-lm's YaRN differs."""

@@ -14,6 +14,7 @@ OrthrusError
 │   ├── SamplingError             temperature, top-p, seed and the like out of range
 │   ├── ChatTemplateError         the tokenizer has no chat template, or it refused the messages
 │   └── NumericsError             exact numerics asked for where no usable row count exists
+├── ConversionError          a conversion that cannot be made as asked (also a ValueError)
 ├── OutputError              a folder or file cannot be written
 ├── DataError                training data is missing or malformed
 └── TrainingError            a training run cannot start, resume or go on
@@ -76,6 +77,10 @@ class ChatTemplateError(GenerationError):
 
 class NumericsError(GenerationError):
     """Exact numerics were asked for where no usable row count exists."""
+
+
+class ConversionError(OrthrusError, ValueError):
+    """The options of a conversion contradict each other or do not suit the checkpoint."""
 
 
 class OutputError(OrthrusError):

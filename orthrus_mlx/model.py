@@ -235,6 +235,16 @@ def block_mask(start: int, n_ar: int, n_diff: int) -> mx.array:
     return mx.broadcast_to(seen, (n_diff, slots.size))
 
 
+DIFFUSION_GROUPS = (
+    "q_proj_diff",
+    "k_proj_diff",
+    "v_proj_diff",
+    "o_proj_diff",
+    "q_norm_diff",
+    "k_norm_diff",
+)
+
+
 def is_diffusion(name: str) -> bool:
     """Whether a tensor or module of this name belongs to the diffusion view alone."""
     return any(part.endswith("_diff") for part in name.split("."))
