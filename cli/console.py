@@ -26,6 +26,16 @@ def say(console: Console, text: str, style: str = "dim") -> None:
     console.print(Text(text, style=style), soft_wrap=True)
 
 
+# Control characters but tab and line break, each to its picture; a terminal obeys the real ones.
+_PICTURES: dict[int, int | None] = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n\r"}
+_PICTURES |= {0x7F: 0x2421, ord("\r"): None, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+
+
+def for_terminal(text: str) -> str:
+    """Make text safe to print on a terminal, whatever a model wrote."""
+    return text.translate(_PICTURES)
+
+
 def print_error(error: Exception, console: Console | None = None) -> None:
     """Print `error: ...` in red on stderr."""
     line = Text.assemble(("error: ", "bold red"), (str(error), "red"))

@@ -59,7 +59,7 @@ class Conversation:
         """
         path = path.expanduser().resolve()
         if path.exists() and path != self.path and not overwrite:
-            raise OutputError(f"{path} exists already; to replace it: /save! {path}")
+            raise OutputError(f"{path} exists already. To replace it: /save! {path}")
         _write_whole(path, json.dumps(self._to_json(model), ensure_ascii=False, indent=2) + "\n")
         self.path = path
 
@@ -78,15 +78,15 @@ class Conversation:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConversationError(f"no such file: {path}") from None
+            raise ConversationError(f"There is no file {path}.") from None
         except OSError as error:
-            raise ConversationError(f"cannot read {path}: {error.strerror}") from None
+            raise ConversationError(f"{path} cannot be read: {error.strerror}.") from None
         except ValueError as error:  # bad JSON, or not UTF-8
-            raise ConversationError(f"{path} is not JSON: {error}") from None
+            raise ConversationError(f"{path} is not JSON: {error}.") from None
         try:
             conversation = cls._from_json(data)
         except ConversationError as error:
-            raise ConversationError(f"{path} is not a saved conversation: {error}") from None
+            raise ConversationError(f"{path} is not a saved conversation: {error}.") from None
         conversation.path = path
         return conversation
 
@@ -142,6 +142,6 @@ def _write_whole(path: Path, text: str) -> None:
             shutil.copymode(path, partial)
         partial.replace(path)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -156,7 +156,7 @@ def _read_prompt(text: str | None, prompt: str | None) -> str:
 
         message = read_stdin()
     if not message.strip():
-        raise PromptError("the prompt is empty; there is nothing to answer")
+        raise PromptError("The prompt is empty: there is nothing to answer.")
     return message
 
 
@@ -194,17 +194,11 @@ def _encode(
 
 def _print_answer(answer: Any) -> Any:
     """Stream the answer to stdout, ending with one line break; return the last response."""
+    from .render import PlainScreen
+    from .thinking import Kind
+
     last: Any = None
-    ended = True  # whether the cursor is at the start of a line
-    try:
-        with closing(answer):
-            for last in answer:
-                if last.text:
-                    sys.stdout.write(last.text)
-                    sys.stdout.flush()
-                    ended = last.text.endswith("\n")
-    finally:
-        if not ended:
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+    with PlainScreen(sys.stdout) as screen, closing(answer):
+        for last in answer:
+            screen.write(Kind.answer, last.text)
     return last

@@ -27,8 +27,8 @@ def read_message(reader: Reader) -> str:
         try:
             text += "\n" + reader.read("… ")
         except EOFError:  # what is there is the message
-            return text.strip("\n")
-    return text.rstrip()[: -len(QUOTES)].strip("\n")
+            break
+    return text.rstrip().removesuffix(QUOTES).rstrip().lstrip("\n")
 
 
 class LineReader:

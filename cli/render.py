@@ -2,6 +2,7 @@
 
 import time
 from functools import cache
+from io import StringIO
 from types import TracebackType
 from typing import Protocol, TextIO
 
@@ -12,6 +13,7 @@ from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from .console import for_terminal
 from .thinking import Kind
 
 REDRAW_SECONDS = 0.08
@@ -38,12 +40,13 @@ class PlainScreen:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._to_terminal = stream.isatty()
         self._last = ""
 
     def write(self, kind: Kind, text: str) -> None:
         """Write a piece as it is."""
         if text:
-            self._stream.write(text)
+            self._stream.write(for_terminal(text) if self._to_terminal else text)
             self._stream.flush()
             self._last = text
 
@@ -82,6 +85,7 @@ class MarkdownScreen:
 
     def write(self, kind: Kind, text: str) -> None:
         """Show a piece: thinking at once, answer text when it is time to draw."""
+        text = for_terminal(text)
         if kind is Kind.thinking:
             text = text if self._thinking else text.lstrip()
             if text:
@@ -113,7 +117,7 @@ class MarkdownScreen:
             self._drawn = 0.0
 
     def _print(self, markup: str) -> None:
-        self._console.print(_Block(markup, blank_line=self._printed), end="")
+        self._console.print(_Blocks(markup, blank_line=self._printed), end="")
         self._printed = True
 
     def _draw(self) -> None:
@@ -131,7 +135,7 @@ class MarkdownScreen:
                 redirect_stderr=False,
             )
             self._live.start()
-        block = _Block(self._block, blank_line=self._printed, on_screen=True)
+        block = _Blocks(self._block, blank_line=self._printed, on_screen=True)
         self._live.update(block, refresh=True)
 
     def __enter__(self) -> "MarkdownScreen":
@@ -154,24 +158,27 @@ class MarkdownScreen:
         self._block = ""
 
 
-class _Block:
-    """A block of Markdown without the blank lines that rich puts around some kinds.
+class _Blocks:
+    """Markdown with one blank line between blocks, where rich puts more around some kinds.
 
     `blank_line` puts one above, and `on_screen` leaves out what the terminal is too low to
     draw again.
     """
 
     def __init__(self, markup: str, *, blank_line: bool, on_screen: bool = False) -> None:
-        self._content = ChatMarkdown(markup)
+        self._markup = markup
         self._blank_line = blank_line
         self._on_screen = on_screen
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self._content, options.update(height=None), pad=False)
-        filled = [n for n, line in enumerate(lines) if any(s.text.strip() for s in line)]
-        lines = lines[filled[0] : filled[-1] + 1] if filled else []
-        if self._blank_line:
-            lines.insert(0, [])
+        lines: list[list[Segment]] = []
+        for block in _blocks(self._markup):
+            if lines or self._blank_line:
+                lines.append([])
+            content = ChatMarkdown(block)
+            rows = console.render_lines(content, options.update(height=None), pad=False)
+            filled = [n for n, row in enumerate(rows) if any(s.text.strip() for s in row)]
+            lines += rows[filled[0] : filled[-1] + 1] if filled else []
         if self._on_screen:
             lines = lines[-max(console.height - 2, 1) :]
         for line in lines:
@@ -200,16 +207,23 @@ def split_blocks(markup: str) -> tuple[str, str]:
 
     Unfinished lines are left out of account, since they may yet become anything.
     """
-    whole_lines = markup[: markup.rfind("\n") + 1]
-    starts = [
-        token.map[0]
-        for token in _parser().parse(whole_lines)
-        if token.level == 0 and token.map is not None
-    ]
-    if len(starts) < 2:
-        return "", markup
-    lines = markup.split("\n")
-    return "\n".join(lines[: starts[-1]]) + "\n", "\n".join(lines[starts[-1] :])
+    lines = StringIO(markup).readlines()
+    starts = _block_starts(markup[: markup.rfind("\n") + 1])
+    cut = starts[-1] if len(starts) > 1 else 0
+    return "".join(lines[:cut]), "".join(lines[cut:])
+
+
+def _blocks(markup: str) -> list[str]:
+    """Cut Markdown into its blocks."""
+    lines = StringIO(markup).readlines()
+    starts = _block_starts(markup)
+    return ["".join(lines[a:b]) for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def _block_starts(markup: str) -> list[int]:
+    """List the lines where blocks begin."""
+    tokens = _parser().parse(markup)
+    return [token.map[0] for token in tokens if token.level == 0 and token.map is not None]
 
 
 @cache

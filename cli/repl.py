@@ -1,6 +1,6 @@
 """The chat loop: read, answer, repeat. It knows no model and no terminal."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from .settings import Settings
 from .slash import SlashCommands
 from .stats import Totals, chat_line
 from .terminal import answering
-from .thinking import Kind, ThinkingSplitter
+from .thinking import Kind, Piece, ThinkingSplitter
 
 
 class Session(Protocol):
@@ -189,7 +189,7 @@ class _Answer:
             answer = answer.lstrip("\n")
         return Turn(question, answer, self._said[Kind.thinking].strip())
 
-    def _show(self, pieces: Iterator[tuple[Kind, str]]) -> None:
+    def _show(self, pieces: list[Piece]) -> None:
         for kind, text in pieces:
             self._said[kind] += text
             self._screen.write(kind, text)

@@ -91,13 +91,13 @@ class Settings:
         name = "temp" if name == "temperature" else name
         if name not in SETTINGS:
             near = get_close_matches(name, SETTINGS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"
-            raise SettingError(f"no setting is called {name!r}; {hint}")
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SETTINGS)}."
+            raise SettingError(f"No setting is called {name!r}. {hint}")
         try:
             value = SETTINGS[name].read(text)
         except ValueError:
             takes = SETTINGS[name].takes
-            raise SettingError(f"{name} cannot be {text!r}; it takes {takes}") from None
+            raise SettingError(f"{name} cannot be {text!r}; it takes {takes}.") from None
         setattr(self, name, value)
         return f"{name} = {self._show(name)}"
 

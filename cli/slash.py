@@ -126,12 +126,12 @@ class SlashCommands:
     def _undo(self, _: str) -> None:
         turns = self._chat.conversation.turns
         if not turns:
-            raise CommandError("there is nothing to undo")
+            raise CommandError("There is nothing to undo.")
         self._say(f"Taken back: {_shorten(turns.pop().question)}")
 
     def _retry(self, _: str) -> None:
         if not self._chat.conversation.turns:
-            raise CommandError("there is no question to answer again")
+            raise CommandError("There is no question to answer again.")
         before = self._chat.conversation.turns[-1]
         self._chat.retry()
         after = self._chat.conversation.turns[-1]
@@ -171,20 +171,20 @@ class SlashCommands:
         conversation = self._chat.conversation
         path = _path(name) if name else conversation.path
         if path is None:
-            raise CommandError("save to which file? /save FILE")
+            raise CommandError("Save to which file? /save FILE")
         conversation.save(path, self._chat.model_name, overwrite=overwrite)
-        self._say(f"Saved {plural(len(conversation.turns), 'turn')} to {conversation.path}")
+        self._say(f"Saved {plural(len(conversation.turns), 'turn')} to {_shown(conversation.path)}")
 
     def _load(self, name: str) -> None:
         if not name:
-            raise CommandError("load which file? /load FILE")
+            raise CommandError("Load which file? /load FILE")
         self._chat.conversation = Conversation.load(_path(name))
         self._say(describe_loaded(self._chat.conversation))
 
 
 def describe_loaded(conversation: Conversation) -> str:
     """Say what was loaded, and where the conversation stopped."""
-    line = f"Loaded {plural(len(conversation.turns), 'turn')} from {conversation.path}"
+    line = f"Loaded {plural(len(conversation.turns), 'turn')} from {_shown(conversation.path)}"
     if conversation.turns:
         line += f"; the last was: {_shorten(conversation.turns[-1].question)}"
     return line
@@ -197,10 +197,15 @@ def _path(name: str) -> Path:
     return Path(name)
 
 
+def _shown(path: Path | None) -> Path | None:
+    """Shorten the path of a file below the working directory."""
+    return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path
+
+
 def _unknown(name: str) -> str:
     near = get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {near[0]}?" if near else "/help lists them all"
-    return f"no command is called {name}; {hint}"
+    hint = f"Did you mean {near[0]}?" if near else "/help lists them all."
+    return f"No command is called {name}. {hint}"
 
 
 def _shorten(text: str, width: int = 60) -> str:

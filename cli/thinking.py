@@ -1,6 +1,5 @@
 """Tells a model's thinking from its answer, while both stream in."""
 
-from collections.abc import Iterator
 from enum import Enum, auto
 
 
@@ -10,6 +9,9 @@ class Kind(Enum):
     thinking = auto()
     answer = auto()
     tag = auto()  # what opens or closes the thinking
+
+
+Piece = tuple[Kind, str]
 
 
 class ThinkingSplitter:
@@ -27,38 +29,37 @@ class ThinkingSplitter:
         self._state = Kind.thinking if is_open else Kind.tag
         self._held = ""  # may become a tag with the next piece
 
-    def feed(self, text: str) -> Iterator[tuple[Kind, str]]:
-        """Take a piece of text; yield what can be told apart by now."""
+    def feed(self, text: str) -> list[Piece]:
+        """Take a piece of text; give back what can be told apart by now."""
         self._held += text
+        pieces: list[Piece] = []
         if self._state is Kind.tag:
             start = self._held.lstrip()
             if start.startswith(self._opens):
-                cut = self._held.index(self._opens) + len(self._opens)
-                yield Kind.tag, self._held[:cut]
-                self._held = self._held[cut:]
-                self._state = Kind.thinking
-            elif not self._opens.startswith(start):  # "" waits too
+                thought = start.removeprefix(self._opens)
+                pieces.append((Kind.tag, self._held.removesuffix(thought)))
+                self._held, self._state = thought, Kind.thinking
+            elif not self._opens.startswith(start):  # "" may become the tag too
                 self._state = Kind.answer
         if self._state is Kind.thinking:
             thought, tag, rest = self._held.partition(self._closes)
-            if not tag:
-                keep = _overlap(thought, self._closes)
-                thought, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
-            if thought:
-                yield Kind.thinking, thought
             if tag:
-                yield Kind.tag, tag
-                self._held = rest
-                self._state = Kind.answer
-        if self._state is Kind.answer and self._held:
-            yield Kind.answer, self._held
+                pieces += [(Kind.thinking, thought), (Kind.tag, tag)]
+                self._held, self._state = rest, Kind.answer
+            else:
+                cut = len(thought) - _overlap(thought, self._closes)
+                pieces.append((Kind.thinking, thought[:cut]))
+                self._held = thought[cut:]
+        if self._state is Kind.answer:
+            pieces.append((Kind.answer, self._held))
             self._held = ""
+        return [piece for piece in pieces if piece[1]]
 
-    def finish(self) -> Iterator[tuple[Kind, str]]:
-        """Yield what was held back, at the end of the answer."""
-        if self._held:
-            yield (Kind.thinking if self._state is Kind.thinking else Kind.answer), self._held
-        self._held = ""
+    def finish(self) -> list[Piece]:
+        """Give back what was held, at the end of the answer."""
+        held, self._held = self._held, ""
+        kind = Kind.thinking if self._state is Kind.thinking else Kind.answer
+        return [(kind, held)] if held else []
 
 
 def _overlap(text: str, tag: str) -> int:

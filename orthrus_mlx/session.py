@@ -18,9 +18,9 @@ def encode_chat(
     """Turn messages into the prompt for the next answer: its ids, and its text."""
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
-            "this tokenizer has no chat template, so it cannot tell who says what; "
-            "use a checkpoint with chat_template.jinja, or a raw prompt "
-            "(orthrus-mlx generate --ignore-chat-template)"
+            "This tokenizer has no chat template, so it cannot tell who says what. Add the base "
+            "model's chat_template.jinja to the checkpoint, or send a raw prompt "
+            "(orthrus-mlx generate --ignore-chat-template)."
         )
     try:
         text = tokenizer.apply_chat_template(
@@ -31,7 +31,7 @@ def encode_chat(
         )
     # A template is a program that came with the checkpoint: whatever it raises is a refusal.
     except Exception as error:
-        raise ChatTemplateError(f"the chat template refused the messages: {error}") from error
+        raise ChatTemplateError(f"The chat template refused the messages: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False)), text
 
 

@@ -1,0 +1,210 @@
+"""`orthrus-mlx generate`: where the prompt comes from, and what goes where."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orthrus_mlx
+import orthrus_mlx.generate
+
+from .fakes import FakeGenerate, FakeModel, FakeTokenizer
+from .test_app import invoke, plain
+
+
+class Fake:
+    """The model, tokenizer and `stream_generate` that the command gets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokenizer = FakeTokenizer()
+        self.generate = FakeGenerate("An answer")
+        self.loaded: list[tuple[Any, Any]] = []
+        monkeypatch.setattr(orthrus_mlx, "load", self.load)
+        monkeypatch.setattr("orthrus_mlx.generate.stream_generate", self.generate)
+        monkeypatch.delenv("ORTHRUS_MLX_MODEL", raising=False)
+
+    def load(self, model: str, revision: str | None = None) -> tuple[Any, Any]:
+        self.loaded.append((model, revision))
+        return FakeModel(), self.tokenizer
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    return Fake(monkeypatch)
+
+
+def test_the_answer_alone_goes_to_stdout(fake: Fake) -> None:
+    result = invoke("generate", "hi", "--model", "m")
+    assert result.exit_code == 0
+    assert result.stdout == "An answer\n"
+    assert result.stderr.splitlines() == [
+        "Prompt: 20 tokens, 1000.000 tokens-per-sec",
+        "Generation: 10 tokens, 50.000 tokens-per-sec",
+        "Drafting: 2.00 tokens per forward, 50% of 10 drafts accepted",
+        "Peak memory: 1.500 GB",
+    ]
+
+
+def test_no_verbose_says_nothing_else(fake: Fake) -> None:
+    result = invoke("generate", "hi", "--no-verbose")
+    assert (result.stdout, result.stderr) == ("An answer\n", "")
+
+
+def test_the_demo_is_the_default_and_says_so(fake: Fake) -> None:
+    result = invoke("generate", "hi")
+    assert fake.loaded == [("demo", None)]
+    first = result.stderr.splitlines()[0]
+    assert "demo" in first
+    assert "--model chiennv/Orthrus-Qwen3-1.7B" in first
+
+
+def test_the_environment_names_a_model(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTHRUS_MLX_MODEL", "some/model")
+    result = invoke("generate", "hi", "--revision", "v2")
+    assert fake.loaded == [("some/model", "v2")]
+    assert "demo" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (["hi"], None, "hi"),
+        (["-p", "hi"], None, "hi"),
+        (["--prompt", r"a\nb\tc"], None, "a\nb\tc"),
+        ([r"a\nb"], None, r"a\nb"),
+        (["-"], "from a pipe\n", "from a pipe\n"),
+        (["-p", "-"], "from a pipe", "from a pipe"),
+        ([], "no prompt given", "no prompt given"),
+    ],
+)
+def test_where_the_prompt_comes_from(
+    fake: Fake, args: list[str], stdin: str | None, message: str
+) -> None:
+    result = invoke("generate", *args, input=stdin)
+    assert result.exit_code == 0, result.output
+    assert fake.generate.prompts == [f"<user>{message}\n<assistant>"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "problem"),
+    [
+        (["a", "-p", "b"], 2, "give the prompt once"),
+        (["--ignore-chat-template", "--system-prompt", "x", "hi"], 2, "--ignore-chat-template"),
+        (["hi", "--chat-template-config", "{"], 2, "not valid JSON"),
+        (["hi", "--chat-template-config", "[]"], 2, "must be a JSON object"),
+        (["hi", "--extra-eos-token", "<bad>"], 2, "'<bad>' is not a token"),
+        (["hi", "--temp", "-1"], 2, "--temp"),
+        (["hi", "--top-p", "1.5"], 2, "--top-p"),
+        (["hi", "--mode", "fast"], 2, "'auto', 'parallel', 'ar'"),
+        (["hi", "-m", "0"], 2, "no room for an answer"),
+        ([" \n"], 1, "The prompt is empty"),
+        (["-"], 1, "The prompt is empty"),
+        (["hi", "--chat-template-config", '{"refuse": true}'], 1, "roles must alternate"),
+    ],
+)
+def test_bad_input(fake: Fake, args: list[str], code: int, problem: str) -> None:
+    result = invoke("generate", *args)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert problem in plain(result.stderr)
+
+
+def test_options_reach_the_engine(fake: Fake) -> None:
+    result = invoke(
+        "generate", "hi", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--min-p",
+        "0.1", "--seed", "4", "-m", "5", "--mode", "ar", "--cycle", "one-pass", "--numerics",
+        "exact", "--stop", "A", "--stop", "B", "--prefill-step-size", "64",
+        "--extra-eos-token", "<end>",
+    )  # fmt: skip
+    options = fake.generate.options[0]
+    del options["prompt_progress_callback"]
+    assert options == {
+        "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 4,
+        "mode": "ar", "cycle": "one-pass", "numerics": "exact", "stop": ["A", "B"],
+        "prefill_step_size": 64,
+    }  # fmt: skip
+    assert fake.tokenizer.eos_added == ["<end>"]
+    assert result.stdout == "An an\n"
+    assert "Seed: 4" in result.stderr
+
+
+def test_the_defaults_are_those_of_mlx_lm(fake: Fake) -> None:
+    invoke("generate", "hi")
+    options = fake.generate.options[0]
+    del options["prompt_progress_callback"]
+    assert options == {
+        "max_tokens": 100, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+        "seed": None, "mode": "auto", "cycle": "auto", "numerics": "fast", "stop": [],
+        "prefill_step_size": 2048,
+    }  # fmt: skip
+
+
+def test_system_prompt_and_template_config(fake: Fake) -> None:
+    invoke(
+        "generate", "hi", "--system-prompt", "Be kind.",
+        "--chat-template-config", '{"opening": "So: "}',
+    )  # fmt: skip
+    assert fake.generate.prompts == ["<system>Be kind.\n<user>hi\n<assistant>So: "]
+
+
+def test_the_raw_prompt(fake: Fake) -> None:
+    invoke("generate", "Once upon", "--ignore-chat-template")
+    assert fake.generate.prompts == ["Once upon"]
+
+
+def test_without_a_template_the_prompt_is_sent_raw_and_that_is_said(fake: Fake) -> None:
+    fake.tokenizer.has_chat_template = False
+    result = invoke("generate", "Once upon", "--model", "m")
+    assert fake.generate.prompts == ["Once upon"]
+    assert "no chat template" in result.stderr.splitlines()[0]
+
+
+def test_without_a_template_a_system_prompt_is_an_error(fake: Fake) -> None:
+    fake.tokenizer.has_chat_template = False
+    result = invoke("generate", "hi", "--system-prompt", "x", "--model", "m")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: This tokenizer has no chat template")
+
+
+def test_an_answer_that_ends_its_line_gets_no_second_end(fake: Fake) -> None:
+    fake.generate.answers = ["one\n"]
+    assert invoke("generate", "hi").stdout == "one\n"
+
+
+def test_ctrl_c_keeps_the_terminal_tidy(fake: Fake) -> None:
+    fake.generate.answers = [["An ans", KeyboardInterrupt()]]
+    result = invoke("generate", "hi")
+    assert result.exit_code == 130
+    assert result.stdout == "An ans\n"
+    assert fake.generate.closed == 1
+
+
+def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orthrus_mlx.cli", "generate", *args],
+        capture_output=True,
+        text=True,
+        input=stdin,
+    )
+
+
+def test_a_real_answer_through_a_pipe(tiny16_dir: Path, tiny16_golden: Any) -> None:
+    from orthrus_mlx.checkpoint import load_tokenizer
+
+    golden = tiny16_golden[0]
+    result = run("--model", str(tiny16_dir), stdin=golden["question"])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == load_tokenizer(tiny16_dir).decode(golden["tokens"][:-1]) + "\n"
+    assert "tokens per forward" in result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny16_dir: Path) -> None:
+    command = f"{sys.executable} -m orthrus_mlx.cli generate --model {tiny16_dir} hi -m 200"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert result.returncode == 141
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr

@@ -1,0 +1,167 @@
+"""The chat loop, with nobody and no model: who said what, and what is kept."""
+
+import os
+import signal
+from typing import Any
+
+import pytest
+from orthrus_mlx.cli.conversation import Conversation, Turn
+from orthrus_mlx.cli.repl import Chat
+from orthrus_mlx.cli.settings import Settings
+from orthrus_mlx.cli.thinking import Kind
+
+from orthrus_mlx.errors import ContextLengthError, PromptError
+
+from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes
+
+
+class PressCtrlC(FakeScreen):
+    """Presses Ctrl-C once these characters were shown."""
+
+    def __init__(self, after: int, times: int = 1) -> None:
+        super().__init__()
+        self.after, self.times = after, times
+
+    def write(self, kind: Kind, text: str) -> None:
+        super().write(kind, text)
+        self.after -= len(text)
+        if self.after == 0:
+            for _ in range(self.times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+def make(session: FakeSession, *typed: Any, screen: Any = None, **options: Any) -> Chat:
+    return Chat(
+        session,
+        FakeReader(*typed),
+        screen or FakeScreen(),
+        notes(),
+        model_name="fake",
+        **options,
+    )
+
+
+def test_turns_follow_each_other_until_the_input_ends() -> None:
+    session = FakeSession("Hello!", "Fine.")
+    screen = FakeScreen()
+    chat = make(session, "hi", "", "   ", "how are you?", screen=screen)
+    chat.run()
+    assert chat.conversation.turns == [Turn("hi", "Hello!"), Turn("how are you?", "Fine.")]
+    assert [m["content"] for m in session.sent[1]] == ["hi", "Hello!", "how are you?"]
+    assert screen.text() == "Hello!Fine."
+    assert lines(chat.notes) == [
+        "7 tokens · 50.0 tok/s · 2.33 per forward · 43% accepted · prompt 10 (0 reused)",
+        "6 tokens · 50.0 tok/s · 2.00 per forward · 50% accepted · prompt 10 (0 reused)",
+    ]
+
+
+def test_settings_and_system_prompt_reach_the_model() -> None:
+    session = FakeSession("ok")
+    settings = Settings(temp=0.5, top_p=0.9, seed=3)
+    make(
+        session, "hi", conversation=Conversation("Be brief."), settings=settings,
+        extra_options={"prefill_step_size": 64},
+    ).run()  # fmt: skip
+    assert session.sent[0][0] == {"role": "system", "content": "Be brief."}
+    options = session.generate.options[0]
+    assert options["temperature"] == 0.5
+    assert options["top_p"] == 0.9
+    assert options["seed"] == 3
+    assert options["mode"] == "auto"
+    assert options["prefill_step_size"] == 64
+
+
+def test_thinking_is_shown_apart_and_not_sent_again() -> None:
+    session = FakeSession("<think>\nhm\n</think>\n\nYes.", "No.")
+    screen = FakeScreen()
+    chat = make(session, "well?", "sure?", screen=screen)
+    chat.run()
+    assert chat.conversation.turns[0] == Turn("well?", "Yes.", "hm")
+    assert screen.text(Kind.thinking) == "\nhm\n"
+    assert session.sent[1][1] == {"role": "assistant", "content": "Yes."}
+
+
+def test_a_prompt_that_opens_the_thinking() -> None:
+    session = FakeSession("hm</think>Yes.", opening="...<assistant><think>\n")
+    chat = make(session, "well?")
+    chat.run()
+    assert chat.conversation.turns == [Turn("well?", "Yes.", "hm")]
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
+    session = FakeSession("A long answer", "ok")
+    chat = make(session, "talk", "go on", screen=PressCtrlC(after=6))
+    before = signal.getsignal(signal.SIGINT)
+    chat.run()
+    assert chat.conversation.turns == [Turn("talk", "A long"), Turn("go on", "ok")]
+    assert lines(chat.notes)[0].startswith("stopped · 6 tokens")
+    assert session.generate.closed == 2
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_while_the_prompt_is_read_takes_the_turn_back() -> None:
+    session = FakeSession([KeyboardInterrupt()], "ok")
+    chat = make(session, "talk", "hi")
+    chat.run()
+    assert chat.conversation.turns == [Turn("hi", "ok")]
+    assert lines(chat.notes)[0].startswith("Stopped before the answer began")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_next_token() -> None:
+    chat = make(FakeSession("A long answer"), "talk", screen=PressCtrlC(after=3, times=2))
+    chat.run()
+    assert chat.conversation.turns == [Turn("talk", "A l")]
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line() -> None:
+    chat = make(FakeSession("ok"), KeyboardInterrupt, "hi")
+    chat.run()
+    assert chat.conversation.turns == [Turn("hi", "ok")]
+
+
+def test_ctrl_c_ends_a_chat_that_nobody_watches() -> None:
+    chat = make(FakeSession("A long answer"), "hi", "x", screen=PressCtrlC(2), interactive=False)
+    with pytest.raises(KeyboardInterrupt):
+        chat.run()
+
+
+def test_a_failed_turn_is_rolled_back() -> None:
+    session = FakeSession("one", ["so f", PromptError("It broke.")], "two")
+    chat = make(session, "1", "fails", "2")
+    chat.run()
+    assert chat.conversation.turns == [Turn("1", "one"), Turn("2", "two")]
+    assert "error: It broke." in lines(chat.notes)
+    assert [m["content"] for m in session.sent[2]] == ["1", "one", "2"]
+
+
+def test_a_full_context_says_what_to_do() -> None:
+    chat = make(FakeSession([ContextLengthError("Too long.")]), "1")
+    chat.run()
+    assert lines(chat.notes)[1].startswith("The conversation is too long: /undo")
+
+
+def test_an_error_ends_a_chat_that_nobody_watches() -> None:
+    chat = make(FakeSession([PromptError("It broke.")]), "1", "2", interactive=False)
+    with pytest.raises(PromptError):
+        chat.run()
+    assert chat.conversation.turns == []
+
+
+def test_an_answer_cut_off_says_so() -> None:
+    chat = make(FakeSession("A long answer"), "hi", settings=Settings(max_tokens=4))
+    chat.run()
+    assert chat.conversation.turns == [Turn("hi", "A lo")]
+    assert lines(chat.notes)[0].startswith("cut off at max_tokens (4) · 4 tokens")
+
+
+def test_the_seed_is_told_when_it_matters() -> None:
+    chat = make(FakeSession("ok"), "hi", settings=Settings(temp=1.0, seed=11))
+    chat.run()
+    assert lines(chat.notes)[0].endswith("· seed 11")
+
+
+def test_quotes_make_several_lines_one_message() -> None:
+    session = FakeSession("ok", "ok")
+    chat = make(session, '"""first', "", '/quit  second"""', '"""', "a", "b", '"""')
+    chat.run()
+    assert [turn.question for turn in chat.conversation.turns] == ["first\n\n/quit  second", "a\nb"]

@@ -1,0 +1,201 @@
+"""The slash commands: what each changes, and what it says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from orthrus_mlx.cli.conversation import Turn
+from orthrus_mlx.cli.settings import Settings
+from orthrus_mlx.cli.slash import COMMANDS, complete
+
+from orthrus_mlx.errors import PromptError
+
+from .fakes import FakeSession, lines
+from .test_repl import make
+
+
+def run(session: FakeSession, *typed: str, **options: Any) -> tuple[Any, list[str]]:
+    """Play a chat; give it back with all that it noted apart from the stats lines."""
+    chat = make(session, *typed, **options)
+    chat.run()
+    return chat, [line for line in lines(chat.notes) if "per forward ·" not in line]
+
+
+def test_undo_takes_back_a_turn_at_a_time() -> None:
+    chat, said = run(FakeSession("one", "two"), "1", "2", "/undo", "/undo", "/undo")
+    assert chat.conversation.turns == []
+    assert said == ["Taken back: 2", "Taken back: 1", "error: There is nothing to undo."]
+
+
+def test_retry_answers_again_with_the_next_seed() -> None:
+    session = FakeSession("one", "two", "three", "four")
+    settings = Settings(temp=1.0, seed=5)
+    chat, _ = run(session, "1", "/retry", "/retry", "2", settings=settings)
+    assert [turn.answer for turn in chat.conversation.turns] == ["three", "four"]
+    assert [options["seed"] for options in session.generate.options] == [5, 6, 7, 5]
+    assert [len(sent) for sent in session.sent] == [1, 1, 1, 3]
+
+
+def test_retry_that_gives_the_same_answer_says_why() -> None:
+    _, said = run(FakeSession("one", "one"), "1", "/retry")
+    assert said == ["The same answer; for others: /set temp 0.7"]
+
+
+def test_retry_that_fails_keeps_the_old_answer() -> None:
+    chat, said = run(FakeSession("one", [PromptError("No.")]), "1", "/retry")
+    assert chat.conversation.turns == [Turn("1", "one")]
+    assert said == ["error: No."]
+
+
+def test_retry_that_is_stopped_at_once_keeps_the_old_answer() -> None:
+    chat, _ = run(FakeSession("one", [KeyboardInterrupt()]), "1", "/retry")
+    assert chat.conversation.turns == [Turn("1", "one")]
+
+
+def test_retry_needs_a_question() -> None:
+    assert run(FakeSession(), "/retry")[1] == ["error: There is no question to answer again."]
+
+
+def test_reset_forgets_all_but_the_system_prompt() -> None:
+    session = FakeSession("one", "two")
+    chat, _ = run(session, "/system Be kind.", "1", "/reset", "2")
+    assert chat.conversation.turns == [Turn("2", "two")]
+    assert [m["content"] for m in session.sent[1]] == ["Be kind.", "2"]
+    assert session.resets == 1
+
+
+def test_system_sets_shows_and_removes() -> None:
+    typed = ("/system", "/system Be kind.", "/system\nTwo\nlines", '/system ""')
+    chat, said = run(FakeSession(), *typed)
+    assert chat.conversation.system is None
+    assert said == [
+        "System prompt: none",
+        "System prompt: Be kind.",
+        "System prompt: Two",
+        "lines",
+        "System prompt: none",
+    ]
+
+
+def test_set_changes_a_setting_and_explains_itself() -> None:
+    typed = ("/set temp 0.7", "/set top_p=0.9", "/set temp hot", "/set tmep 1", "/set")
+    chat, said = run(FakeSession(), *typed)
+    assert chat.settings == Settings(temp=0.7, top_p=0.9)
+    assert said[:4] == [
+        "temp = 0.7",
+        "top_p = 0.9",
+        "error: temp cannot be 'hot'; it takes a number from 0 up.",
+        "error: No setting is called 'tmep'. Did you mean temp?",
+    ]
+    assert len(said) == 4 + 9
+
+
+def test_stats_sum_up_the_session() -> None:
+    _, said = run(FakeSession("one", "two"), "/stats", "1", "2", "/stats")
+    assert said == [
+        "Nothing was answered yet.",
+        "  2 answers, 8 tokens",
+        "  50.0 tok/s · 2.00 tokens per forward, 50% of 8 drafts accepted",
+        "  prompts: 20 tokens read, 0 reused from the cache",
+        "  cache: 0 tokens",
+        "  peak memory: 1.500 GB",
+    ]
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    path = tmp_path / "a chat.json"
+    saved, said = run(FakeSession("one"), "1", f"/save {path}", "/save")
+    assert said == [f"Saved 1 turn to {path}"] * 2
+    loaded, said = run(FakeSession("two"), f'/load "{path}"', "2")
+    assert said == [f"Loaded 1 turn from {path}; the last was: 1"]
+    assert loaded.conversation.turns == [*saved.conversation.turns, Turn("2", "two")]
+
+
+def test_save_replaces_only_its_own_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    path.write_text("mine")
+    _, said = run(FakeSession("one"), "1", f"/save {path}")
+    assert said == [f"error: {path} exists already. To replace it: /save! {path}"]
+    assert path.read_text() == "mine"
+    _, said = run(FakeSession("one"), "1", f"/save! {path}")
+    assert said == [f"Saved 1 turn to {path}"]
+    assert json.loads(path.read_text())["messages"][0] == {"role": "user", "content": "1"}
+
+
+def test_a_reset_conversation_does_not_overwrite_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "chat.json"
+    _, said = run(FakeSession("one"), "1", f"/save {path}", "/reset", "/save", f"/save {path}")
+    assert said[-2] == "error: Save to which file? /save FILE"
+    assert "exists already" in said[-1]
+
+
+def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("{")
+    typed = ("1", f"/load {bad}", f"/load {tmp_path / 'no.json'}", "/load")
+    chat, said = run(FakeSession("one"), *typed)
+    assert chat.conversation.turns == [Turn("1", "one")]
+    assert said[0].startswith(f"error: {bad} is not JSON")
+    assert said[1:] == [
+        f"error: There is no file {tmp_path / 'no.json'}.",
+        "error: Load which file? /load FILE",
+    ]
+
+
+@pytest.mark.parametrize("command", ["/quit", "/exit"])
+def test_quit_leaves(command: str) -> None:
+    session = FakeSession("one")
+    run(session, command, "1")
+    assert session.sent == []
+
+
+def test_an_unknown_command_names_the_nearest() -> None:
+    assert run(FakeSession(), "/sav x", "/xyzzy")[1] == [
+        "error: No command is called /sav. Did you mean /save?",
+        "error: No command is called /xyzzy. /help lists them all.",
+    ]
+
+
+def test_text_that_starts_with_a_slash_can_be_sent() -> None:
+    chat, _ = run(FakeSession("a", "b"), " /etc is what?", "/usr/bin\npasted lines")
+    assert [turn.question for turn in chat.conversation.turns] == [
+        " /etc is what?",
+        "/usr/bin\npasted lines",
+    ]
+
+
+def test_help_lists_every_command() -> None:
+    said = run(FakeSession(), "/help")[1]
+    for command in COMMANDS:
+        assert any(line.startswith(f"  {command.name} ") for line in said)
+    assert all(len(line) <= 80 for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/s", ["/system ", "/set ", "/stats", "/save "]),
+        ("/und", ["/undo"]),
+        ("/set m", ["/set min_p ", "/set max_tokens ", "/set mode "]),
+        ("/set mode p", ["/set mode parallel"]),
+        ("/set temp ", []),
+        ("/set nothing ", []),
+        ("hello", []),
+        ("/s\n", []),
+        ("/undo x", []),
+    ],
+)
+def test_completion(text: str, expected: list[str]) -> None:
+    assert list(complete(text)) == expected
+
+
+def test_completion_of_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / "a b.json").touch()
+    (tmp_path / ".hidden").touch()
+    assert list(complete("/load ")) == ["/load chats/"]
+    assert list(complete("/load chats/")) == ["/load chats/a b.json"]
+    assert list(complete(f"/save {tmp_path}/ch")) == [f"/save {tmp_path}/chats/"]
+    assert list(complete("/load nowhere/x")) == []
