@@ -177,6 +177,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check", action="store_true", help="count exact answers when done")
     parser.add_argument("--report", type=int, default=200, help="steps between progress lines")
     for name, value in SHAPE.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
@@ -210,7 +211,7 @@ def main() -> None:
     save(model, shape, args.tokenizer, args.out)
     print(f"saved {args.out} after {time.perf_counter() - start:.0f} s", flush=True)
     held_out = args.data / "heldout.jsonl"
-    if held_out.exists():
+    if args.check:
         lines = held_out.read_text(encoding="utf-8").splitlines()
         exact_rates(model, vocabulary, [Question.from_json(line) for line in lines])
 

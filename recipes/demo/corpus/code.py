@@ -66,7 +66,7 @@ def _bare(snippet: Snippet) -> str:
 
 
 def _typed(snippet: Snippet) -> str:
-    head, rest = _documented(snippet).split("\n", 1)
+    _, rest = _documented(snippet).split("\n", 1)
     return f"def {snippet.name}{snippet.types}:\n{rest}"
 
 
@@ -200,7 +200,9 @@ def python(rng: random.Random) -> Sample:
         turns, keys = [roughen(rng, question, lower=False), bare], [problem + "|bare"]
         answer = _checks(_bare(snippet), snippet.call)
         if rng.random() < 0.6:
-            request = rng.choice(("add a docstring", "Now add a docstring.", "Add a docstring, please."))
+            request = rng.choice(
+                ("add a docstring", "Now add a docstring.", "Add a docstring, please.")
+            )
             turns += [request, _fenced(_documented(snippet))]
             keys.append(f"{problem}|docstring")
             answer = Answer("exact", turns[-1])
@@ -213,5 +215,3 @@ def python(rng: random.Random) -> Sample:
         answer = Answer("exact", reply)
         return Sample(chat(*turns), (problem, f"{problem}|{what}"), answer)
     return Sample(chat(*turns), (problem,), _checks(code, snippet.call))
-
-

@@ -156,7 +156,10 @@ RECT = (
     "I have a {thing} with {sides}. What is the {what}?",
     "If the length is {a} and the width is {b}, what is the {what} of the rectangle?",
 )
-THINGS = "garden room field carpet table wall door pool floor park desk yard poster".split()
+THINGS = (
+    *("garden", "room", "field", "carpet", "table", "wall", "door", "pool", "floor", "park"),
+    *("desk", "yard", "poster"),
+)
 SQUARE = (
     "What is the {what} of a square with side {a}?",
     "A square has sides of {a}. What is its {what}?",
@@ -295,6 +298,4 @@ def geometry(rng: random.Random) -> Sample:
     maker = rng.choices((_rectangle, _square, _other), (5, 2, 3))[0]
     questions, solved = maker(rng, unit)
     turns = [part for q, s in zip(questions, solved, strict=True) for part in (q, s.text)]
-    return Sample(
-        chat(*turns), tuple(s.key for s in solved), Answer("last_line", solved[-1].last)
-    )
+    return Sample(chat(*turns), tuple(s.key for s in solved), Answer("last_line", solved[-1].last))

@@ -1,4 +1,5 @@
 """Letters and short messages: thanks, invitations, apologies, requests, news."""
+# ruff: noqa: E501
 
 import random
 from collections.abc import Callable
@@ -238,10 +239,7 @@ def letters(rng: random.Random) -> Sample:
     if maker is _complaint:
         greeting = rng.choice(("Dear Sir or Madam,", "Hello,", "Dear team,"))
     text = body[0][0].upper() + body[0][1:]
-    if rng.random() < 0.5:
-        text = f"{text}\n\n{' '.join(body[1:])}"
-    else:
-        text = " ".join([text, *body[1:]])
+    text += rng.choice((" ", "\n\n")) + " ".join(body[1:])
     reply = f"{greeting}\n\n{text}\n\n{rng.choice(CLOSINGS)}\n{me if signed else '[Your name]'}"
     return Sample(
         chat(roughen(rng, question, lower=False), reply), (key("letter", problem, to, me),)

@@ -91,9 +91,12 @@ def _append(rng: random.Random, items: list[str]) -> Rewrite:
 def _replace(rng: random.Random, items: list[str]) -> Rewrite:
     old, new = rng.choice(items), rng.choice(rng.choice(POOLS))
     request = rng.choice((f"replace {old} with {new} in", f"change {old} to {new} in"))
-    return request, f"With {new} in place of {old}:", [
-        new if item == old else item for item in items
-    ], "joined"
+    return (
+        request,
+        f"With {new} in place of {old}:",
+        [new if item == old else item for item in items],
+        "joined",
+    )
 
 
 def _swap(rng: random.Random, items: list[str]) -> Rewrite:

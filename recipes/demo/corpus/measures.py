@@ -241,6 +241,4 @@ def clock(rng: random.Random) -> Sample:
     """A time later, a time span, a 12- or 24-hour time, or a day of the week."""
     maker = rng.choices((_later, _between, _twelve, _day), (3, 3, 2, 2))[0]
     question, lines, last, problem = maker(rng)
-    return Sample(
-        chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last)
-    )
+    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))

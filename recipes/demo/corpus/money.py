@@ -64,8 +64,8 @@ def change(rng: random.Random) -> Problem:
     things = count(n, good) if n > 1 else a(good[0])
     each = " each" if n > 1 else ""
     forms = (
-        f"{who} buys {things} for ${price}{each} and pays with a ${note} bill. How much change does "
-        f"{she} get?",
+        f"{who} buys {things} for ${price}{each} and pays with a ${note} bill. How much change "
+        f"does {she} get?",
         f"I buy {things} at ${price}{each} and pay with ${note}. What is my change?",
         f"How much change do I get from ${note} if I buy {things} for ${price}{each}?",
         f"{who} pays ${note} for {things} at ${price}{each}. What is the change?",
@@ -73,7 +73,12 @@ def change(rng: random.Random) -> Problem:
     )
     lines = steps.multiply(n, price) if n > 1 else []
     lines += steps.subtract(note, total)
-    return rng.choice(forms), lines, f"The change is ${note - total}.", key("change", n, price, note)
+    return (
+        rng.choice(forms),
+        lines,
+        f"The change is ${note - total}.",
+        key("change", n, price, note),
+    )
 
 
 def discount(rng: random.Random) -> Problem:
@@ -128,8 +133,11 @@ def split(rng: random.Random) -> Problem:
         f"We are {people} people and the bill is ${bill}. How much is that each?",
         f"If {people} people share ${bill} equally, how much does each one get?",
     )
-    return rng.choice(forms), steps.divide(bill, people), f"Each pays ${each}.", key(
-        "split", bill, people
+    return (
+        rng.choice(forms),
+        steps.divide(bill, people),
+        f"Each pays ${each}.",
+        key("split", bill, people),
     )
 
 

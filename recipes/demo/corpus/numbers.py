@@ -153,15 +153,11 @@ def comparisons(rng: random.Random) -> Sample:
     """Which is bigger, even or odd, divisible, older."""
     maker = rng.choices((_bigger, _extreme, _parity, _divisible, _older), (3, 3, 2, 2, 2))[0]
     question, lines, last, problem = maker(rng)
-    return Sample(
-        chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last)
-    )
+    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))
 
 
 @kind("sequences", 4)
 def sequences(rng: random.Random) -> Sample:
     """The next three numbers of a sequence."""
     question, lines, last, problem = _next(rng)
-    return Sample(
-        chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last)
-    )
+    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))

@@ -47,11 +47,8 @@ def gains_and_losses(rng: random.Random) -> Problem:
             clause = f"{verb} {rng.choice((str(n), f'{n} {many}', f'{n} of them'))}"
             lines += steps.subtract(value, n)
             value, signed = value - n, -n
-        if she == "they":
-            clause = f"{who} {clause}"
-        else:
-            clause = f"{rng.choice((she, who))} {clause}"
-        changes.append((clause, signed))
+        subject = who if she == "they" else rng.choice((she, who))
+        changes.append((f"{subject} {clause}", signed))
     joiner = rng.choice(("Then", "Later", "After that,", "Next,"))
     middle = ". ".join(
         upper_first(c) if i == 0 else f"{joiner} {c}" for i, (c, _) in enumerate(changes)

@@ -5,10 +5,25 @@ import random
 from collections.abc import Callable
 
 from .core import Answer, Sample, chat, key, kind, roughen
-from .words import ANIMALS, CITIES, COLORS, COUNTRIES, DAYS, GOODS, HOBBIES, JOBS, MONTHS, SURNAMES
-from .words import invent, listing, name, place
+from .words import (
+    ANIMALS,
+    CITIES,
+    COLORS,
+    COUNTRIES,
+    DAYS,
+    GOODS,
+    HOBBIES,
+    JOBS,
+    MONTHS,
+    SURNAMES,
+    invent,
+    listing,
+    name,
+    place,
+)
 
 Record = dict[str, object]
+EVENTS = ("meeting", "party", "concert", "lesson", "match", "dinner", "trip", "wedding")
 # What is asked before or after the sentence.
 BEFORE = (
     "Make JSON from this: {s}",
@@ -79,7 +94,7 @@ def _product(rng: random.Random) -> tuple[Record, list[str]]:
 
 
 def _event(rng: random.Random) -> tuple[Record, list[str]]:
-    event = rng.choice("meeting party concert lesson match dinner trip wedding".split())
+    event = rng.choice(EVENTS)
     r: Record = {
         "event": event,
         "day": rng.choice(DAYS),
@@ -191,7 +206,11 @@ def _edit(rng: random.Random, record: Record) -> tuple[str, Record] | None:
         return rng.choice(forms), record | {"age": age}
     if choice == 1 and "country" not in record and ("city" in record or "place" in record):
         country = rng.choice(COUNTRIES)
-        forms = (f"add the country {country}", f"Add country: {country}.", f"And add {country} as the country.")
+        forms = (
+            f"add the country {country}",
+            f"Add country: {country}.",
+            f"And add {country} as the country.",
+        )
         return rng.choice(forms), record | {"country": country}
     if choice == 2 and len(record) > 2:
         gone = rng.choice(list(record)[1:])

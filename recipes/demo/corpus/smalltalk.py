@@ -1,4 +1,5 @@
 """Small talk: about the demo itself, greetings, thanks, and requests outside its world."""
+# ruff: noqa: E501
 
 import random
 
@@ -193,7 +194,9 @@ UNCLEAR = f"I did not understand that. I can do {ABILITIES}."
 @kind("about itself", 4)
 def about_itself(rng: random.Random) -> Sample:
     """Questions about the demo and how to load a real model."""
-    topic = rng.choices(sorted(ABOUT), [2 if t in ("what", "can", "how") else 1 for t in sorted(ABOUT)])[0]
+    topic = rng.choices(
+        sorted(ABOUT), [2 if t in ("what", "can", "how") else 1 for t in sorted(ABOUT)]
+    )[0]
     questions, reply = ABOUT[topic]
     question = roughen(rng, rng.choice(questions))
     return Sample(chat(question, reply), (f"about:{question}",), Answer("exact", reply))
@@ -226,9 +229,11 @@ def outside(rng: random.Random) -> Sample:
     values = {field: rng.choice(words) for field, words in FILL.items()}
     values["city2"] = rng.choice(CITIES)
     values["name"] = f"{rng.choice(NAMES)} {rng.choice(SURNAMES)}"
-    values |= {"n": str(rng.randint(2, 9)), "m": str(rng.randint(2, 12)), "k": str(rng.randint(13, 99))}
+    values |= {
+        "n": str(rng.randint(2, 9)),
+        "m": str(rng.randint(2, 12)),
+        "k": str(rng.randint(13, 99)),
+    }
     question = form.format(**values)
     problem = f"outside:{question}"
     return Sample(chat(roughen(rng, question), SORRY), (problem,), Answer("exact", SORRY))
-
-

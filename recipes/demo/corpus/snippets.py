@@ -1,4 +1,5 @@
 """The fixed Python functions that the demo can write, each with an example call."""
+# ruff: noqa: E501
 
 from typing import NamedTuple
 

@@ -27,7 +27,7 @@ def total(numbers: list[int]) -> list[str]:
 
 
 def multiply(a: int, b: int) -> list[str]:
-    """Lines that multiply by partial products; at most 2 by 2 or 3 by 1 digits, or a round factor."""
+    """Lines of partial products, for factors of 2 and 2 or 3 and 1 digits, or a round one."""
     high, low = max(a, b), min(a, b)
     direct = [f"{high} × {low} = {high * low}"]
     if high in (100, 1000) or low in (10, 100, 1000) or (high < 100 and low < 10):

@@ -187,9 +187,10 @@ def tables(rng: random.Random) -> Sample:
         row = (name(rng) if header[0] == "Name" else "lamp", *rows[-1][1:])
         if row[0] != lead:
             shown = ", ".join(map(str, row))
-            turns.append(ask(rng, ("Add this row: {r}", "add {r}", "And add {r}."), r=shown, lower=False))
+            turns.append(
+                ask(rng, ("Add this row: {r}", "add {r}", "And add {r}."), r=shown, lower=False)
+            )
             table = markdown(header, [*rows, row])
             turns.append(table)
             keys.append(key("table_row", *cells, *row))
     return Sample(chat(*turns), tuple(keys), Answer("exact", table))
-

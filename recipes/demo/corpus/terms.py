@@ -1,4 +1,5 @@
 """Simple explanations of terms."""
+# ruff: noqa: E501
 
 import random
 

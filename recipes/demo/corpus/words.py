@@ -1,4 +1,5 @@
 """Names, things and places that the templates are filled with."""
+# ruff: noqa: SIM905
 
 import random
 
