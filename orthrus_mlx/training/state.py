@@ -1,0 +1,132 @@
+"""Save a run between two steps and take it up again: weights, optimizer, step, settings.
+
+All of it lies in a working folder beside the output, `OUTPUT.training`, until the run is over.
+The order of the data needs no saving: it is a function of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+from ..errors import OutputError, TrainingError
+from .loss import View
+
+RUN_FILE = "run.json"
+STATE_FILE = "state.safetensors"
+
+
+class Workspace:
+    """The working folder of the run that writes to `output`."""
+
+    def __init__(self, output: Path):
+        self.output = output
+        self.folder = output.parent / f"{output.name}.training"
+
+    def open(self, resume: bool) -> None:
+        """Make the folder for a new run, or find that of the run to resume.
+
+        Raises:
+            OutputError: if the output exists, or an unfinished run would be lost.
+            TrainingError: if there is nothing to resume.
+        """
+        if self.output.is_file() or (self.output.is_dir() and any(self.output.iterdir())):
+            raise OutputError(f"{self.output} exists already. Remove it, or name another --output.")
+        saved = (self.folder / RUN_FILE).is_file()
+        if resume and not saved:
+            raise TrainingError(
+                f"There is no saved run in {self.folder} to resume. Start one without --resume."
+            )
+        if saved and not resume:
+            raise OutputError(
+                f"{self.folder} holds an unfinished run. Add --resume to go on with it, or remove "
+                "it to start afresh."
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"The folder {self.folder} cannot be made: {e}.") from e
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Note what the run is; for a resumed run, check that it is the same.
+
+        Raises:
+            TrainingError: naming each setting that differs.
+        """
+        path = self.folder / RUN_FILE
+        settings = json.loads(json.dumps(settings))
+        if not path.exists():
+            _write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
+            return
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise TrainingError(f"{path} cannot be read: {e}.") from e
+        names = sorted(saved.keys() | settings.keys())
+        if changed := [n for n in names if saved.get(n) != settings.get(n)]:
+            said = "; ".join(f"{n} was {saved.get(n)!r}, is {settings.get(n)!r}" for n in changed)
+            raise TrainingError(
+                f"The run in {self.folder} was started with other settings, so resuming it would "
+                f"not continue the same run: {said}. Use the old settings, or remove the folder."
+            )
+
+    def save(self, step: int, view: View, optimizer: optim.Optimizer) -> None:
+        """Save the run as it stands after `step` steps, in place of any earlier save."""
+        state = {f"weight:{name}": a for name, a in view.items()}
+        for name in view:
+            state |= {f"{part}:{name}": a for part, a in optimizer.state[name].items()}
+        state["optimizer:step"] = optimizer.state["step"]
+        partial = self.folder / f"partial.{STATE_FILE}"
+        try:
+            mx.save_safetensors(str(partial), state, metadata={"step": str(step)})
+            partial.replace(self.folder / STATE_FILE)
+        except (OSError, RuntimeError) as e:
+            raise OutputError(f"The run cannot be saved to {self.folder}: {e}.") from e
+
+    def restore(self, view: View, optimizer: optim.Optimizer) -> int:
+        """Fill `view` and `optimizer` from the last save; the steps taken by then (0: no save)."""
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return 0
+        try:
+            state, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
+            for name in view:
+                view[name] = state[f"weight:{name}"]  # type: ignore[index]
+                for part in optimizer.state[name]:
+                    optimizer.state[name][part] = state[f"{part}:{name}"]  # type: ignore[index]
+            optimizer.state["step"] = state["optimizer:step"]  # type: ignore[index]
+            step = int(metadata["step"])
+            mx.eval(view, optimizer.state)
+        except (RuntimeError, KeyError, ValueError) as e:
+            raise TrainingError(
+                f"{path} is not a whole save of this run ({e}). Remove {self.folder} to start "
+                "afresh."
+            ) from e
+        return step
+
+    def remove(self) -> None:
+        """Remove the folder: the run is over."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def file_digest(path: Path) -> str | None:
+    """The sha256 of a file's bytes; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"partial.{path.name}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {e}.") from e
