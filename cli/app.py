@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import chat, generate
+from . import chat, generate, train
 
 
 class _Commands(TyperGroup):
@@ -78,3 +78,4 @@ def _root(
 # The commands, in the order of `orthrus-mlx --help`.
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=train.EXAMPLES)(train.train)
