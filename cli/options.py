@@ -1,6 +1,7 @@
 """The options that several commands share, and what they stand for."""
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,10 +201,15 @@ def _bad_template_config(problem: str) -> typer.BadParameter:
 
 def load_model(model: str | None, revision: str | None, *, quiet: bool = False) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
+    from rich.markup import escape
+
     from orthrus_mlx import load
 
     from .console import is_screen, notes_console, say
+    from .terminal import no_echo
 
+    # It warns of long prompts; whether they fit the context is checked, and said, later on.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     notes = notes_console()
     if not model:
         model = DEMO
@@ -212,5 +218,5 @@ def load_model(model: str | None, revision: str | None, *, quiet: bool = False) 
     on_disk = model == DEMO or Path(model).exists()
     if quiet or not on_disk or not is_screen(notes):  # a download draws its own progress
         return load(model, revision=revision)
-    with notes.status(f"[dim]Loading {Path(model).name}[/dim]"):
+    with no_echo(), notes.status(f"[dim]Loading {escape(Path(model).name)}[/dim]"):
         return load(model, revision=revision)

@@ -136,7 +136,8 @@ class SlashCommands:
         self._chat.retry()
         after = self._chat.conversation.turns[-1]
         if after is not before and after.answer == before.answer:
-            self._say("The same answer; for others: /set temp 0.7")
+            greedy = self._chat.settings.temp == 0
+            self._say(f"The same answer{'; for others: /set temp 0.7' if greedy else ''}")
 
     def _system(self, text: str) -> None:
         conversation = self._chat.conversation

@@ -46,12 +46,12 @@ class CtrlC:
 @contextmanager
 def answering() -> Iterator[CtrlC]:
     """Prepare the terminal for an answer, and put it back afterwards."""
-    with _no_echo(), CtrlC() as ctrl_c:
+    with no_echo(), CtrlC() as ctrl_c:
         yield ctrl_c
 
 
 @contextmanager
-def _no_echo() -> Iterator[None]:
+def no_echo() -> Iterator[None]:
     """Keep what is typed meanwhile off the screen; the next prompt still gets it."""
     if not sys.stdin.isatty():
         yield
