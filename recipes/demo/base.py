@@ -152,6 +152,20 @@ def train(
     return trainer.finished()
 
 
+def steps_within(
+    seconds: float, model: Model, tokens: np.ndarray, learn: np.ndarray, batch: int, dtype: mx.Dtype
+) -> int:
+    """How many steps fit into so much time here, by a short trial of which nothing is kept."""
+    trainer = Trainer(model, steps=100, learning_rate=1e-4, warmup=10, dtype=dtype)
+    for i in range(30):
+        if i == 10:  # compiled and warm by now
+            mx.eval(trainer.weights)
+            start = time.perf_counter()
+        trainer.step(tokens[:batch], learn[:batch])
+    mx.eval(trainer.weights)
+    return int(seconds / ((time.perf_counter() - start) / 20))
+
+
 def save(model: Model, shape: dict[str, int], tokenizer_folder: Path, out: Path) -> None:
     """Write weights, config and tokenizer."""
     out.mkdir(parents=True, exist_ok=True)
@@ -170,7 +184,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="folder of the base checkpoint")
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=8_000)
+    parser.add_argument("--minutes", type=float, help="fewer steps if they would take longer")
     parser.add_argument("--batch", type=int, default=64, help="rows a step")
     parser.add_argument("--length", type=int, default=768, help="tokens a row")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -196,15 +211,20 @@ def main() -> None:
     model = build(shape, args.seed)
     size = sum(w.size for _, w in tree_flatten(model.parameters()))
     print(f"{size:,} parameters", flush=True)
+    dtype, steps = getattr(mx, args.dtype), args.steps
+    if args.minutes:
+        left = 60 * args.minutes - (time.perf_counter() - start)
+        steps = max(1, min(steps, steps_within(left, model, tokens, learn, args.batch, dtype)))
+        model = build(shape, args.seed)
     model = train(
         model,
         tokens,
         learn,
-        steps=args.steps,
+        steps=steps,
         batch=args.batch,
         learning_rate=args.learning_rate,
-        warmup=min(args.warmup, args.steps // 2),
-        dtype=getattr(mx, args.dtype),
+        warmup=min(args.warmup, steps // 2),
+        dtype=dtype,
         seed=args.seed,
         report=args.report,
     )

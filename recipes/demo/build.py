@@ -94,7 +94,7 @@ def main() -> None:
         "--work", type=Path, default=Path("build/demo"), help="folder between stages"
     )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this; repeatable")
-    parser.add_argument("--conversations", type=int, default=500_000)
+    parser.add_argument("--conversations", type=int, default=400_000)
     parser.add_argument("--drafting-conversations", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", default="", help='options of the base, as "--steps 100"')

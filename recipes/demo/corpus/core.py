@@ -115,10 +115,11 @@ CLOSERS = (" Thanks!", " Please.", " Thank you.")
 
 # A question that starts with one of these may start in lower case; one with a name may not.
 STARTERS = frozenset(
-    "a an add and arrange build can change code compare compute convert could count create define "
+    "a add an and arrange build can change code compare compute convert could count "  # noqa: SIM905
+    "create define "
     "describe do does draft each every explain extract find for format from give go help here how "
     "i if implement in is it make my name now of on one order parse please put represent rewrite "
-    "set show sort story tell the there to turn what when where which who why work write".split()  # noqa: SIM905
+    "set show sort story tell the there to turn what when where which who why work write".split()
 )
 
 
@@ -126,7 +127,10 @@ def roughen(rng: random.Random, text: str, *, lower: bool = True) -> str:
     """Write a question as people do: at times with a greeting, no capital, no full stop."""
     roll = rng.random()
     if roll < 0.10:
-        text = rng.choice(OPENERS) + text
+        opener = rng.choice(OPENERS)
+        if opener.endswith(", ") and (lower or text.split()[0].lower() in STARTERS):
+            text = text[0].lower() + text[1:]
+        text = opener + text
     elif roll < 0.13 and text[-1] in ".?!":
         text += rng.choice(CLOSERS)
     if rng.random() < 0.15 and text[-1] in ".?!":

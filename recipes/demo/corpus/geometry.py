@@ -107,18 +107,25 @@ def box_volume(a: int, b: int, c: int, unit: str) -> Solved:
     )
 
 
+def _hundredths(value: int) -> str:
+    return f"{value // 100}.{value % 100:02d}"
+
+
 def circumference(d: int, unit: str) -> Solved:
-    """Diameter times 3.14, in whole units and hundredths."""
-    hundredths = 314 * d
-    value = f"{hundredths // 100}.{hundredths % 100:02d}"
-    part = f"{14 * d // 100}.{14 * d % 100:02d}"
+    """Diameter times 3.14, the tens and ones of the hundredths apart."""
+    part, tens, ones = (_hundredths(14 * n) for n in (d, d // 10 * 10, d % 10))
+    value = _hundredths(314 * d)
+    lines = [f"Circumference = 3.14 × diameter = 3.14 × {d}", f"3 × {d} = {3 * d}"]
+    if d < 10 or d % 10 == 0:
+        lines += [f"0.14 × {d} = {part}"]
+    else:
+        lines += [
+            f"0.14 × {d // 10 * 10} = {tens}",
+            f"0.14 × {d % 10} = {ones}",
+            f"{tens} + {ones} = {part}",
+        ]
     return Solved(
-        [
-            f"Circumference = 3.14 × diameter = 3.14 × {d}",
-            f"3 × {d} = {3 * d}",
-            f"0.14 × {d} = {part}",
-            f"{3 * d} + {part} = {value}",
-        ],
+        [*lines, f"{3 * d} + {part} = {value}"],
         f"The circumference is about {_length(value, unit)}.",
         key("circumference", d),
     )
@@ -287,7 +294,7 @@ def _other(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
         a, b, c = rng.randint(1, 20), rng.randint(1, 20), rng.randint(1, 9)
         texts = {n: _length(v, unit) for n, v in zip("abc", (a, b, c), strict=True)}
         return [ask(rng, BOX, **texts)], [box_volume(a, b, c, unit)]
-    d = rng.randint(1, 50)
+    d = rng.randint(1, 99)
     return [ask(rng, CIRCLE, a=_length(d, unit))], [circumference(d, unit)]
 
 

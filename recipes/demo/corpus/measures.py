@@ -66,8 +66,16 @@ def _convert(a: int, row: tuple[str, str, int, int], back: bool) -> tuple[list[s
         total = a * factor
         if factor < 10:
             lines += steps.divide(total, factor)
-        else:
+        elif factor in (10, 100, 1000):
             lines += [f"{total} ÷ {factor} = {a}"]
+        else:
+            tens, ones = a // 10 * 10, a % 10
+            if tens and ones:
+                part, rest = factor * tens, factor * ones
+                lines += [f"{factor} × {tens} = {part}", f"{total} - {part} = {rest}"]
+                lines += [f"{factor} × {ones} = {rest}", f"{tens} + {ones} = {a}"]
+            else:
+                lines += [f"{factor} × {a} = {total}"]
         return (
             lines,
             f"{_unit(total, small)} = {_unit(a, big)}",
@@ -84,7 +92,7 @@ def units(rng: random.Random) -> Sample:
     big, small, factor, most = row
     back = rng.random() < 0.35
     if back and factor not in (10, 100, 1000):
-        most = min(most, 20)
+        most = min(most, 60)
     amount = rng.randint(1, most)
     source, target = (small, big) if back else (big, small)
 

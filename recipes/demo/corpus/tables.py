@@ -13,8 +13,8 @@ COUNT_WORD = (
     "How many times is {w} in the list {l}?",
     "In {l}, how often do you see {w}?",
     "Count how many times {w} occurs: {l}.",
-    "How many {w} are there: {l}?",
-    "count the {w} in {l}",
+    "How many times do you see {w} here: {l}?",
+    "count {w} in {l}",
 )
 COUNT_ALL = (
     "How many items are in this list: {l}?",
