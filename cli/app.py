@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import chat, generate, train
+from . import chat, convert, generate, info, train
 
 
 class _Commands(TyperGroup):
@@ -78,4 +78,6 @@ def _root(
 # The commands, in the order of `orthrus-mlx --help`.
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=info.EXAMPLES)(info.info)
+app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)

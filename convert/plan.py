@@ -55,7 +55,7 @@ class PlannedFile:
 
 
 def make_plan(
-    checkpoint: Checkpoint, options: Options, max_shard_bytes: int = MAX_SHARD_BYTES
+    checkpoint: Checkpoint, options: Options, max_shard_bytes: int | None = None
 ) -> list[PlannedFile]:
     """Lay out the output files: the AR view's shards, then the diffusion view's one file.
 
@@ -74,7 +74,7 @@ def make_plan(
     _check_packs_something(ar, options.ar)
     _check_packs_something(diffusion, options.diffusion)
 
-    shards = _split(ar, max_shard_bytes)
+    shards = _split(ar, max_shard_bytes or MAX_SHARD_BYTES)
     names = ["model.safetensors"]
     if len(shards) > 1:
         count = len(shards)

@@ -87,6 +87,16 @@ def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
     Raises:
         CheckpointNotFoundError: if there is no such folder or repository, or no network.
     """
+    folder = local_folder(path_or_hf_repo)
+    return download(str(path_or_hf_repo), revision) if folder is None else folder
+
+
+def local_folder(path_or_hf_repo: str | Path) -> Path | None:
+    """The folder that is meant, or None for a Hub id.
+
+    Raises:
+        CheckpointNotFoundError: if it is neither.
+    """
     name = str(path_or_hf_repo)
     if name == DEMO:
         return Path(__file__).parent / "demo"
@@ -99,7 +109,7 @@ def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
         raise CheckpointNotFoundError(
             f"There is no folder {name}, and it is not a Hub id of the form owner/name."
         )
-    return download(name, revision)
+    return None
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -108,18 +118,22 @@ def inspect(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: naming the file or tensors at fault.
     """
-    files = weight_files(folder)
-    return check(folder, read_config(folder, files), read_headers(files))
+    return check(folder, read_headers(weight_files(folder)))
 
 
-def check(folder: Path, config: ModelConfig, tensors: dict[str, TensorInfo]) -> Checkpoint:
-    """The checkpoint that `config` and the headers' `tensors` make, where they fit each other."""
+def check(folder: Path, tensors: dict[str, TensorInfo]) -> Checkpoint:
+    """The checkpoint that `folder`'s config and the headers' `tensors` make, if they fit together.
+
+    Raises:
+        CheckpointError: naming the file or tensors at fault.
+    """
+    config = read_config(folder, tensors)
     check_tensors(tensors, config, str(folder))
     wanted = expected_shapes(config, tensors)
     return Checkpoint(folder, config, {name: tensors[name] for name in wanted})
 
 
-def read_config(folder: Path, files: list[Path]) -> ModelConfig:
+def read_config(folder: Path, tensors: dict[str, TensorInfo]) -> ModelConfig:
     """The config of a checkpoint; for one that is not Orthrus, an error that says what it is.
 
     Raises:
@@ -131,7 +145,6 @@ def read_config(folder: Path, files: list[Path]) -> ModelConfig:
     try:
         return ModelConfig.from_folder(folder)
     except NotOrthrusError as e:
-        tensors = read_headers(files)
         if any(map(is_diffusion, tensors)):
             raise ConfigError(
                 f"{folder / 'config.json'} names no block_size and mask_token_id, but the weights "

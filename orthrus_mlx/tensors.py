@@ -46,12 +46,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
                 for name in content.keys():  # noqa: SIM118 (not a mapping)
                     part = content.get_slice(name)
                     info = TensorInfo(part.get_dtype(), tuple(part.get_shape()), file)
-                    if name in tensors:
-                        raise TensorError(
-                            f"Tensor {name} is in both {tensors[name].file.name} and {file.name} "
-                            f"of {file.parent}. Remove the file that does not belong there."
-                        )
-                    tensors[name] = info
+                    add_tensor(tensors, name, info)
         except (SafetensorError, OSError) as e:
             pointer = _is_lfs_pointer(file)
             hint = "it is a Git LFS pointer; run `git lfs pull`" if pointer else "download it again"
@@ -59,6 +54,20 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
                 f"{file} is not a whole safetensors file ({brief(e)}): {hint}."
             ) from e
     return tensors
+
+
+def add_tensor(tensors: dict[str, TensorInfo], name: str, info: TensorInfo) -> None:
+    """Add a file's tensor to those of the files before it.
+
+    Raises:
+        TensorError: for one that another file holds too.
+    """
+    if name in tensors:
+        raise TensorError(
+            f"Tensor {name} is in both {tensors[name].file.name} and {info.file.name} of "
+            f"{info.file.parent}. Remove the file that does not belong there."
+        )
+    tensors[name] = info
 
 
 def _is_lfs_pointer(file: Path) -> bool:

@@ -1,0 +1,191 @@
+"""`orthrus-mlx convert`: a Hugging Face checkpoint to MLX's layout, quantized if asked."""
+
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .options import examples
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXAMPLES = examples(
+    f"orthrus-mlx convert --hf-path {options.REAL_MODEL} -q --mlx-path orthrus-4bit",
+    f"orthrus-mlx convert --hf-path {options.REAL_MODEL} -q --q-bits 8 --diffusion-q-bits 4",
+    "orthrus-mlx convert --model my-orthrus -q --q-mode mxfp4 --upload-repo me/my-orthrus-mlx",
+)
+_QUANTIZATION = "Quantization"
+
+
+class QMode(StrEnum):
+    """How to pack weights."""
+
+    affine = "affine"
+    mxfp4 = "mxfp4"
+    mxfp8 = "mxfp8"
+    nvfp4 = "nvfp4"
+
+
+class DType(StrEnum):
+    """What to store unpacked weights as."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+def convert(
+    hf_path: Annotated[
+        str,
+        typer.Option(
+            "--hf-path",
+            "--model",
+            help="The checkpoint to convert: a folder or a Hugging Face id.",
+            show_default=False,
+        ),
+    ],
+    mlx_path: Annotated[
+        Path, typer.Option(help="The folder to create; must not exist.", metavar="FOLDER")
+    ] = Path("mlx_model"),
+    revision: options.RevisionOption = None,
+    dtype: Annotated[
+        DType | None,
+        typer.Option(
+            help="Type of the weights that are not packed. [dim]\\[default: as they are][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    upload_repo: Annotated[
+        str | None,
+        typer.Option(
+            help="Hugging Face id to upload the result to.", metavar="ID", show_default=False
+        ),
+    ] = None,
+    quantize: Annotated[
+        bool,
+        typer.Option(
+            "--quantize", "-q", help="Quantize the weights.", rich_help_panel=_QUANTIZATION
+        ),
+    ] = False,
+    q_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits a weight: 2 to 6, or 8. [dim]\\[default: 4; 8 for mxfp8][/dim]",
+            metavar="N",
+            show_default=False,
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = None,
+    q_group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights that share a scale: 32, 64 or 128. "
+            "[dim]\\[default: 64; 32 for mxfp4 and mxfp8, 16 for nvfp4][/dim]",
+            metavar="N",
+            show_default=False,
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = None,
+    q_mode: Annotated[
+        QMode, typer.Option(help="How to pack them.", rich_help_panel=_QUANTIZATION)
+    ] = QMode.affine,
+    diffusion_q_bits: Annotated[
+        int | None,
+        typer.Option(
+            help="Bits a weight of the diffusion view, which never changes the output; 0 leaves "
+            "it as it is. [dim]\\[default: as the rest][/dim]",
+            metavar="N",
+            show_default=False,
+            rich_help_panel=_QUANTIZATION,
+        ),
+    ] = None,
+) -> None:
+    """Convert a Hugging Face checkpoint to MLX's layout.
+
+    The result also loads in stock mlx-lm, as plain Qwen3. It appears whole or not at all, and
+    takes about as much memory as the largest tensor, whatever the model's size.
+    """
+    from orthrus_mlx.convert import convert as run
+    from orthrus_mlx.info import describe
+
+    from .console import notes_console, say
+    from .info import print_info
+
+    notes = notes_console()
+    with _ConversionBar(notes) as bar:
+        folder = run(
+            hf_path,
+            mlx_path,
+            quantize=quantize,
+            q_bits=q_bits,
+            q_group_size=q_group_size,
+            q_mode=q_mode.value,
+            dtype=None if dtype is None else dtype.value,
+            diffusion_q_bits=diffusion_q_bits,
+            revision=revision,
+            upload_repo=upload_repo,
+            on_progress=bar,
+        )
+    print_info(describe(folder))
+    say(notes, f"Wrote {mlx_path}. Try it: orthrus-mlx chat --model {mlx_path}")
+    if upload_repo is not None:
+        say(notes, f"Uploaded to https://huggingface.co/{upload_repo}")
+
+
+class _ConversionBar:
+    """Shows how much is converted: a bar on a terminal, else a line at every tenth."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+        self._progress: Any = None
+        self._tenths = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes are converted."""
+        from .console import is_screen, say
+
+        if is_screen(self._console):
+            self._draw(done, total)
+        elif done * 10 // total > self._tenths:
+            self._tenths = done * 10 // total
+            say(self._console, f"Converting: {self._tenths * 10} %")
+
+    def _draw(self, done: int, total: int) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("[dim]Converting[/dim]"),
+                BarColumn(),
+                DownloadColumn(),
+                Remaining(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total)
+            self._progress.start()
+        self._progress.update(self._task, completed=done)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def __enter__(self) -> "_ConversionBar":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
