@@ -107,6 +107,13 @@ def gumbel_noise(rows: int, vocab_size: int, position: int, seed: int) -> mx.arr
     return noise[:, :vocab_size]
 
 
+def top_gap(scores: mx.array, best: mx.array, sampling: Sampling) -> mx.array:
+    """How far, in logits, the best score [R] of each row of `scores` [R, vocab_size] leads."""
+    others = mx.put_along_axis(scores, best[:, None], mx.array(-mx.inf, scores.dtype), axis=-1)
+    lead = (scores.max(axis=-1) - others.max(axis=-1)).astype(mx.float32)
+    return lead if sampling.greedy else lead * sampling.temperature
+
+
 def count_accepted(drafts: Sequence[int], choices: Sequence[int]) -> int:
     """How many leading drafts equal the AR view's choices."""
     for n, (draft, choice) in enumerate(zip(drafts, choices, strict=False)):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from .consensus import Sampling, choose, count_accepted
+from .consensus import Sampling, count_accepted, scores, top_gap
 from .schedule import Plan, Scheduler
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -49,6 +49,8 @@ class DecodeStats:
         accepted_tokens: drafts that stood.
         drafted_at: how often a draft was verified at each place of a block, first place first.
         accepted_at: how often it stood there.
+        near_ties: tokens whose choice was so close that another row count could have chosen
+            otherwise; None where that is not measured (exact numerics, or no probe).
         seed: the sampling seed used.
         finish_reason: "stop" or "length" once the last token is handed out.
     """
@@ -62,6 +64,7 @@ class DecodeStats:
     accepted_tokens: int = 0
     drafted_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
+    near_ties: int | None = None
     seed: int = 0
     finish_reason: str | None = None
 
@@ -93,6 +96,35 @@ class DecodeStats:
 
 
 @dataclass(frozen=True)
+class RowCounts:
+    """The row counts that AR rows may be computed with; empty tuples allow any.
+
+    Attributes:
+        verify: rows of a verify pass, in rising order.
+        fused: (AR rows, diffusion rows) of a one-pass forward.
+    """
+
+    verify: tuple[int, ...] = ()
+    fused: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def most(self) -> int | None:
+        """AR rows that one pass can hold, or None for no limit."""
+        return self.verify[-1] if self.verify else None
+
+    def fit(self, rows: int) -> int:
+        """The smallest allowed count that holds `rows`."""
+        return next((n for n in self.verify if n >= rows), rows)
+
+    def fit_fused(self, rows: int, ahead: int) -> tuple[int, int]:
+        """The smallest allowed pair that holds `rows` AR rows; no diffusion rows if none does."""
+        if not self.verify:
+            return rows, ahead
+        pairs = [pair for pair in self.fused if pair[0] >= rows and ahead]
+        return min(pairs, key=sum, default=(self.fit(rows), 0))
+
+
+@dataclass(frozen=True)
 class Request:
     """One run of the engine.
 
@@ -104,6 +136,8 @@ class Request:
         mask_token_id: the id that stands for "to be drafted".
         logits_processors: mlx-lm's `processor(tokens, logits [1, vocab])`, called once for each
             token handed out, in order, with the ids that precede it in this call.
+        row_counts: the row counts that decode forwards may use.
+        near_tie: count choices whose two best scores are closer than this (in logits).
         prefill_step_size: prompt ids in one prefill pass.
         on_progress: called with (prompt ids read, prompt ids in all).
     """
@@ -114,6 +148,8 @@ class Request:
     sampling: Sampling
     mask_token_id: int
     logits_processors: Sequence[LogitsProcessor] = ()
+    row_counts: RowCounts = RowCounts()
+    near_tie: float | None = None
     prefill_step_size: int = 2048
     on_progress: Progress | None = None
 
@@ -125,18 +161,21 @@ class Decoded(NamedTuple):
         token: the id.
         logits: the AR view's logits [vocab_size] that it was chosen from, processors applied.
         from_draft: whether a draft had guessed it.
+        near_tie: whether it was chosen by less than the request's `near_tie`.
     """
 
     token: int
     logits: mx.array
     from_draft: bool
+    near_tie: bool = False
 
 
 class Cycle(NamedTuple):
     """A cycle under way on the device.
 
-    `logits` [n, vocab] and `choices` [n] belong to AR rows [anchor, drafts...]; `ahead` are the
-    guesses of the diffusion rows beside them, the first for position `start + 1`.
+    `logits` [n, vocab], `choices` [n] and `gaps` [n] belong to AR rows [anchor, drafts...] (and
+    padding after them); `ahead` are the guesses of the diffusion rows beside them, the first for
+    position `start + 1`.
     """
 
     plan: Plan
@@ -144,12 +183,13 @@ class Cycle(NamedTuple):
     drafts: mx.array
     logits: mx.array
     choices: mx.array | None  # None where logits processors must choose one by one
+    gaps: mx.array | None
     ahead: mx.array | None
 
     @property
     def outputs(self) -> list[mx.array]:
         """What the verify pass computes."""
-        return [a for a in (self.logits, self.choices, self.ahead) if a is not None]
+        return [a for a in (self.logits, self.choices, self.gaps, self.ahead) if a is not None]
 
 
 def decode(
@@ -164,7 +204,12 @@ def decode(
     However the iterator ends (exhausted, closed, interrupted), the cache is left holding
     everything committed but the last token handed out, which the next call's prompt starts with.
     """
-    stats = DecodeStats(len(request.prompt), cache[0].offset, seed=request.sampling.seed)
+    stats = DecodeStats(
+        prompt_tokens=len(request.prompt),
+        cached_tokens=cache[0].offset,
+        near_ties=None if request.near_tie is None else 0,
+        seed=request.sampling.seed,
+    )
     end_of_prompt = cache[0].offset + len(request.prompt)
     try:
         if request.max_tokens == 0:
@@ -201,6 +246,8 @@ def decode(
             # 4. Hand out.
             for token in decided:
                 stats.generation_tokens += 1
+                if stats.near_ties is not None:
+                    stats.near_ties += token.near_tie
                 if done and stats.generation_tokens == total:
                     stats.finish_reason = "stop" if ended else "length"
                 yield token, stats
@@ -247,27 +294,39 @@ class _Run:
     def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
         """Start `plan` on the device, from anchor [1] (which may still be computed)."""
         start = self.cache[0].offset
-        masks = mx.full((plan.draft_rows + plan.ahead_rows,), self.request.mask_token_id, mx.int32)
-        drafts = pending[: plan.n_drafts]
+        most = self.request.row_counts.most
+        n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
+        drafts = pending[:n_drafts]
         if plan.draft_rows:
-            block = mx.concatenate([anchor, masks[1:]])
+            block = mx.concatenate([anchor, self._masks(plan.draft_rows - 1)])
             guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
-            drafts = guesses[: plan.n_drafts]
+            drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
-        rows, ahead = mx.concatenate([anchor, drafts]), None
-        if plan.ahead_rows:
-            ids = mx.concatenate([rows, anchor, masks[1:]])
-            logits, ahead = self.model.verify_and_draft(ids, rows.size, self.cache)
+        rows, n = mx.concatenate([anchor, drafts]), 1 + drafts.size
+        n_ar, ahead_rows = self.request.row_counts.fit_fused(n, plan.ahead_rows)
+        rows = mx.concatenate([rows, self._masks(n_ar - n)])
+        ahead = None
+        if ahead_rows:
+            ids = mx.concatenate([rows, anchor, self._masks(ahead_rows - 1)])
+            logits, ahead = self.model.verify_and_draft(ids, n_ar, self.cache)
             ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
         else:
             logits = self.model.verify(rows, self.cache)
-        choices = None
+        cut_cache(self.cache, start + n)  # padding
+        choices = gaps = None
         if not self.request.logits_processors:
-            choices = choose(logits, start + 1, self.request.sampling).astype(mx.int32)
-        cycle = Cycle(plan, start, drafts, logits, choices, ahead)
+            ranked = scores(logits, start + 1, self.request.sampling)
+            best = mx.argmax(ranked, axis=-1).astype(mx.int32)
+            choices = best[:n]
+            if self.request.near_tie is not None:
+                gaps = top_gap(ranked, best, self.request.sampling)[:n]
+        cycle = Cycle(plan, start, drafts, logits, choices, gaps, ahead)
         if not plan.draft_rows:
             mx.async_eval(cycle.outputs)
         return cycle
+
+    def _masks(self, count: int) -> mx.array:
+        return mx.full((count,), self.request.mask_token_id, mx.int32)
 
     def finish(self, cycle: Cycle) -> list[Decoded]:
         """The tokens that `cycle` decided, up to the first end token."""
@@ -280,9 +339,19 @@ class _Run:
             return self._process(cycle, drafts)
         choices: Any = cycle.choices.tolist()
         accepted = count_accepted(drafts, choices)
-        decided = [Decoded(choices[j], cycle.logits[j], j < accepted) for j in range(accepted + 1)]
+        close = self._near_ties(cycle.gaps, accepted + 1)
+        decided = [
+            Decoded(choices[j], cycle.logits[j], j < accepted, close[j])
+            for j in range(accepted + 1)
+        ]
         ends = (n for n, d in enumerate(decided, start=1) if d.token in self.request.eos_token_ids)
         return decided[: next(ends, len(decided))]
+
+    def _near_ties(self, gaps: mx.array | None, count: int) -> list[bool]:
+        if gaps is None or self.request.near_tie is None:
+            return [False] * count
+        values: Any = gaps[:count].tolist()
+        return [gap <= self.request.near_tie for gap in values]
 
     def pending(self, cycle: Cycle, accepted: int) -> mx.array:
         """The guesses of a one-pass cycle that lie beyond what it decided."""
@@ -300,9 +369,11 @@ class _Run:
             logits = cycle.logits[j : j + 1]
             for processor in self.request.logits_processors:
                 logits = processor(self.history, logits)
-            choice = choose(logits, cycle.start + 1 + j, self.request.sampling)
-            token: Any = choice.item()
-            decided.append(Decoded(token, logits[0], token == draft))
+            ranked = scores(logits, cycle.start + 1 + j, self.request.sampling)
+            best = mx.argmax(ranked, axis=-1)
+            token: Any = best.item()
+            close = self._near_ties(top_gap(ranked, best, self.request.sampling), 1)
+            decided.append(Decoded(token, logits[0], token == draft, close[0]))
             self.history = mx.concatenate([self.history, mx.array([token])])
             if token != draft or token in self.request.eos_token_ids:
                 break

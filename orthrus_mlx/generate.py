@@ -12,8 +12,9 @@ from typing import Any
 import mlx.core as mx
 
 from .consensus import Sampling
-from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, decode
-from .errors import ContextLengthError, GenerationError, NumericsError, PromptError
+from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, RowCounts, decode
+from .errors import ContextLengthError, GenerationError, PromptError
+from .numerics import cached_probe, stored_probe
 from .schedule import CYCLES, MODES, CycleKind, Mode, make_scheduler
 
 NUMERICS = ("fast", "exact")
@@ -39,6 +40,8 @@ class GenerationResponse:
         drafted_tokens: drafts verified so far.
         accepted_tokens: drafts that stood so far.
         seed: the sampling seed in use.
+        near_ties: tokens chosen by less than the kernels' disagreement, as probed, so far; None
+            where that is not known (exact numerics, or no probe on this machine yet).
     """
 
     text: str
@@ -56,6 +59,7 @@ class GenerationResponse:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     seed: int = 0
+    near_ties: int | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -97,7 +101,10 @@ def mlx_generate(
         seed: keys the sampling noise; None draws a fresh one, which the stats report.
         mode: "parallel" always drafts, "ar" never, "auto" decides as it goes.
         cycle: "two-pass" (the paper's), "one-pass" (ours) or "auto".
-        numerics: "fast" or "exact".
+        numerics: "fast" picks row counts by cost alone; "exact" keeps every pass within row counts
+            that this device was found to compute bit-identically, so that every mode gives the
+            same ids in any precision. The first exact call probes the device (some seconds, then
+            kept on disk).
         prompt_cache: a cache from `mlx_lm.models.cache.make_prompt_cache(model)` to continue. When
             the iterator ends or is closed, it holds all ids but the last one handed out.
         logits_processors: as mlx-lm's: `processor(tokens, logits [1, vocab])` -> logits, called
@@ -201,6 +208,7 @@ def _respond(
             drafted_tokens=stats.drafted_tokens,
             accepted_tokens=stats.accepted_tokens,
             seed=stats.seed,
+            near_ties=stats.near_ties,
         )
 
     with wired_limit(model), contextlib.closing(run):
@@ -279,8 +287,6 @@ def _start(
     _one_of("mode", mode, MODES)
     _one_of("cycle", cycle, CYCLES)
     _one_of("numerics", numerics, NUMERICS)
-    if numerics == "exact":
-        raise NumericsError("numerics='exact' is not available yet; use 'fast'.")
     config = model.config
     cache = model.make_cache() if prompt_cache is None else prompt_cache
     prompt = _checked_ids(prompt_tokens, config.vocab_size)
@@ -308,11 +314,18 @@ def _start(
         ),
         mask_token_id=config.mask_token_id,
         logits_processors=tuple(logits_processors or ()),
+        row_counts=cached_probe(model).row_counts if numerics == "exact" else RowCounts(),
+        near_tie=_near_tie(model) if numerics == "fast" else None,
         prefill_step_size=prefill_step_size,
         on_progress=prompt_progress_callback,
     )
     scheduler = make_scheduler(mode, cycle, config.block_size)
     return decode(model, request, scheduler, cache, on_stats)
+
+
+def _near_tie(model: Any) -> float | None:
+    found = stored_probe(model)
+    return None if found is None else found.near_tie
 
 
 def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> list[int]:

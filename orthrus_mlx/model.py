@@ -224,8 +224,9 @@ class Model(nn.Module):
         self, ids: mx.array, n_ar: int, cache: list[KVCache]
     ) -> tuple[mx.array, mx.array]:
         """One pass over `n_ar` AR rows and a block: their logits, as `verify` and `draft` give."""
-        logits = self.logits(self.hidden(ids[None], cache, n_ar)[:, :-1])[0]
-        return logits[:n_ar], logits[n_ar:]
+        # The head sees every row, though the last is of no use: its row count is then the pass's.
+        logits = self.logits(self.hidden(ids[None], cache, n_ar))[0]
+        return logits[:n_ar], logits[n_ar:-1]
 
 
 def block_mask(start: int, n_ar: int, n_diff: int) -> mx.array:
