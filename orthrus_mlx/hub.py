@@ -64,7 +64,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The Hub's snapshot of `repo_id`: only the files needed, resumed where cut short.
+    """The Hub's snapshot of `repo_id`: only the files needed, and of those what is not cached.
 
     Uses what is cached when there is no network.
 
@@ -83,7 +83,10 @@ def cached(repo_id: str, revision: str | None = None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, local_files_only=True))
+        folder = snapshot_download(
+            repo_id, revision=revision, allow_patterns=list(PATTERNS), local_files_only=True
+        )
+        return Path(folder)
     except LocalEntryNotFoundError:
         return None
 
@@ -149,8 +152,8 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     except Exception as e:  # whatever the HTTP client of the day raises
         raise CheckpointNotFoundError(
             f"{repo_id} is not (wholly) in the local cache and cannot be downloaded: {brief(e)}. "
-            "Check the network and the free disk space, then run the same command again; the "
-            "download goes on where it stopped."
+            "Check the network and the free disk space, then run the same command again; files "
+            "that are complete are not fetched twice."
         ) from e
 
 

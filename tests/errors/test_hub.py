@@ -1,0 +1,175 @@
+"""Checkpoints from the Hub: only what is needed comes, and every way to fail is told apart."""
+
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from orthrus_mlx import CheckpointNotFoundError, IncompleteCheckpointError, UnsafeCheckpointError
+from orthrus_mlx.checkpoint import inspect, resolve
+from orthrus_mlx.info import describe
+from tests.fake_hub import COMMIT, FakeHub
+from tests.helpers import random_config, random_weights, write_checkpoint
+
+REPO = "someone/orthrus-tiny"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    with FakeHub().serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield hub
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """The Hub client waits between its attempts."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def published(hub, tmp_path, tiny16_dir):
+    """A sharded checkpoint on the Hub, among files that nobody should download."""
+    config = random_config(1, hidden_size=64)
+    folder = tmp_path / "published"
+    write_checkpoint(folder, config, random_weights(config), shards=3, tokenizer_from=tiny16_dir)
+    (folder / "modeling_orthrus.py").write_text("raise SystemExit('run!')")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "optimizer.pt").write_bytes(b"pickle")
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.pth").write_bytes(b"pickle")
+    hub.repos[REPO] = folder
+    return hub
+
+
+def offline(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_downloads_what_a_model_needs_and_no_code(published):
+    folder = resolve(REPO)
+    inspect(folder)
+    names = {path.name for path in folder.rglob("*")}
+    assert {"config.json", "tokenizer.json", "model-00003-of-00003.safetensors"} <= names
+    assert not [name for name in names if name.endswith((".py", ".bin", ".pt", ".pth"))]
+    assert not [name for name in published.requested if name.endswith((".py", ".bin", ".pt"))]
+
+
+def test_works_offline_once_cached(published, monkeypatch):
+    first = resolve(REPO)
+    offline(monkeypatch)
+    again = resolve(REPO)
+    assert again == first
+    inspect(again)
+
+
+def test_no_network_and_nothing_cached(hub, monkeypatch):
+    offline(monkeypatch)
+    with pytest.raises(CheckpointNotFoundError, match="network"):
+        resolve(REPO)
+    with pytest.raises(CheckpointNotFoundError, match="network"):
+        describe(REPO)
+
+
+def test_unknown_model(hub):
+    with pytest.raises(CheckpointNotFoundError, match="knows no model 'no/such-model'"):
+        resolve("no/such-model")
+    with pytest.raises(CheckpointNotFoundError, match="knows no model 'no/such-model'"):
+        describe("no/such-model")
+
+
+def test_unknown_revision(published):
+    with pytest.raises(CheckpointNotFoundError, match="no revision 'v9'"):
+        resolve(REPO, revision="v9")
+
+
+def test_known_revision(published):
+    assert resolve(REPO, revision=COMMIT) == resolve(REPO)
+
+
+@pytest.mark.parametrize(
+    "name", ["no such folder", "a/b/c", "./nothing", "/nothing/here", "~/nope/x"]
+)
+def test_neither_folder_nor_hub_id(name):
+    with pytest.raises(CheckpointNotFoundError, match="no folder"):
+        resolve(name)
+
+
+def test_a_file_is_not_a_folder(tiny16_dir):
+    with pytest.raises(CheckpointNotFoundError, match="is a file"):
+        resolve(tiny16_dir / "model.safetensors")
+
+
+def test_download_cut_short_goes_on(published, no_waiting):
+    published.fail_after = 20_000
+    with pytest.raises(CheckpointNotFoundError, match="run the same command again"):
+        resolve(REPO)
+    published.fail_after = None
+    inspect(resolve(REPO))
+    assert published.requested.count("config.json") == 1  # complete files are not fetched twice
+
+
+def test_partial_download_found_offline(published, no_waiting, monkeypatch):
+    """The Hub client gives what it has; that it is not all must be noticed."""
+    published.fail_after = 20_000
+    with pytest.raises(CheckpointNotFoundError):
+        resolve(REPO)
+    offline(monkeypatch)
+    with pytest.raises((CheckpointNotFoundError, IncompleteCheckpointError)):
+        inspect(resolve(REPO))
+
+
+def test_info_downloads_no_weights(published):
+    described = describe(REPO)
+    local = describe(published.repos[REPO])
+    assert described.folder is None
+    assert described.views == local.views
+    assert described.kv_bytes_per_token == local.kv_bytes_per_token
+    assert (described.has_tokenizer, described.has_chat_template) == (True, True)
+    assert "tokenizer.json" not in published.requested
+    for name, size in published.sent.items():
+        if name.endswith(".safetensors"):  # the client asks for the first 100 kB, headers and more
+            assert size <= 100_001
+
+
+def test_info_reads_both_layouts(published, tmp_path):
+    from orthrus_mlx.convert import convert
+
+    published.repos["me/converted"] = convert(REPO, tmp_path / "out", diffusion_q_bits=0)
+    described = describe("me/converted")
+    assert described.layout == "mlx"
+    assert described.views == describe(REPO).views
+
+
+def test_info_offline_once_cached(published, monkeypatch):
+    resolve(REPO)
+    offline(monkeypatch)
+    assert describe(REPO).folder is not None
+
+
+def test_pickle_only_repository(published):
+    for file in published.repos[REPO].glob("*.safetensors*"):
+        file.unlink()
+    with pytest.raises(UnsafeCheckpointError, match="pickle"):
+        describe(REPO)
+
+
+def test_the_card_names_the_base_model_and_keeps_its_licence(published, tmp_path):
+    from huggingface_hub import ModelCard
+
+    from orthrus_mlx.convert import convert
+
+    folder: Path = published.repos[REPO]
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n\n# Theirs\n")
+    (folder / "LICENSE").write_text("MIT License")
+    out = convert(REPO, tmp_path / "out")
+    card = ModelCard.load(out / "README.md")
+    assert card.data.license == "mit"
+    assert card.data.base_model == REPO
+    assert "Theirs" not in card.text
+    assert (out / "LICENSE").read_text() == "MIT License"
