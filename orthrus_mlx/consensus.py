@@ -18,6 +18,8 @@ import mlx.core as mx
 from .errors import SamplingError
 
 MAX_SEED = (1 << 64) - 1
+# Below this, noise no longer moves a float32 choice, and the division would overflow.
+COLDEST = 1e-8
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the choice is the plain argmax."""
-        return self.temperature == 0
+        return self.temperature < COLDEST
 
 
 def choose(logits: mx.array, position: int, sampling: Sampling) -> mx.array:

@@ -130,6 +130,12 @@ def test_neighbouring_draws_are_independent() -> None:
         assert p_value(counts, left.size * expected) > LEAST_P, name
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-6, 1e-20, 1e-38, 1e-45, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    tokens = drawn(LOGITS, 50, 0, temperature=temperature)
+    assert set(tokens.tolist()) == {int(LOGITS.argmax())}
+
+
 def test_large_seeds_and_positions_count_whole() -> None:
     """No two of these share their noise, though they agree in their low or high halves."""
     seeds = [0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 63, (1 << 64) - 1]
