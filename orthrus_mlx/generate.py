@@ -150,7 +150,7 @@ def stream_generate(
     prompt: str | Sequence[int] | mx.array,
     max_tokens: int = 256,
     *,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     eos_token_ids: Collection[int] | None = None,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
@@ -161,7 +161,7 @@ def stream_generate(
         tokenizer: its tokenizer (mlx-lm's `TokenizerWrapper`).
         prompt: text to continue as it stands (no chat template), or ids.
         max_tokens: ids to write at most; -1 for as many as the context holds.
-        stop: strings that end the answer; none of them, nor anything after, is handed out.
+        stop: one string or several that end the answer; none is handed out, nor what follows.
         eos_token_ids: ids that end the answer, in place of the tokenizer's.
         options: everything else that `mlx_generate` takes.
 
@@ -179,7 +179,8 @@ def stream_generate(
         ids = prompt
     ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
     run = _start(model, ids, ends, max_tokens, **options)
-    return _respond(model, run, tokenizer.detokenizer, ends, StopStrings(stop))
+    stops = StopStrings([stop] if isinstance(stop, str) else stop)
+    return _respond(model, run, tokenizer.detokenizer, ends, stops)
 
 
 def _respond(

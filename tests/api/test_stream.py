@@ -129,6 +129,10 @@ def test_a_stop_string_of_split_characters(tokenizer: Any) -> None:
     assert text_of(write(tokenizer, f"so é{FAMILY}. No.", stop=[f"é{FAMILY[:2]}"])) == "so "
 
 
+def test_one_stop_string_may_be_given_bare(tokenizer: Any) -> None:
+    assert text_of(write(tokenizer, "one two. three", stop="two")) == "one "
+
+
 def test_no_part_of_a_stop_string_is_shown_early(tokenizer: Any) -> None:
     shown = ""
     for response in write(tokenizer, "yes ###no", stop=["###"]):
