@@ -46,6 +46,11 @@ def test_bad_prompts(prompt: Any) -> None:
     assert model.log == []
 
 
+def test_an_empty_text_prompt(tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match="empty"):
+        stream_generate(FakeModel(), tokenizer, "")
+
+
 BAD_OPTIONS: list[tuple[type[OrthrusError], str, Any]] = [
     (SamplingError, "temperature", -0.1),
     (SamplingError, "temperature", math.nan),

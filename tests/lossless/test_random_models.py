@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
 
 from orthrus_mlx import DecodeStats, mlx_generate
 from tests import helpers
@@ -152,6 +155,41 @@ def test_logits_of_both_views_match_torch(shaped: Shaped, data: st.DataObject) -
     assert np.linalg.norm(np.array(draft) - expected) < 1e-5 * np.linalg.norm(expected)
     expected = orthrus_torch.ar_logits(reference, ids[: n + n_ar])[n:].numpy()
     assert np.linalg.norm(np.array(ar) - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+@given(random_models.models(), st.data())
+@settings(UNTIMED, max_examples=15)
+def test_plain_decoding_is_mlx_lms(shaped: Shaped, data: st.DataObject) -> None:
+    """Our model in mlx-lm's own loop, and our loop over mlx-lm's own cache."""
+    model = random_models.build(*shaped)
+    prompt = data.draw(prompts(shaped[0]["vocab_size"]))
+    steps = generate_step(mx.array(prompt), model, max_tokens=20)
+    theirs = [int(token) for token, _ in steps]
+    for mode, cycle in WAYS:
+        cache = make_prompt_cache(model)
+        ids = mlx_generate(model, prompt, (), 20, mode=mode, cycle=cycle, prompt_cache=cache)
+        assert list(ids) == theirs
+        assert {layer.offset for layer in cache} == {len(prompt) + 19}
+
+
+def test_exact_numerics_change_no_id_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row count computes the same bits on the CPU, so exact and fast must agree on it."""
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path))
+    config = helpers.random_config(3, block_size=8, max_position_embeddings=200, layer_types=None)
+    weights = random_models.favour_one_token(config, helpers.random_weights(config, 3), 9.0)
+    model = random_models.build(config, weights)
+    for temperature in (0.0, 0.9):
+        runs = [
+            list(
+                mlx_generate(
+                    model, [1, 2], (), 60, temperature, seed=2, mode=mode, cycle=cycle, numerics=n
+                )
+            )
+            for mode, cycle in WAYS
+            for n in ("fast", "exact")
+        ]
+        assert all(run == runs[0] for run in runs)
+    assert list(tmp_path.iterdir())  # the probe was kept
 
 
 @pytest.mark.parametrize(
