@@ -1,0 +1,290 @@
+"""Prove on this machine that parallel decoding is lossless, and measure what exactness costs.
+
+Compares parallel with AR mode on trained checkpoints and on random weights of the 1.7B shapes
+(near-ties everywhere; drafts follow a script under which every number of drafts comes to stand),
+in bf16, 8 and 4 bits, greedy and sampled, exact and fast; then with torch, where it is installed;
+then times exact against fast. Every job runs in a process of its own and within its time.
+
+    python benchmarks/gpu_proof.py --model FOLDER=PROMPTS.json [--model ...] --out proof.json
+
+PROMPTS is a JSON list of {"prompt": ids or text, "tokens": ids of an answer, if known}, or a text
+file with one question a line. Exit code 1 if exact mode ever differs, if a fast-mode difference is
+no near-tie, or if a job failed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+PACKINGS = ("bf16", "8bit", "4bit")
+GRACE = 45.0  # seconds that a job may take beyond its budget before it is killed
+
+
+def main() -> None:
+    """Run the jobs, print the table, write the JSON."""
+    args = parse()
+    with tempfile.TemporaryDirectory() as scratch:
+        # Probes are taken here and now, and shared by the jobs.
+        os.environ["ORTHRUS_MLX_CACHE"] = scratch
+        started = time.monotonic()
+        report: dict[str, Any] = {"device": describe_device(), "results": []}
+        print(report["device"], flush=True)
+        for jobs, workers in ((correctness_jobs(args), args.workers), (cost_jobs(args), 1)):
+            for result in do_all(jobs, workers, Path(scratch)):
+                report["results"].append(result)
+                print_result(result)
+                report["seconds"] = round(time.monotonic() - started, 1)
+                if args.out:
+                    args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    faults = [fault for result in report["results"] for fault in faults_of(result)]
+    print(f"\n{report['seconds']:.0f} s in all.")
+    print("\n".join(faults) or "LOSSLESS: no difference in exact mode, and none but near-ties.")
+    sys.exit(1 if faults else 0)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", action="append", default=[], metavar="FOLDER=PROMPTS", help="may be repeated")
+    add("--out", type=Path, help="write all results here, as JSON")
+    add("--prompts", type=int, default=104, help="prompts for each checkpoint")
+    add("--max-tokens", type=int, default=256, help="the longest answer of a checkpoint")
+    add("--random-prompts", type=int, default=16, help="prompts for the random weights; 0: skip")
+    add("--random-tokens", type=int, default=96, help="tokens written to each of them")
+    add("--workers", type=int, help="jobs at a time; 0: in this process [6 on CUDA, else 1]")
+    add("--budget-seconds", type=float, default=110, help="for each job of the comparisons")
+    add("--cost-seconds", type=float, default=12, help="for each timing; 0: skip")
+    add("--no-torch", action="store_true", help="leave the comparison with torch out")
+    add("--smoke", action="store_true", help="a quick run with tiny sizes, to test this script")
+    args = parser.parse_args()
+    if args.smoke:
+        args.prompts, args.max_tokens = 2, 12
+        args.random_prompts, args.random_tokens = 2, 24
+        args.budget_seconds, args.cost_seconds = 6.0, 2.0
+        args.workers = args.workers or 0
+    if args.workers is None:
+        import mlx.core as mx
+
+        args.workers = 6 if has_cuda(mx) else 1
+    return args
+
+
+def has_cuda(mx: Any) -> bool:
+    """Whether MLX computes on CUDA here."""
+    return hasattr(mx, "cuda") and bool(mx.cuda.is_available())
+
+
+def describe_device() -> dict[str, Any]:
+    """What this was run on."""
+    import platform
+
+    import mlx.core as mx
+
+    device = mx.default_device()
+    info = mx.device_info(device) if hasattr(mx, "device_info") else {}
+    return {
+        "device": str(device),
+        "name": info.get("device_name", platform.processor()),
+        "backend": "CUDA" if has_cuda(mx) else "Metal" if mx.metal.is_available() else "CPU",
+        "mlx": mx.__version__,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+# --------------------------------------------------------------------------------------- the jobs
+
+
+def correctness_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The comparisons, the longest first."""
+    common = {"smoke": args.smoke, "budget": args.budget_seconds}
+    at_random = {"model": "random", "count": args.random_prompts, "max_tokens": args.random_tokens}
+    jobs: list[dict[str, Any]] = []
+    if args.random_prompts:
+        jobs += [{"kind": "lossless", "packing": p, **at_random, **common} for p in PACKINGS]
+    trained = [(*model.rsplit("=", 1), args.prompts, args.max_tokens) for model in args.model]
+    keys = ("model", "prompts", "count", "max_tokens")
+    for values in trained:
+        rest = {**dict(zip(keys, values, strict=True)), **common}
+        packings = PACKINGS[:1] if args.smoke else PACKINGS  # quantized, a CPU takes minutes
+        jobs += [{"kind": "lossless", "packing": p, **rest} for p in packings]
+    for values in trained if not args.no_torch else []:
+        rest = {**dict(zip(keys, values, strict=True)), **common}
+        jobs += [{"kind": "torch", "packing": p, **rest} for p in ("float32", "bf16")]
+    return jobs
+
+
+def cost_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The timings, which must have the device to themselves."""
+    if not args.cost_seconds:
+        return []
+    common = {"kind": "cost", "smoke": args.smoke, "budget": args.cost_seconds}
+    at_random = {"model": "random", "count": 12, "max_tokens": args.random_tokens}
+    models: list[dict[str, Any]] = [at_random] if args.random_prompts else []
+    for model in args.model:
+        name, prompts = model.rsplit("=", 1)
+        models.append({"model": name, "prompts": prompts, "count": 48, "max_tokens": 128})
+    packings = ("bf16",) if args.smoke else ("bf16", "4bit")
+    return [{**common, **model, "packing": p} for model in models for p in packings]
+
+
+def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[dict[str, Any]]:
+    """Do the jobs, `workers` at a time, yielding results as they come."""
+    if workers == 0:
+        for job in jobs:
+            yield do_here(job)
+        return
+    waiting = list(enumerate(jobs))
+    running: list[tuple[subprocess.Popen[str], dict[str, Any], Path, Path, float]] = []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            number, job = waiting.pop(0)
+            file = scratch / f"{job['kind']}-{number}.json"
+            log = file.with_suffix(".log")
+            # The reference computes float32 in full precision; MLX must then too.
+            environment = {**os.environ, "PYTHONPATH": python_path()}
+            if job["packing"] == "float32":
+                environment["MLX_ENABLE_TF32"] = "0"
+            with log.open("w") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.gpu_jobs", json.dumps(job), str(file)],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            running.append((process, job, file, log, time.monotonic()))
+        time.sleep(0.05)
+        for entry in list(running):
+            process, job, file, log, started = entry
+            late = time.monotonic() - started > job["budget"] + GRACE
+            if process.poll() is None and not late:
+                continue
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            running.remove(entry)
+            yield collect(job, file, log, "killed: over its time" if late else "")
+
+
+def python_path() -> str:
+    """Where a job finds this repository, the models' folders being relative to nothing else."""
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(ROOT), *([before] if before else [])])
+
+
+def collect(job: dict[str, Any], file: Path, log: Path, fault: str) -> dict[str, Any]:
+    """The result that a job's process left, as far as it came."""
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        result = {"job": job, "rows": []}
+    if not result.get("complete"):
+        said = log.read_text(encoding="utf-8", errors="replace")
+        result["error"] = fault or said[-1500:]
+    return result
+
+
+def do_here(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job in this process."""
+    from benchmarks.gpu_jobs import run
+
+    result: dict[str, Any] = {"job": job, "rows": []}
+    try:
+        run(job, result.update)
+    except Exception as error:  # the others can still go on
+        result["error"] = repr(error)
+    return result
+
+
+# -------------------------------------------------------------------------------------- the table
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print a job's part of the table."""
+    job = result["job"]
+    name = "random 1.7B" if job["model"] == "random" else Path(job["model"]).name
+    print(f"\n{name}, {job['packing']}, {job['kind']}: {result.get('seconds', '?')} s", flush=True)
+    if probe := result.get("probe"):
+        print(
+            f"  probe {probe['seconds']} s: classes {probe['classes']}, fused {probe['fused']}, "
+            f"disagreement {probe['disagreement']:.4g}; exact uses {probe['row_counts']}"
+        )
+    for row in result["rows"]:
+        print("  " + (cost_line(row) if job["kind"] == "cost" else comparison_line(row)))
+        for d in row.get("differences", [])[: 4 if row.get("numerics") != "exact" else 32]:
+            gap = "?" if d["gap"] is None else f"{d['gap']:.4g}"
+            print(
+                f"      prompt {d['prompt']} token {d['place']}: {d['expected']} / {d['found']}, "
+                f"gap {gap}, rank {d['rank']}{', near-tie' if d['near_tie'] else ''}"
+            )
+    if "error" in result:
+        print(f"  FAILED: {result['error']}")
+    sys.stdout.flush()
+
+
+def comparison_line(row: dict[str, Any]) -> str:
+    """One way of decoding against another."""
+    what = row.get("against") or f"{row['numerics']:5} {row['sampling']:6}"
+    line = (
+        f"{what} {row['cycle']:8}  {row['same_prompts']}/{row['prompts']} answers and "
+        f"{row['same_tokens']}/{row['tokens']} tokens the same"
+    )
+    if row["cycles"]:
+        line += f", {row['tokens'] / row['cycles']:.2f} tokens a cycle"
+    if "accepted_at" in row:
+        lengths = [
+            a - b for a, b in zip(row["accepted_at"], [*row["accepted_at"][1:], 0], strict=True)
+        ]
+        seen = sum(count > 0 for count in lengths) + (row["cycles"] > sum(lengths))
+        line += f", {seen} of {len(lengths) + 1} accepted lengths seen"
+    if row["prompts"] > row["same_prompts"]:
+        line += f"; {row['near_ties']} near-ties (bound {row['bound']:.4g})"
+    if row["prompts"] < row["asked"]:
+        line += f"  [time was up after {row['prompts']} of {row['asked']}]"
+    return line
+
+
+def cost_line(row: dict[str, Any]) -> str:
+    """One timing."""
+    return (
+        f"{row['numerics']:5} {row['mode']:8}  {row['tokens_per_second']:7.1f} tokens/s, "
+        f"{row['tokens_per_forward']:.2f} tokens a forward ({row['answers']} answers)"
+    )
+
+
+def faults_of(result: dict[str, Any]) -> Iterator[str]:
+    """What in a result breaks the promise."""
+    job = result["job"]
+    name = f"{job['model']} {job['packing']} {job['kind']}"
+    if "error" in result:
+        yield f"FAILED: {name}"
+    if job["kind"] != "lossless":
+        if job["packing"] == "float32":
+            for row in result["rows"]:
+                if row["prompts"] > row["same_prompts"]:
+                    yield f"DIFFERENT FROM TORCH in float32: {name} {row['cycle']}"
+        return
+    for row in result["rows"]:
+        way = f"{name} {row['sampling']} {row['cycle']}"
+        if row["numerics"] == "exact" and row["prompts"] > row["same_prompts"]:
+            yield f"NOT LOSSLESS in exact mode: {way}"
+        if row["numerics"] == "fast" and row["unexplained"]:
+            yield f"{row['unexplained']} differences in fast mode are no near-ties: {way}"
+    if isinstance((result.get("probe") or {}).get("row_counts"), str):
+        yield f"NO EXACT MODE: {name}: {result['probe']['row_counts']}"
+
+
+if __name__ == "__main__":
+    main()

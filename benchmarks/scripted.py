@@ -1,0 +1,78 @@
+"""A model whose drafts follow a script, so that every number of drafts comes to stand."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+LOUD = 1e4  # above every real logit
+
+
+class ScriptedDrafts:
+    """The real model, but for what it guesses: the known answer, with errors at chosen places.
+
+    The diffusion view runs as ever (its keys and values, its time), only its logits are raised at
+    the scripted guesses. The AR view is untouched.
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.guesses: list[int] = []  # by position
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def script(self, prompt: Sequence[int], answer: Sequence[int], lengths: Sequence[int]) -> None:
+        """Guess `answer` right, but for one error after each of `lengths` right guesses."""
+        vocab = self.model.config.vocab_size
+        self.guesses = [*prompt, *answer]
+        at = len(prompt)  # the first answer id is the first guess
+        for length in lengths:
+            at += length
+            if at >= len(self.guesses):
+                return
+            self.guesses[at] = (self.guesses[at] + 1) % vocab
+            at += 1
+
+    def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
+        """The model's draft pass, with the script's guesses."""
+        start = cache[0].offset
+        return self._follow(self.model.draft(ids, cache), start)
+
+    def verify_and_draft(
+        self, ids: mx.array, n_ar: int, cache: list[Any]
+    ) -> tuple[mx.array, mx.array]:
+        """The model's one pass, with the script's guesses."""
+        start = cache[0].offset
+        verified, drafted = self.model.verify_and_draft(ids, n_ar, cache)
+        return verified, self._follow(drafted, start)
+
+    def _follow(self, logits: mx.array, start: int) -> mx.array:
+        rows, vocab = logits.shape
+        guesses = self.guesses[start + 1 : start + 1 + rows]
+        guesses += [0] * (rows - len(guesses))
+        chosen = mx.arange(vocab) == mx.array(guesses)[:, None]
+        return mx.where(chosen, mx.array(LOUD, logits.dtype), logits)
+
+
+def every_length(most: int, seed: int) -> list[int]:
+    """Every length from 0 to `most`, shuffled, again and again; half of them behind a 0.
+
+    A one-pass cycle can only take as many drafts as its last one left over, so that long runs
+    are only possible behind short ones.
+    """
+    draw = random.Random(seed)
+    lengths: list[int] = []
+    for _ in range(8):
+        deck = list(range(most + 1))
+        draw.shuffle(deck)
+        for length in deck:
+            lengths += [0, length] if draw.random() < 0.5 else [length]
+    return lengths
+
+
+def usual_lengths(seed: int) -> list[int]:
+    """Lengths as a trained drafter has them: 4.4 on average, many short and some long."""
+    draw = random.Random(seed)
+    return [min(31, int(draw.expovariate(1 / 4.9))) for _ in range(200)]
