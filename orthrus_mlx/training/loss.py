@@ -9,11 +9,12 @@ all of the block itself; row j predicts the token after it, the last row predict
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from ..model import Attention, Model, TransformerBlock
 
@@ -84,11 +85,14 @@ def _layer(
     """One layer over blocks [B * A, K, dim], as a function of its weights."""
 
     def run(weights: View, h: mx.array, k_text: mx.array, v_text: mx.array) -> mx.array:
-        layer.update(tree_unflatten(list(weights.items())))
+        idle = dict(tree_flatten(layer.parameters()))
+        put(layer, weights)
         attention = layer.self_attn
         x = layer.input_layernorm(h)
         h = h + attention.o_proj_diff(attend(attention, x, starts, k_text, v_text, seen))
-        return h + layer.mlp(layer.post_attention_layernorm(h))
+        h = h + layer.mlp(layer.post_attention_layernorm(h))
+        put(layer, {name: idle[name] for name in weights})
+        return h
 
     return run
 
@@ -125,7 +129,9 @@ def attend(
     return out.transpose(0, 3, 4, 1, 2, 5).reshape(B * A, K, attention.n_heads * D)
 
 
-def kl(model: Model, hidden: mx.array, logits: mx.array, rows: mx.array, weight: mx.array) -> Any:
+def kl(
+    model: Model, hidden: mx.array, logits: mx.array, rows: mx.array, weight: mx.array
+) -> mx.array:
     """Sum of `weight` x KL(teacher || student) over R rows.
 
     Attributes:
@@ -136,17 +142,16 @@ def kl(model: Model, hidden: mx.array, logits: mx.array, rows: mx.array, weight:
     """
     R, vocab = hidden.shape[0], logits.shape[-1]
 
-    def part(hidden: mx.array, rows: mx.array, weight: mx.array) -> mx.array:
+    def part(at: slice, hidden: mx.array) -> mx.array:
         student = log_softmax(model.logits(hidden))
-        teacher = log_softmax(logits[rows])
-        return ((mx.exp(teacher) * (teacher - student)).sum(axis=-1) * weight).sum()
+        teacher = log_softmax(logits[rows[at]])
+        return ((mx.exp(teacher) * (teacher - student)).sum(axis=-1) * weight[at]).sum()
 
     size = max(1, CHUNK // vocab)
     if size >= R:
-        return part(hidden, rows, weight)
-    again = mx.checkpoint(part)
+        return part(slice(None), hidden)
     chunks = [slice(at, at + size) for at in range(0, R, size)]
-    return sum((again(hidden[c], rows[c], weight[c]) for c in chunks), mx.array(0.0))
+    return sum((mx.checkpoint(partial(part, c))(hidden[c]) for c in chunks), mx.array(0.0))
 
 
 def log_softmax(logits: mx.array) -> mx.array:
@@ -168,12 +173,13 @@ def block_loss(
 
     Row j of the block at anchor s is for position s + j + 1, whose AR logits stand at s + j.
     """
-    (_, L), K = ids.shape, model.config.block_size
+    (B, L), K = ids.shape, model.config.block_size
     hidden = block_hidden(model, view, read, ids, anchors, checkpoint)[:, :, :-1]
     at = anchors[..., None] + mx.arange(K - 1)  # [B, A, K - 1]
-    weight = (at + 1 < ends[..., None]).astype(mx.float32)
-    text = mx.arange(ids.shape[0])[:, None, None] * L
-    rows = text + mx.minimum(at, L - 1)
+    inside = at + 1 < ends[..., None]
+    # No number here depends on a shape, else CUDA would compile its kernels anew for each one.
+    rows = mx.arange(0, B * L, L)[:, None, None] + mx.where(inside, at, 0)
+    weight = inside.astype(mx.float32)
     total = kl(
         model,
         hidden.reshape(-1, hidden.shape[-1]),
@@ -189,6 +195,6 @@ def cast(view: View, dtype: mx.Dtype) -> View:
     return {name: a.astype(dtype) for name, a in view.items()}
 
 
-def put(model: nn.Module, view: View) -> None:
-    """Set the model's diffusion weights."""
-    model.update(tree_unflatten(list(view.items())))
+def put(model: nn.Module, weights: View) -> None:
+    """Set some weights of a model, or of a part of one."""
+    model.update(tree_unflatten(list(weights.items())))

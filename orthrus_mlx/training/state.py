@@ -28,9 +28,10 @@ class Workspace:
     def __init__(self, output: Path):
         self.output = output
         self.folder = output.parent / f"{output.name}.training"
+        self.resume = False
 
-    def open(self, resume: bool) -> None:
-        """Make the folder for a new run, or find that of the run to resume.
+    def check(self, resume: bool) -> None:
+        """See that a new run would overwrite nothing, or that there is a run to resume.
 
         Raises:
             OutputError: if the output exists, or an unfinished run would be lost.
@@ -38,30 +39,35 @@ class Workspace:
         """
         if self.output.is_file() or (self.output.is_dir() and any(self.output.iterdir())):
             raise OutputError(f"{self.output} exists already. Remove it, or name another --output.")
-        saved = (self.folder / RUN_FILE).is_file()
-        if resume and not saved:
+        if resume and not (self.folder / RUN_FILE).is_file():
             raise TrainingError(
-                f"There is no saved run in {self.folder} to resume. Start one without --resume."
+                f"There is no unfinished run in {self.folder} to resume. Start one without "
+                "--resume."
             )
-        if saved and not resume:
+        if not resume and self._work_done():
             raise OutputError(
                 f"{self.folder} holds an unfinished run. Add --resume to go on with it, or remove "
                 "it to start afresh."
             )
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OutputError(f"The folder {self.folder} cannot be made: {e}.") from e
+        self.resume = resume
+
+    def _work_done(self) -> bool:
+        """Whether the folder holds more than the settings of a run that came to nothing."""
+        return self.folder.is_dir() and any(p.name != RUN_FILE for p in self.folder.iterdir())
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Note what the run is; for a resumed run, check that it is the same.
+        """Make the folder and note what the run is; for a resumed run, check that it is the same.
 
         Raises:
             TrainingError: naming each setting that differs.
         """
         path = self.folder / RUN_FILE
         settings = json.loads(json.dumps(settings))
-        if not path.exists():
+        if not self.resume:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise OutputError(f"The folder {self.folder} cannot be made: {e}.") from e
             _write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
             return
         try:

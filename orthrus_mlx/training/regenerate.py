@@ -1,0 +1,107 @@
+"""Rewrite answers with the base model's own greedy output: what the view will have to draft."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..errors import DataError, OutputError
+from .base import Base
+from .data import Example, Span
+from .events import Regenerated, Report
+
+CHUNK = 128  # answers between two saves
+
+
+def regenerate(
+    base: Base, examples: Sequence[Example], split: str, longest: int, folder: Path, report: Report
+) -> list[Example]:
+    """One example for each answer: what precedes it, then what the base answers to that.
+
+    Answers are kept in `folder` as they come, and a resumed run goes on behind the last one.
+
+    Raises:
+        DataError: for a text without a prompt.
+    """
+    prompts = [e.ids[: answer.start] for e in examples for answer in e.answers]
+    if not all(prompts):
+        raise DataError(
+            f'{split}.jsonl holds {{"text": ...}}, which has no answers to regenerate. Give '
+            "messages, or prompt and completion; or leave out --regenerate."
+        )
+    prompts = [prompt for prompt in prompts if len(prompt) < longest]
+    path = folder / f"regenerated-{split}.jsonl"
+    answers = _kept(path)
+    report(Regenerated(split, len(answers), len(prompts)))
+    plain = plain_model(base) if len(answers) < len(prompts) else None
+    while len(answers) < len(prompts):
+        chunk = prompts[len(answers) : len(answers) + CHUNK]
+        new = _answer(plain, base.tokenizer.eos_token_ids, chunk, longest)
+        try:
+            with path.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(ids) + "\n" for ids in new)
+        except OSError as e:
+            raise OutputError(f"Answers cannot be kept in {path}: {e}.") from e
+        answers += new
+        report(Regenerated(split, len(answers), len(prompts)))
+    return [
+        Example(prompt + answer, [Span(len(prompt), len(prompt) + len(answer))])
+        for prompt, answer in zip(prompts, answers, strict=False)
+    ]
+
+
+def plain_model(base: Base) -> Any:
+    """The base as mlx-lm's Qwen3, which can decode batches; it shares the weights."""
+    from mlx_lm.models import qwen3
+
+    config = base.config
+    args = qwen3.ModelArgs.from_dict(
+        {
+            **config.raw,
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "rms_norm_eps": config.rms_norm_eps,
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "rope_theta": config.rope_theta,
+            "rope_scaling": config.rope_scaling,
+        }
+    )
+    model = qwen3.Model(args)
+    weights = dict(tree_flatten(base.model.parameters()))
+    model.load_weights([(name, weights[name]) for name in base.names], strict=True)
+    return model
+
+
+def _answer(
+    plain: Any, ends: set[int], prompts: Sequence[list[int]], longest: int
+) -> list[list[int]]:
+    """Greedy answers, each with its end token unless it was cut."""
+    from mlx_lm.generate import BatchGenerator
+
+    generator = BatchGenerator(plain, stop_tokens=[[end] for end in sorted(ends)])
+    try:
+        ids = generator.insert([*prompts], [longest - len(prompt) for prompt in prompts])
+        answers: dict[int, list[int]] = {i: [] for i in ids}
+        while responses := generator.next_generated():
+            for response in responses:
+                answers[response.uid].append(int(response.token))
+    finally:
+        generator.close()
+        mx.clear_cache()
+    return [answers[i] for i in ids]
+
+
+def _kept(path: Path) -> list[list[int]]:
+    """The answers of an earlier, interrupted call; a last line cut short is dropped."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    whole, rest = lines[:-1], lines[-1]
+    if rest:
+        path.write_bytes(b"".join(line + b"\n" for line in whole))
+    return [json.loads(line) for line in whole]
