@@ -1,0 +1,166 @@
+"""`info` tells sizes, storage and memory from headers alone, and says what is unsound."""
+
+import json
+import struct
+import time
+from math import prod
+
+import mlx.core as mx
+import pytest
+
+from orthrus_mlx import NotOrthrusError, TensorError, load
+from orthrus_mlx.convert import convert
+from orthrus_mlx.info import describe
+from tests.helpers import random_config, random_weights, tensor_shapes, write_checkpoint
+
+# The public checkpoints: config fields, parameters, share of the diffusion view, bytes on disk.
+PUBLIC = {
+    "1.7B": (
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "tie_word_embeddings": True,
+        },
+        0.170,
+        4.15e9,
+        478,
+    ),
+    "4B": (
+        {
+            "hidden_size": 2560,
+            "intermediate_size": 9728,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "tie_word_embeddings": True,
+        },
+        0.190,
+        9.93e9,
+        614,
+    ),
+    "8B": (
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+            "tie_word_embeddings": False,
+        },
+        0.156,
+        19.4e9,
+        615,
+    ),
+}
+
+
+def public_config(size):
+    return random_config(
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+        mask_token_id=151669,
+        eos_token_id=151645,
+        block_size=32,
+        max_position_embeddings=40960,
+        rope_parameters={"rope_theta": 1000000, "rope_type": "default"},
+        **PUBLIC[size][0],
+    )
+
+
+def write_hollow(folder, config, shards):
+    """Headers of full size, and no data: files with holes that take no room on the disk."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes, weight_map = list(tensor_shapes(config).items()), {}
+    for i in range(shards):
+        part = shapes[i * len(shapes) // shards : (i + 1) * len(shapes) // shards]
+        name, header, end = f"model-{i + 1:05d}-of-{shards:05d}.safetensors", {}, 0
+        for tensor, shape in part:
+            start, end = end, end + 2 * prod(shape)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+            weight_map[tensor] = name
+        text = json.dumps(header).encode()
+        with (folder / name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + end)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize("size", PUBLIC)
+def test_public_sizes(tmp_path, size):
+    """Figures that the public checkpoints are known by come out of their shapes."""
+    _, share, disk, tensors = PUBLIC[size]
+    config = public_config(size)
+    folder = write_hollow(tmp_path / size, config, shards=4)
+    start = time.process_time()
+    info = describe(folder)
+    assert time.process_time() - start < 2
+    assert sum(view.tensors for view in info.views.values()) == tensors
+    assert info.diffusion.parameters / info.parameters == pytest.approx(share, abs=6e-4)
+    assert info.weight_bytes == pytest.approx(disk, rel=0.01)
+    assert info.ar.parameters == info.diffusion.parameters
+    assert info.kv_bytes_per_token == 2 * config["num_hidden_layers"] * 8 * 128 * 2
+    assert info.kv_bytes_at_limit == info.kv_bytes_per_token * 40960
+    assert (info.has_tokenizer, info.has_chat_template) == (False, False)
+
+
+def test_tiny16(tiny16_dir):
+    info = describe(tiny16_dir)
+    assert info.layout == "public"
+    assert info.parameters == 5_812_992
+    assert info.weight_bytes == 2 * info.parameters
+    assert {name: view.stored_as for name, view in info.views.items()} == {
+        "shared": {"bfloat16": 3_452_160},
+        "ar": {"bfloat16": 1_180_416},
+        "diffusion": {"bfloat16": 1_180_416},
+    }
+    assert (info.has_tokenizer, info.has_chat_template) == (True, True)
+
+
+@pytest.mark.parametrize("options", [{"quantize": True}, {"diffusion_q_bits": 8}])
+def test_sizes_are_those_of_the_loaded_model(tiny16_dir, tmp_path, options):
+    folder = convert(tiny16_dir, tmp_path / "out", **options)
+    info = describe(folder)
+    model, _ = load(folder)
+    from mlx.utils import tree_flatten
+
+    arrays = [array for _, array in tree_flatten(model.parameters())]
+    assert info.weight_bytes == sum(array.nbytes for array in arrays)
+    assert info.layout == "mlx"
+    assert info.parameters == 5_812_992
+
+
+def test_cache_size_is_that_of_the_cache(tiny16_dir):
+    model, _ = load(tiny16_dir)
+    cache = model.make_cache()
+    mx.eval(model(mx.array([[1] * 256]), cache=cache))
+    assert describe(tiny16_dir).kv_bytes_per_token * 256 == sum(layer.nbytes for layer in cache)
+
+
+def test_json_values(tiny16_dir):
+    content = json.loads(json.dumps(describe(tiny16_dir).to_dict()))
+    assert content["config"]["block_size"] == 16
+    assert content["memory"]["total_at_context_limit"] == 11_625_984 + 4096 * 3072
+    assert content["views"]["diffusion"]["stored_as"] == {"bfloat16": 1_180_416}
+    assert content["tokenizer"] == {"present": True, "chat_template": True}
+
+
+def test_template_inside_the_tokenizer_config(tmp_path, tiny16_dir):
+    config = random_config(0)
+    folder = write_checkpoint(tmp_path / "x", config, random_weights(config))
+    (folder / "tokenizer.json").write_bytes((tiny16_dir / "tokenizer.json").read_bytes())
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    info = describe(folder)
+    assert (info.has_tokenizer, info.has_chat_template) == (True, True)
+
+
+def test_unsound_checkpoints(tmp_path):
+    config = random_config(0)
+    plain = random_weights(config, diffusion=False)
+    with pytest.raises(NotOrthrusError):
+        describe(write_checkpoint(tmp_path / "plain", config, plain))
+    weights = random_weights(config) | {"x": mx.zeros((2,))}
+    with pytest.raises(TensorError, match="unexpected"):
+        describe(write_checkpoint(tmp_path / "extra", config, weights))
