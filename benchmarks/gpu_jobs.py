@@ -2,58 +2,22 @@
 
 import dataclasses
 import json
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-import mlx.nn as nn
-
 from orthrus_mlx import numerics
-from orthrus_mlx.checkpoint import inspect, load_model, load_tokenizer, resolve
+from orthrus_mlx.checkpoint import resolve
 from orthrus_mlx.compare import Answer, Difference, Tally, common_length, first_difference, write
-from orthrus_mlx.config import ModelConfig
 from orthrus_mlx.consensus import Sampling
-from orthrus_mlx.errors import NumericsError
-from orthrus_mlx.model import Model
-from tests import helpers
 
+from .gpu_inputs import build, take_probe
 from .scripted import ScriptedDrafts, every_length, usual_lengths
 
-BITS = {"8bit": 8, "4bit": 4}
 CYCLES = ("two-pass", "one-pass")
 SAMPLINGS = {"greedy": 0.0, "T=0.8": 0.8}
-SHAPES = {  # Qwen3-1.7B
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 151936,
-    "mask_token_id": 151669,
-    "max_position_embeddings": 40960,
-    "block_size": 32,
-    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
-    "tie_word_embeddings": True,
-    "layer_types": None,
-}
-SMALL_SHAPES = {
-    **SHAPES,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "vocab_size": 256,
-    "mask_token_id": 255,
-    "max_position_embeddings": 2048,
-    "block_size": 16,
-}
 Save = Callable[[dict[str, Any]], None]
 
 
@@ -78,98 +42,6 @@ def run(job: dict[str, Any], save: Save) -> None:
     result["seconds"] = round(time.monotonic() - clock.started, 1)
     result["complete"] = True
     save(result)
-
-
-# ------------------------------------------------------------------------------------ preparation
-
-
-def build(job: dict[str, Any]) -> tuple[Any, list[list[int]], tuple[int, ...]]:
-    """The model of a job, its prompts, and its end tokens."""
-    if job["model"] == "random":
-        shapes = SMALL_SHAPES if job["smoke"] else SHAPES
-        config = helpers.random_config(**shapes)
-        weights = helpers.random_weights(config, seed=1, dtype=mx.bfloat16)
-        model: Any = Model(ModelConfig.from_dict(config))
-        model.load_weights(list(weights.items()), strict=True)
-        model.eval()
-        prompts, ends = random_prompts(job["count"], config["vocab_size"]), ()
-    else:
-        checkpoint = inspect(resolve(job["model"]))
-        model = load_model(checkpoint)
-        prompts = read_prompts(job["prompts"], checkpoint.folder, job["count"])
-        ends = checkpoint.config.eos_token_ids
-    if job["packing"] == "float32":
-        model.set_dtype(mx.float32)
-    elif bits := BITS.get(job["packing"]):
-        nn.quantize(model, group_size=64, bits=bits)
-    mx.eval(model.parameters())
-    return model, prompts, ends
-
-
-def random_prompts(count: int, vocab_size: int) -> list[list[int]]:
-    """Prompts of 20 to 60 random ids."""
-    draw = random.Random(7)
-    return [[draw.randrange(vocab_size) for _ in range(draw.randint(20, 60))] for _ in range(count)]
-
-
-def read_prompts(file: str, folder: Path, count: int) -> list[list[int]]:
-    """`count` prompts from a file, varied where it holds fewer.
-
-    A JSON list of {"prompt": ids or text, "tokens": ids}, or text with one question a line. More
-    prompts are made by taking the conversation on: the answer's start, or the answer and the next
-    question.
-    """
-    path = Path(file)
-    cases: list[Any]
-    if path.suffix == ".json":
-        cases = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        cases = [line for line in lines if line.strip()]
-    cases = [case if isinstance(case, dict) else {"prompt": case} for case in cases]
-    if any(isinstance(case["prompt"], str) for case in cases):
-        tokenizer = load_tokenizer(folder)
-        for case in cases:
-            if isinstance(case["prompt"], str):
-                case["prompt"] = encode(tokenizer, case["prompt"])
-    prompts = [case["prompt"] for case in cases][:count]
-    for case in cases:  # half-way through the answer
-        if len(prompts) < count and len(case.get("tokens", [])) > 8:
-            prompts.append(case["prompt"] + case["tokens"][: len(case["tokens"]) // 3])
-    for case, follow in zip(cases, [*cases[1:], cases[0]], strict=True):
-        if len(prompts) < count:  # a second question
-            prompts.append(case["prompt"] + case.get("tokens", []) + follow["prompt"])
-    return prompts
-
-
-def encode(tokenizer: Any, question: str) -> list[int]:
-    """A question as the chat template puts it, where there is one."""
-    if tokenizer.has_chat_template:
-        messages = [{"role": "user", "content": question}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    return list(tokenizer.encode(question))
-
-
-def take_probe(model: Any, job: dict[str, Any], result: dict[str, Any]) -> numerics.Probe:
-    """The probe's result, from disk where another job has run it."""
-    started = time.monotonic()
-    if job["smoke"]:
-        found = numerics.stored_probe(model) or numerics.probe(model, contexts=(24,))
-        numerics._store(numerics._probe_file(model), found)
-    else:
-        found = numerics.cached_probe(model)
-    try:
-        counts: Any = dataclasses.asdict(found.row_counts)
-    except NumericsError as e:
-        counts = str(e)
-    result["probe"] = {
-        "seconds": round(time.monotonic() - started, 1),
-        "near_tie": found.near_tie,
-        "row_counts": counts,
-        **dataclasses.asdict(found),
-    }
-    return found
 
 
 # --------------------------------------------------------------------- parallel against plain

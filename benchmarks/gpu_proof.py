@@ -5,11 +5,11 @@ Compares parallel with AR mode on trained checkpoints and on random weights of t
 in bf16, 8 and 4 bits, greedy and sampled, exact and fast; then with torch, where it is installed;
 then times exact against fast. Every job runs in a process of its own and within its time.
 
-    python benchmarks/gpu_proof.py --model FOLDER=PROMPTS.json [--model ...] --out proof.json
+    python benchmarks/gpu_proof.py --model demo --model FOLDER=PROMPTS.json --out proof.json
 
 PROMPTS is a JSON list of {"prompt": ids or text, "tokens": ids of an answer, if known}, or a text
-file with one question a line. Exit code 1 if exact mode ever differs, if a fast-mode difference is
-no near-tie, or if a job failed.
+file with one question a line; without it, held-out questions of the demo are asked. Exit code 1 if
+exact mode ever differs, if a fast-mode difference is no near-tie, or if a job failed.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--model", action="append", default=[], metavar="FOLDER=PROMPTS", help="may be repeated")
+    add("--model", action="append", default=[], metavar="FOLDER[=PROMPTS]", help="may be repeated")
     add("--out", type=Path, help="write all results here, as JSON")
     add("--prompts", type=int, default=104, help="prompts for each checkpoint")
     add("--max-tokens", type=int, default=256, help="the longest answer of a checkpoint")
@@ -69,14 +69,23 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.smoke:
         args.prompts, args.max_tokens = 2, 12
-        args.random_prompts, args.random_tokens = 2, 24
-        args.budget_seconds, args.cost_seconds = 6.0, 2.0
+        args.random_prompts, args.random_tokens = min(2, args.random_prompts), 24
+        args.budget_seconds, args.cost_seconds = 6.0, min(2.0, args.cost_seconds)
         args.workers = args.workers or 0
+    args.model = [split(model) for model in args.model]
     if args.workers is None:
         import mlx.core as mx
 
         args.workers = 6 if has_cuda(mx) else 1
     return args
+
+
+def split(model: str) -> tuple[str, str]:
+    """The two paths of FOLDER=PROMPTS, such that they hold in any working directory."""
+    name, _, prompts = model.partition("=")
+    folder = Path(name)
+    name = str(folder.resolve()) if folder.exists() else name
+    return name, str(Path(prompts).resolve()) if prompts else ""
 
 
 def has_cuda(mx: Any) -> bool:
@@ -112,7 +121,7 @@ def correctness_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
     jobs: list[dict[str, Any]] = []
     if args.random_prompts:
         jobs += [{"kind": "lossless", "packing": p, **at_random, **common} for p in PACKINGS]
-    trained = [(*model.rsplit("=", 1), args.prompts, args.max_tokens) for model in args.model]
+    trained = [(*model, args.prompts, args.max_tokens) for model in args.model]
     keys = ("model", "prompts", "count", "max_tokens")
     for values in trained:
         rest = {**dict(zip(keys, values, strict=True)), **common}
@@ -131,8 +140,7 @@ def cost_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
     common = {"kind": "cost", "smoke": args.smoke, "budget": args.cost_seconds}
     at_random = {"model": "random", "count": 12, "max_tokens": args.random_tokens}
     models: list[dict[str, Any]] = [at_random] if args.random_prompts else []
-    for model in args.model:
-        name, prompts = model.rsplit("=", 1)
+    for name, prompts in args.model:
         models.append({"model": name, "prompts": prompts, "count": 48, "max_tokens": 128})
     packings = ("bf16",) if args.smoke else ("bf16", "4bit")
     return [{**common, **model, "packing": p} for model in models for p in packings]
@@ -179,7 +187,7 @@ def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[
 
 
 def python_path() -> str:
-    """Where a job finds this repository, the models' folders being relative to nothing else."""
+    """Where a job finds this repository."""
     before = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(ROOT), *([before] if before else [])])
 
