@@ -34,7 +34,7 @@ class Totals:
         self.accepted_tokens += last.accepted_tokens
         self.prompt_tokens += last.prompt_tokens
         self.reused_tokens += reused
-        self.near_ties += getattr(last, "near_ties", 0)
+        self.near_ties += last.near_ties or 0
         self.peak_memory = max(self.peak_memory, last.peak_memory)
 
 
