@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
@@ -101,7 +102,7 @@ def _steps(checkpoint: Checkpoint, options: Options) -> Iterator[Step]:
 
 def quantizable(config: ModelConfig) -> dict[str, int]:
     """Path and number of inputs of every module that MLX can quantize."""
-    leaves = tree_flatten(Model(config).leaf_modules(), is_leaf=nn.Module.is_module)
+    leaves: Any = tree_flatten(Model(config).leaf_modules(), is_leaf=nn.Module.is_module)
     return {
         path: module.weight.shape[-1] for path, module in leaves if hasattr(module, "to_quantized")
     }

@@ -10,7 +10,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -172,38 +172,34 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _terminate_as_exception() -> Iterator[None]:
+def _terminate_as_exception() -> AbstractContextManager[None]:
     """Let SIGTERM and SIGHUP unwind the stack, where they would end the program on the spot."""
-    replaced: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:
-                replaced[number] = signal.signal(number, _raise_exit)
-    try:
-        yield
-    finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    return _handling([n for n in numbers if signal.getsignal(n) is signal.SIG_DFL], _raise_exit)
 
 
-def _raise_exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
+def _no_interrupts() -> AbstractContextManager[None]:
     """Ignore Ctrl-C and SIGTERM while cleaning up, which ends the work as they want it ended.
 
     (Blocking them would not do: they may arrive on one of MLX's threads.)
     """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return _handling([n for n in numbers if signal.getsignal(n) is not None], signal.SIG_IGN)
+
+
+@contextmanager
+def _handling(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
+    """Handle signals in another way, where Python allows it: on the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    before = [(number, signal.signal(number, handler)) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, previous in before:
+            signal.signal(number, previous)
+
+
+def _raise_exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -12,7 +12,7 @@ import os
 from math import prod
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -75,7 +75,7 @@ class SafetensorsWriter:
             raise ValueError(
                 f"{name} came out as {array.dtype} {list(array.shape)}, planned was {spec}"
             )
-        data = mx.contiguous(array).view(mx.uint8)
+        data: Any = mx.contiguous(array).view(mx.uint8)
         mx.eval(data)
         self._file.seek(self._places[name])
         self._file.write(memoryview(data))
