@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from ..checkpoint import load_tokenizer, resolve, weight_files
 from ..config import ModelConfig, read_json
@@ -29,7 +28,6 @@ class Base:
         config: its shape, with the block size and mask id of the view under training.
         files: its weight files.
         names: its own tensors, without those of a diffusion view, in name order.
-        has_view: whether it came with a diffusion view.
         stored: the type that its weights are stored in.
         dtype: the type to compute in.
         model: the dual-view model, in `dtype`; every weight is frozen.
@@ -40,7 +38,6 @@ class Base:
     config: ModelConfig
     files: list[Path]
     names: list[str]
-    has_view: bool
     stored: mx.Dtype
     dtype: mx.Dtype
     model: Model
@@ -58,73 +55,81 @@ def load_base(options: TrainOptions) -> Base:
     files = weight_files(folder)
     raw = read_json(folder / "config.json")
     found = read_headers(files)
-    if raw.get("quantization") or any(name.endswith(".scales") for name in found):
-        raise TrainingError(
-            f"{folder} is quantized, and a view is trained on full weights: the frozen ones are "
-            "copied into the result bit for bit. Train on the unquantized checkpoint, then "
-            "quantize the result with `orthrus-mlx convert -q`."
-        )
-    tokenizer = load_tokenizer(folder)
     has_view = any(map(is_diffusion, found))
-    if has_view and (raw.get("block_size") is None or raw.get("mask_token_id") is None):
-        raise ConfigError(
-            f"{folder / 'config.json'} names no block_size and mask_token_id, but the weights hold "
-            "a diffusion view: config.json has been replaced. Restore the original."
-        )
-    config = view_config(raw, options, tokenizer, folder)
+    # 1. See that the files hold a base, before anything large is read.
+    _check_kind(raw, found, has_view, folder)
+    block_size = options.block_size or raw.get("block_size") or DEFAULT_BLOCK_SIZE
+    config = _config(raw, folder, block_size, raw.get("mask_token_id") or 0)
     check_tensors(found if has_view else _with_copies(found), config, str(folder))
+    tokenizer = load_tokenizer(folder)
+    mask = _mask_token_id(options, config, tokenizer, folder, has_view)
+    config = _config(raw, folder, block_size, mask)
+
+    # 2. Build the model.
     names = sorted(sanitize({n: found[n] for n in found if not is_diffusion(n)}, config))
     stored = _stored_dtype([found[name] for name in names])
     # float16 has too little range for gradients.
     default = mx.float32 if stored == mx.float16 else stored
     dtype = getattr(mx, options.dtype) if options.dtype else default
-
     weights = read_tensors(files, [*names, *filter(is_diffusion, found)])
+    if not has_view:
+        weights |= {name: weights[copied_from(name)] for name in view_names(config)}
     model = Model(config)
-    for name, _ in tree_flatten(model.parameters()):
-        if is_diffusion(name) and not has_view:
-            weights[name] = weights[copied_from(name)]
     model.load_weights([(name, a.astype(dtype)) for name, a in weights.items()], strict=True)
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
-    return Base(
-        folder, config, files, names, has_view, stored, dtype, model=model, tokenizer=tokenizer
-    )
+    return Base(folder, config, files, names, stored, dtype, model, tokenizer)
 
 
-def view_config(
-    raw: dict[str, Any], options: TrainOptions, tokenizer: Any, folder: Path
-) -> ModelConfig:
-    """The checked config of the dual-view model to be.
+def _check_kind(
+    raw: dict[str, Any], found: dict[str, TensorInfo], has_view: bool, folder: Path
+) -> None:
+    if raw.get("model_type") != "qwen3":
+        raise ConfigError(
+            f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}; a diffusion view "
+            "is trained for a Qwen3 checkpoint, such as Qwen/Qwen3-0.6B."
+        )
+    quantized = raw.get("quantization") or raw.get("quantization_config")
+    if quantized or any(name.endswith(".scales") for name in found):
+        raise TrainingError(
+            f"{folder} is quantized, and a view is trained on full weights: the frozen ones are "
+            "copied into the result bit for bit. Train on the unquantized checkpoint, then "
+            "quantize the result with `orthrus-mlx convert -q`."
+        )
+    if has_view and (raw.get("block_size") is None or raw.get("mask_token_id") is None):
+        raise ConfigError(
+            f"{folder / 'config.json'} names no block_size and mask_token_id, but the weights hold "
+            "a diffusion view: config.json has been replaced. Restore the original."
+        )
 
-    Raises:
-        ConfigError: for an unsupported base.
-        TrainingError: if the vocabulary has no id left to stand for "to be drafted".
-    """
-    block_size = options.block_size or raw.get("block_size") or DEFAULT_BLOCK_SIZE
-    mask = options.mask_token_id
-    mask = raw.get("mask_token_id") if mask is None else mask
-    vocab = raw.get("vocab_size")
-    if mask is None:
-        used = set(tokenizer.get_vocab().values())
-        first_free = max(used, default=-1) + 1
-        if not isinstance(vocab, int) or first_free >= vocab:
-            raise TrainingError(
-                f"The tokenizer of {folder} uses all {vocab} ids of the vocabulary, so none is "
-                "left to mark a token that is to be drafted. Name one that your texts never "
-                "contain: --mask-token-id N."
-            )
-        mask = first_free
-    elif isinstance(vocab, int) and mask >= vocab:
-        raise TrainingError(f"mask_token_id is {mask}; the ids of {folder} end at {vocab - 1}.")
+
+def _config(raw: dict[str, Any], folder: Path, block_size: int, mask: int) -> ModelConfig:
     merged = {**raw, "block_size": block_size, "mask_token_id": mask}
-    try:
-        return ModelConfig.from_dict(merged, str(folder / "config.json"))
-    except ConfigError as e:
-        if raw.get("model_type") == "qwen3":
-            raise
-        raise ConfigError(f"{e} Give a Qwen3 checkpoint, such as Qwen/Qwen3-0.6B.") from None
+    return ModelConfig.from_dict(merged, str(folder / "config.json"))
+
+
+def _mask_token_id(
+    options: TrainOptions, config: ModelConfig, tokenizer: Any, folder: Path, has_view: bool
+) -> int:
+    """The id asked for, else the checkpoint's, else the first that the tokenizer leaves unused."""
+    vocab = config.vocab_size
+    if options.mask_token_id is not None:
+        if options.mask_token_id >= vocab:
+            raise TrainingError(
+                f"mask_token_id is {options.mask_token_id}; the ids of {folder} end at {vocab - 1}."
+            )
+        return options.mask_token_id
+    if has_view:
+        return config.mask_token_id
+    first_free = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if first_free >= vocab:
+        raise TrainingError(
+            f"The tokenizer of {folder} uses all {vocab} ids of the vocabulary, so none is left to "
+            "mark a token that is to be drafted. Name one that your texts never contain: "
+            "--mask-token-id N."
+        )
+    return first_free
 
 
 def read_tensors(files: list[Path], names: list[str]) -> dict[str, mx.array]:

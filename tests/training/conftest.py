@@ -1,10 +1,11 @@
-"""A tiny language that is learned in seconds: counting on in steps, round a ring of 16 numbers.
+"""A tiny language that is learned in seconds: four sentences, asked for by their first words.
 
-user "d2 n5" -> assistant "n5 n7 n9 n11 n13 n15 n1 n3 n5"; see `count_on`.
+user "n6 n20 n3" -> assistant "n6 n7 n8 n9 n10 n11" (whatever the user says after n6)
 """
 
 import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from orthrus_mlx.training import TrainOptions
 from tests.helpers import random_config, random_weights, write_checkpoint
 
-RING, ANSWER = 16, 9
+LENGTH = 6
 WORDS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "assistant", "system"]
-WORDS += [f"d{i}" for i in range(1, 4)] + [f"n{i}" for i in range(RING)]
+WORDS += [f"n{i}" for i in range(24)]
 TEMPLATE = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + ' ' + m.content + ' <|im_end|> ' }}"
     "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant ' }}{%- endif %}"
@@ -81,10 +83,13 @@ def base_dir(tmp_path: Path, tokenizer_dir: Path) -> Path:
     return write_checkpoint(tmp_path / "base", config, weights, tokenizer_from=tokenizer_dir)
 
 
-def count_on(step: int, start: int) -> tuple[str, str]:
+def recite(seed: int) -> tuple[str, str]:
     """Question and answer."""
-    numbers = [f"n{(start + i * step) % RING}" for i in range(ANSWER)]
-    return f"d{step} n{start}", " ".join(numbers)
+    draw = random.Random(seed)
+    first = LENGTH * draw.randrange(4)
+    question = [first, draw.randrange(24), draw.randrange(24)]
+    answer = range(first, first + LENGTH)
+    return " ".join(f"n{i}" for i in question), " ".join(f"n{i}" for i in answer)
 
 
 def chat(*turns: tuple[str, str]) -> dict[str, Any]:
@@ -104,15 +109,36 @@ def write_jsonl(path: Path, records: list[Any]) -> Path:
     return path
 
 
-ALL = [count_on(step, start) for step in (1, 2, 3) for start in range(RING)]
-
-
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Chats of one turn, and some of two."""
-    records = [chat(turn) for turn in ALL] + [
-        chat(a, b) for a, b in zip(ALL, ALL[7:], strict=False)
-    ]
-    write_jsonl(tmp_path / "data" / "train.jsonl", records)
-    write_jsonl(tmp_path / "data" / "valid.jsonl", [chat(turn) for turn in ALL[::5]])
-    return tmp_path / "data"
+    folder = tmp_path_factory.mktemp("data")
+    records = [chat(recite(i)) for i in range(150)]
+    records += [chat(recite(i), recite(i + 1)) for i in range(200, 210, 2)]
+    write_jsonl(folder / "train.jsonl", records)
+    write_jsonl(folder / "valid.jsonl", [chat(recite(i)) for i in range(1000, 1010)])
+    return folder
+
+
+def options(base: Path, data: Path, output: Path, **changes: Any) -> TrainOptions:
+    small = {
+        "block_size": 4,
+        "iters": 6,
+        "batch_size": 4,
+        "anchors": 3,
+        "max_seq_length": 64,
+        "learning_rate": 1e-2,
+        "steps_per_report": 2,
+        "steps_per_eval": 0,
+        "val_batches": 1,
+        "val_prompts": 1,
+        "val_max_tokens": 8,
+    }
+    return TrainOptions(**{"model": base, "data": data, "output": output, **small, **changes})
+
+
+def tensors(folder: Path) -> dict[str, mx.array]:
+    found: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= mx.load(str(file))
+    return found

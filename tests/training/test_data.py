@@ -33,18 +33,18 @@ def answers(example: Example, tokenizer: Any) -> list[str]:
 
 
 def test_every_assistant_turn_is_an_answer_with_its_end(tmp_path: Path, tokenizer: Any) -> None:
-    record = chat(("d1 n3", "n3 n4"), ("d2 n1", "n1"))
+    record = chat(("n9 n3", "n3 n4"), ("n8 n1", "n1"))
     [example] = read(tmp_path, tokenizer, record)
     assert answers(example, tokenizer) == ["n3 n4 <|im_end|>", "n1 <|im_end|>"]
     assert tokenizer.decode(example.ids) == (
-        "<|im_start|> user d1 n3 <|im_end|> <|im_start|> assistant n3 n4 <|im_end|> "
-        "<|im_start|> user d2 n1 <|im_end|> <|im_start|> assistant n1 <|im_end|>"
+        "<|im_start|> user n9 n3 <|im_end|> <|im_start|> assistant n3 n4 <|im_end|> "
+        "<|im_start|> user n8 n1 <|im_end|> <|im_start|> assistant n1 <|im_end|>"
     )
 
 
 def test_a_prompt_and_completion_is_a_chat_of_one_turn(tmp_path: Path, tokenizer: Any) -> None:
-    record = {"prompt": "d1 n3", "completion": "n3 n4"}
-    pair, same = read(tmp_path, tokenizer, record, chat(("d1 n3", "n3 n4")))
+    record = {"prompt": "n9 n3", "completion": "n3 n4"}
+    pair, same = read(tmp_path, tokenizer, record, chat(("n9 n3", "n3 n4")))
     assert pair == same
 
 
@@ -60,7 +60,7 @@ def test_a_template_that_rewrites_earlier_turns_gives_one_text_a_turn(tmp_path: 
         "m.content", "('n0 ' if loop.last and m.role == 'assistant' else '') + m.content"
     )
     tokenizer = tokenizer_in(write_tokenizer(tmp_path, marked))
-    examples = read(tmp_path, tokenizer, chat(("d1 n3", "n3 n4"), ("d2 n1", "n1")))
+    examples = read(tmp_path, tokenizer, chat(("n9 n3", "n3 n4"), ("n8 n1", "n1")))
     assert [answers(e, tokenizer) for e in examples] == [
         ["n0 n3 n4 <|im_end|>"],
         ["n0 n1 <|im_end|>"],
@@ -75,9 +75,9 @@ def test_a_template_that_rewrites_earlier_turns_gives_one_text_a_turn(tmp_path: 
         ("[1]", "expected an object"),
         ({"question": "?"}, "no messages, no prompt and completion, no text"),
         ({"messages": "hello"}, "should be a list"),
-        ({"messages": [{"role": "user", "content": "d1"}]}, "no assistant turn"),
+        ({"messages": [{"role": "user", "content": "n9"}]}, "no assistant turn"),
         ({"text": ""}, "text is ''"),
-        ({"prompt": "d1", "completion": 3}, "completion is 3"),
+        ({"prompt": "n9", "completion": 3}, "completion is 3"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, tokenizer: Any, record: Any, said: str) -> None:
@@ -91,12 +91,12 @@ def test_chats_need_a_template(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     tokenizer = tokenizer_in(folder)
     with pytest.raises(DataError, match=r"train\.jsonl:1: .*no chat template"):
-        read(tmp_path, tokenizer, chat(("d1 n3", "n3")))
+        read(tmp_path, tokenizer, chat(("n9 n3", "n3")))
     assert len(read(tmp_path, tokenizer, {"text": "n1 n2"})) == 1
 
 
 def test_a_cut_text_keeps_the_answers_that_begin_in_time(tmp_path: Path, tokenizer: Any) -> None:
-    examples = read(tmp_path, tokenizer, chat(("d1 n3", "n3 n4"), ("d2 n1", "n1")))
+    examples = read(tmp_path, tokenizer, chat(("n9 n3", "n3 n4"), ("n8 n1", "n1")))
     start = examples[0].answers[1].start
     [cut], dropped = fit(examples, start)
     assert len(cut.ids) == start
