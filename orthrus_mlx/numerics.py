@@ -5,18 +5,23 @@ so the same row can come out with other bits beside more or fewer neighbours. Ex
 every decode forward within one class of row counts whose rows agree bit for bit. Nothing about the
 backend is assumed: the probe decodes the same ids with every row count, in full and in ragged
 steps (rejected rows beside accepted ones), at context lengths around the sizes where attention
-kernels change, and compares digests of the logits and of sampled scores.
+kernels change, and compares the bits of the logits and of sampled scores.
+
+Only attention knows how long the context is, so most lengths are probed with one layer alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
+import itertools
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +34,18 @@ from .errors import NumericsError
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = (8, 16, 32)  # one-pass forwards of so many AR rows and as many diffusion rows
-# Around the lengths at which attention kernels change, and crossing 1,024 and 4,096 on the way.
-CONTEXTS = (24, 600, 1010, 1500, 4084, 6000)
+# Attention kernels change at certain numbers of keys, powers of two where the source is known: to
+# use a row count on both sides, rows must agree also while a forward's keys pass such a number.
+CONTEXTS = (1010, 24, 4084)  # with all layers, the first whatever it takes
+ONE_LAYER_CONTEXTS = (600, 1500, 2036, 6000, 8180, 16372, 32756)
+PATIENCE_MS = 8000.0  # for all of them together, on a device that is slow
 POSITIONS = 16  # ids decoded at each context
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
-FORMAT = 1  # of the cache file
+FORMAT = 2  # of the cache file
+
+Step = tuple[mx.array, mx.array]  # logits and sampled scores [n, vocab_size]
 
 
 @dataclass(frozen=True)
@@ -84,57 +94,110 @@ def probe(
     model: Any,
     *,
     contexts: tuple[int, ...] = CONTEXTS,
+    one_layer_contexts: tuple[int, ...] = ONE_LAYER_CONTEXTS,
     row_counts: tuple[int, ...] = ROW_COUNTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
     """Run the model at every row count and compare bits.
 
-    Takes about `len(contexts) * len(row_counts) * 8` forward passes; see `cached_probe`.
+    Takes some 80 forward passes for each context length; see `cached_probe`.
     """
     most = max(model.config.block_size, 2)
     row_counts = tuple(n for n in row_counts if n <= most)
-    limit = model.config.max_position_embeddings - POSITIONS - 2 * most
-    contexts = tuple(sorted({max(1, min(c, limit)) for c in contexts}))
-    ids = _some_ids(model.config.vocab_size, POSITIONS)
-    signs: dict[int, list[bytes]] = {rows: [] for rows in row_counts}
-    fused_signs: dict[tuple[int, int], list[bytes]] = {}
     pairs = [(n, n) for n in FUSED if n <= most]
+    limit = max(1, model.config.max_position_embeddings - POSITIONS - 2 * most)
+    costs = measure_costs(model, row_counts, context=min(100, limit))
+    plan = _plan(model, contexts, one_layer_contexts, limit, _duration(costs, pairs))
+    signs: dict[int, list[tuple[int, int]]] = {rows: [] for rows in row_counts}
+    fused_signs: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
     disagreement = 0.0
-    done, total = 0, len(contexts) * (len(row_counts) + len(pairs))
-    for context in contexts:
-        cache = _cache_of(model, context)
-        high: mx.array | None = None
-        low: mx.array | None = None
+    done, total = 0, len(plan) * (len(row_counts) + len(pairs))
+    for context, layers in plan:
+        cache = _cache_of(layers, context)
+        bits = _DistinctBits()
         for rows in row_counts:
-            full = _decode(model, cache, context, ids, rows, ragged=False)
-            ragged = _decode(model, cache, context, ids, rows, ragged=True)
-            signs[rows] += [_digest(full, context), _digest(ragged, context)]
-            high = full if high is None else mx.maximum(high, full)
-            low = full if low is None else mx.minimum(low, full)
-            mx.eval(high, low)
+            full, ragged = (_decode(layers, cache, context, rows, ragged=r) for r in (False, True))
+            signs[rows].append((bits.number(full), bits.number(ragged)))
             done = _report(progress, done, total)
         for pair in pairs:
-            logits = _decode(model, cache, context, ids, pair[0], ragged=True, ahead=pair[1])
-            fused_signs.setdefault(pair, []).append(_digest(logits, context))
+            ahead = _decode(layers, cache, context, pair[0], ragged=True, ahead=pair[1])
+            fused_signs[pair].append(bits.number(ahead))
             done = _report(progress, done, total)
-        assert high is not None and low is not None
-        spread: Any = (high.astype(mx.float32) - low.astype(mx.float32)).max().item()
-        disagreement = max(disagreement, spread)
-    # A row count is usable if full and ragged steps agree; a class shares the same digests.
-    groups: dict[tuple[bytes, ...], list[int]] = {}
+        if layers is model:
+            disagreement = max(disagreement, bits.spread())
+    # A row count is usable if full and ragged steps agree; a class is those that agree everywhere.
+    groups: dict[tuple[int, ...], list[int]] = {}
     for rows, found in signs.items():
-        if found[::2] == found[1::2]:
-            groups.setdefault(tuple(found[::2]), []).append(rows)
-    fused = tuple(
-        pair for pair, found in fused_signs.items() if pair[0] in groups.get(tuple(found), [])
-    )
+        if all(full == ragged for full, ragged in found):
+            groups.setdefault(tuple(full for full, _ in found), []).append(rows)
     return Probe(
         classes=tuple(tuple(sorted(rows)) for rows in groups.values()),
-        fused=fused,
+        fused=tuple(p for p, found in fused_signs.items() if p[0] in groups.get(tuple(found), [])),
         disagreement=disagreement,
-        cost_ms=measure_costs(model, row_counts, context=min(600, limit)),
-        contexts=contexts,
+        cost_ms=costs,
+        contexts=tuple(context for context, _ in plan),
     )
+
+
+def _plan(
+    model: Any,
+    contexts: tuple[int, ...],
+    one_layer_contexts: tuple[int, ...],
+    limit: int,
+    duration: float,
+) -> list[tuple[int, Any]]:
+    """The context lengths, each with the model or its first layer to probe it with."""
+    whole = max(1, min(len(contexts), int(PATIENCE_MS / duration)))
+    plan = [(min(context, limit), model) for context in contexts[:whole]]
+    one = one_layer(model)
+    rest = {*(min(c, limit) for c in contexts), *(c for c in one_layer_contexts if c <= limit)}
+    return plan + [(context, one) for context in sorted(rest - {c for c, _ in plan})]
+
+
+def _duration(costs: dict[int, float], pairs: list[tuple[int, int]]) -> float:
+    """About how many milliseconds one context takes with all layers."""
+    alone = sum(ms * (len(_keeps(n, False)) + len(_keeps(n, True))) for n, ms in costs.items())
+    fused = sum(2 * costs.get(n, 0.0) * len(_keeps(n, True)) for n, _ in pairs)
+    return max(alone + fused, 1e-3)
+
+
+class _DistinctBits:
+    """Numbers the different outcomes at one context, equal bits having equal numbers."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Step] = []
+
+    def number(self, outcome: Step) -> int:
+        """The number of an outcome, a new one if its bits were not seen before."""
+        for number, known in enumerate(self.outcomes):
+            if all(_same_bits(a, b) for a, b in zip(outcome, known, strict=True)):
+                return number
+        self.outcomes.append(outcome)
+        return len(self.outcomes) - 1
+
+    def spread(self) -> float:
+        """The largest difference between two outcomes in one logit."""
+        high = low = self.outcomes[0][0].astype(mx.float32)
+        for logits, _ in self.outcomes[1:]:
+            high, low = mx.maximum(high, logits), mx.minimum(low, logits)
+        spread: Any = (high - low).max().item()
+        return spread
+
+
+def _same_bits(a: mx.array, b: mx.array) -> bool:
+    words = mx.uint16 if a.dtype.size == 2 else mx.uint32
+    same: Any = mx.array_equal(a.view(words), b.view(words)).item()
+    return same
+
+
+def one_layer(model: Any) -> Any:
+    """The same model with its first layer alone, or whole where it cannot be cut."""
+    if not hasattr(model, "model"):
+        return model
+    cut = copy.copy(model)
+    cut.model = copy.copy(model.model)
+    cut.model.layers = model.model.layers[:1]
+    return cut
 
 
 def measure_costs(
@@ -145,36 +208,28 @@ def measure_costs(
     costs = {}
     for rows in row_counts:
         ids = _some_ids(model.config.vocab_size, rows)
-        times = []
-        for _ in range(repeats + 1):
+        times: list[float] = []
+        while len(times) <= repeats and (len(times) < 2 or sum(times) < 0.2):
             start = time.perf_counter()
             mx.eval(model.verify(ids, cache))
             times.append(time.perf_counter() - start)
             cut_cache(cache, context)
-        costs[rows] = round(statistics.median(times[1:]) * 1e3, 4)
+        costs[rows] = round(statistics.median(times[1:]) * 1e3, 4)  # the first may compile
     return costs
 
 
 def _decode(
-    model: Any,
-    cache: list[Any],
-    context: int,
-    ids: mx.array,
-    rows: int,
-    *,
-    ragged: bool,
-    ahead: int = 0,
-) -> mx.array:
-    """AR logits [POSITIONS, vocab] of `ids` after the cached context, `rows` rows a forward.
+    model: Any, cache: list[Any], context: int, rows: int, *, ragged: bool, ahead: int = 0
+) -> Step:
+    """What `POSITIONS` ids after the cached context lead to, `rows` AR rows a forward.
 
-    Ragged steps keep 1, half, or all of a forward's rows and fill the rest with other ids, as
-    rejected drafts and padding do; `ahead` diffusion rows ride along where given.
+    Ragged steps keep some of a forward's rows and fill the rest with other ids, as rejected drafts
+    and padding do; `ahead` diffusion rows ride along where given.
     """
-    mask = model.config.mask_token_id
-    keeps = _ragged(rows) if ragged else _always(rows)
-    pieces, at = [], 0
-    while at < ids.size:
-        keep = min(next(keeps), ids.size - at)
+    ids, mask = _some_ids(model.config.vocab_size, POSITIONS), model.config.mask_token_id
+    steps: list[Step] = []
+    at = 0
+    for keep in _keeps(rows, ragged):
         kept = ids[at : at + keep]
         filler = mx.full((rows - keep,), mask, mx.int32)
         if ahead:
@@ -183,45 +238,38 @@ def _decode(
             logits, _ = model.verify_and_draft(everything, rows, cache)
         else:
             logits = model.verify(mx.concatenate([kept, filler]), cache)
-        pieces.append(logits[:keep])
-        mx.eval(pieces[-1])
+        sampled = scores(logits, context + at + 1, SAMPLED)
+        steps.append((logits[:keep], sampled[:keep]))
+        mx.eval(steps[-1])
         at += keep
         cut_cache(cache, context + at)
     cut_cache(cache, context)
-    return mx.concatenate(pieces)
+    return mx.concatenate([s[0] for s in steps]), mx.concatenate([s[1] for s in steps])
 
 
-def _always(rows: int) -> Iterator[int]:
-    while True:
-        yield rows
-
-
-def _ragged(rows: int) -> Iterator[int]:
-    while True:
-        yield from (1, max(1, rows // 2), rows, max(1, rows - 1))
-
-
-def _digest(logits: mx.array, context: int) -> bytes:
-    """A digest of the bits of logits and of the scores sampled from them."""
-    sampled = scores(logits, context + 1, SAMPLED)
-    words = mx.uint16 if logits.dtype.size == 2 else mx.uint32
-    digest = hashlib.sha256()
-    for bits in (logits.view(words), sampled.view(mx.uint32)):
-        digest.update(memoryview(bits))  # type: ignore[arg-type]
-    return digest.digest()
+def _keeps(rows: int, ragged: bool) -> list[int]:
+    """How many rows each forward keeps, `POSITIONS` in all."""
+    cycle = itertools.cycle((1 + rows // 3, max(1, rows - rows // 4), rows) if ragged else (rows,))
+    keeps: list[int] = []
+    while sum(keeps) < POSITIONS:
+        keeps.append(min(next(cycle), POSITIONS - sum(keeps)))
+    return keeps
 
 
 def _cache_of(model: Any, length: int) -> list[Any]:
     """A cache of `length` tokens: the model's own keys and values of some text, repeated."""
-    cache = model.make_cache()
+    cache: list[Any] = model.make_cache()
     read = min(length, 256)
     model.hidden(_some_ids(model.config.vocab_size, read)[None], cache)
     for layer in cache:
-        keys, values = layer.keys[:, :, :read], layer.values[:, :, :read]
-        while layer.offset < length:
-            more = min(read, length - layer.offset)
-            layer.update_and_fetch(keys[:, :, :more], values[:, :, :more])
-        mx.eval(layer.state)
+        times = -(-length // read)
+        keys, values = (
+            mx.concatenate([a[:, :, :read]] * times, axis=2)[:, :, read:length]
+            for a in (layer.keys, layer.values)
+        )
+        if length > read:
+            layer.update_and_fetch(keys, values)
+        mx.eval(layer.keys, layer.values)
     return cache
 
 
@@ -246,26 +294,33 @@ def cached_probe(
     return result
 
 
+# By file, for machines on which the file cannot be written.
+_taken: dict[Path, Probe] = {}
+
+
 def stored_probe(model: Any) -> Probe | None:
     """The stored result for this model and device, or None."""
+    file = _probe_file(model)
     try:
-        raw = json.loads(_probe_file(model).read_text(encoding="utf-8"))
+        raw = json.loads(file.read_text(encoding="utf-8"))
         return Probe(
-            classes=tuple(map(tuple, raw["classes"])),
-            fused=tuple((a, b) for a, b in raw["fused"]),
+            classes=tuple(tuple(map(int, rows)) for rows in raw["classes"]),
+            fused=tuple((int(a), int(b)) for a, b in raw["fused"]),
             disagreement=float(raw["disagreement"]),
             cost_ms={int(rows): float(ms) for rows, ms in raw["cost_ms"].items()},
-            contexts=tuple(raw["contexts"]),
+            contexts=tuple(map(int, raw["contexts"])),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # absent, or written by another version: probe again
+        return _taken.get(file)  # absent, or not what this version writes: probe again
 
 
 def _store(file: Path, result: Probe) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    _taken[file] = result
     partial = file.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    partial.replace(file)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        partial.replace(file)
 
 
 def _probe_file(model: Any) -> Path:
@@ -300,6 +355,8 @@ def device_key(model: Any) -> dict[str, Any]:
             config.head_dim,
             config.vocab_size,
             config.tie_word_embeddings,
+            config.block_size,
+            config.max_position_embeddings,
         ],
         "packed": sorted(map(str, packed)),
         "dtype": str(layer.input_layernorm.weight.dtype),
