@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from .consensus import Sampling
+from .costs import NOMINAL, device_costs, within
 from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, RowCounts, decode
 from .errors import ContextLengthError, GenerationError, PromptError
 from .numerics import cached_probe, stored_probe
@@ -84,6 +85,8 @@ def mlx_generate(
     prompt_cache: list[Any] | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     on_stats: Callable[[DecodeStats], None] | None = None,
+    block_size: int | None = None,
+    calibrate: bool = True,
     prefill_step_size: int = 2048,
     prompt_progress_callback: Progress | None = None,
 ) -> Generator[int, None, None]:
@@ -99,8 +102,11 @@ def mlx_generate(
         top_k: keep the k likeliest tokens (0: all).
         min_p: drop tokens below this fraction of the top probability (0: none).
         seed: keys the sampling noise; None draws a fresh one, which the stats report.
-        mode: "parallel" always drafts, "ar" never, "auto" decides as it goes.
-        cycle: "two-pass" (the paper's), "one-pass" (ours) or "auto".
+        mode: "parallel" always drafts full blocks, "ar" never drafts, "auto" decides as it goes
+            from what passes cost on this device (measured at first use, then kept on disk) and
+            from how many drafts stand.
+        cycle: "two-pass" (the paper's) or "one-pass" (ours); "auto" leaves the choice to
+            mode="auto", and is the paper's in mode="parallel".
         numerics: "fast" picks row counts by cost alone; "exact" keeps every pass within row counts
             that this device was found to compute bit-identically, so that every mode gives the
             same ids in any precision. The first exact call probes the device (some seconds, then
@@ -110,6 +116,8 @@ def mlx_generate(
         logits_processors: as mlx-lm's: `processor(tokens, logits [1, vocab])` -> logits, called
             once for each token handed out, with the ids before it in this call.
         on_stats: called once with the `DecodeStats` of the run when the iterator ends.
+        block_size: rows of the largest block to draft, anchor included; None for the checkpoint's.
+        calibrate: measure costs at first use of mode="auto"; otherwise assume typical ones.
         prefill_step_size: prompt ids in one prefill pass.
         prompt_progress_callback: called with (prompt ids read, prompt ids in all).
 
@@ -132,6 +140,8 @@ def mlx_generate(
         prompt_cache=prompt_cache,
         logits_processors=logits_processors,
         on_stats=on_stats,
+        block_size=block_size,
+        calibrate=calibrate,
         prefill_step_size=prefill_step_size,
         prompt_progress_callback=prompt_progress_callback,
     )
@@ -281,6 +291,8 @@ def _start(
     prompt_cache: list[Any] | None = None,
     logits_processors: Sequence[LogitsProcessor] | None = None,
     on_stats: Callable[[DecodeStats], None] | None = None,
+    block_size: int | None = None,
+    calibrate: bool = True,
     prefill_step_size: int = 2048,
     prompt_progress_callback: Progress | None = None,
 ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
@@ -306,6 +318,9 @@ def _start(
         )
     if not _is_count(prefill_step_size) or prefill_step_size < 1:
         raise GenerationError(f"prefill_step_size is {prefill_step_size!r}; expected 1 or more.")
+    if block_size is not None and (not _is_count(block_size) or block_size < 2):
+        raise GenerationError(f"block_size is {block_size!r}; expected 2 rows or more.")
+    row_counts = cached_probe(model).row_counts if numerics == "exact" else RowCounts()
     request = Request(
         prompt=prompt,
         eos_token_ids=frozenset(int(i) for i in eos_token_ids),
@@ -315,12 +330,18 @@ def _start(
         ),
         mask_token_id=config.mask_token_id,
         logits_processors=tuple(logits_processors or ()),
-        row_counts=cached_probe(model).row_counts if numerics == "exact" else RowCounts(),
+        row_counts=row_counts,
         near_tie=_near_tie(model) if numerics == "fast" else None,
         prefill_step_size=prefill_step_size,
         on_progress=prompt_progress_callback,
     )
-    scheduler = make_scheduler(mode, cycle, config.block_size)
+    block = config.block_size if block_size is None else block_size
+    scheduler = make_scheduler(
+        mode,
+        cycle,
+        block,
+        lambda: within(device_costs(model, block) if calibrate else NOMINAL, row_counts),
+    )
     return decode(model, request, scheduler, cache, on_stats)
 
 

@@ -1,7 +1,13 @@
-"""What the next cycle does: a plain step, two passes, or one pass, and over how many drafts."""
+"""What the next cycle does: a plain step, two passes, or one pass, and over how many drafts.
+
+A schedule is a function of the costs it was given and of what the cycles before it showed, so a
+run repeats exactly. It decides speed alone: whatever it plans, the ids are the same.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 Mode = Literal["auto", "parallel", "ar"]
@@ -42,46 +48,255 @@ class Scheduler(Protocol):
         """Learn that of the `n_drafts` drafts that `plan` verified, `accepted` stood."""
 
 
-class PlainSchedule:
-    """Never drafts."""
+class Fixed:
+    """The same policy in every cycle, whatever comes of it."""
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
 
     def plan(self, budget: int, pending: int) -> Plan:
-        """One ordinary AR step."""
-        return PLAIN
+        """The policy's cycle, or as much of it as the budget can use."""
+        return self.policy.plan(budget, pending)
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Nothing to learn."""
 
 
-class TwoPassSchedule(PlainSchedule):
-    """The paper's cycle: always draft a block, then verify it."""
+@dataclass(frozen=True)
+class Policy:
+    """A way to run cycles.
 
-    def __init__(self, block_size: int):
-        self.block_size = block_size
+    Attributes:
+        kind: "plain", "two-pass" or "one-pass".
+        n_drafts: drafts that a cycle verifies at most.
+        ahead_rows: diffusion rows of a one-pass forward, anchor included.
+    """
 
-    def plan(self, budget: int, pending: int) -> Plan:
-        """A full block, or as much of it as the budget can use."""
-        n_drafts = min(self.block_size, budget) - 1
-        return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else PLAIN
-
-
-class OnePassSchedule(PlainSchedule):
-    """One forward a cycle: verify the pending drafts and draft ahead in the same pass."""
-
-    def __init__(self, block_size: int, max_drafts: int | None = None):
-        self.block_size = block_size
-        self.max_drafts = block_size - 1 if max_drafts is None else max_drafts
+    kind: Literal["plain", "two-pass", "one-pass"]
+    n_drafts: int = 0
+    ahead_rows: int = 0
 
     def plan(self, budget: int, pending: int) -> Plan:
-        """As many pending drafts as the budget can use, and a block if anything is left after."""
-        n_drafts = min(pending, self.max_drafts, budget - 1)
-        return Plan(n_drafts=n_drafts, ahead_rows=self.block_size if budget > 2 else 0)
+        """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
+        if self.kind == "two-pass":
+            n_drafts = min(self.n_drafts, budget - 1)
+            return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else PLAIN
+        if self.kind == "one-pass":
+            n_drafts = min(pending, self.n_drafts, budget - 1)
+            # What is drafted ahead is of use only if something is left to write after this cycle.
+            return Plan(n_drafts=n_drafts, ahead_rows=self.ahead_rows if budget > 2 else 0)
+        return PLAIN
 
 
-def make_scheduler(mode: Mode, cycle: CycleKind, block_size: int) -> Scheduler:
-    """The schedule for a `mode` and `cycle` of the public API."""
+PLAIN_POLICY = Policy("plain")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a pass costs on this device, in any one unit of time.
+
+    Attributes:
+        verify: by rows of the pass.
+        draft: by rows of the block.
+        fused: by (AR rows, diffusion rows).
+    """
+
+    verify: dict[int, float]
+    draft: dict[int, float]
+    fused: dict[tuple[int, int], float]
+
+    def of_verify(self, rows: int) -> float:
+        """Cost of a verify pass: that of the next measured count, as kernels come in steps."""
+        return _at(self.verify, rows)
+
+    def of_draft(self, rows: int) -> float:
+        """Cost of a draft pass."""
+        return _at(self.draft, rows)
+
+    def of_fused(self, rows: int, ahead: int) -> float:
+        """Cost of a one-pass forward."""
+        fitting = [c for (a, d), c in self.fused.items() if a >= rows and d >= ahead]
+        return min(fitting) if fitting else max(self.fused.values())
+
+
+def _at(costs: dict[int, float], rows: int) -> float:
+    return costs[min((n for n in costs if n >= rows), default=max(costs))]
+
+
+class Acceptance:
+    """How often a draft stands at each place of a cycle, given that those before it stood.
+
+    Recent cycles count most: every observation fades by `KEEP` a cycle. Places never reached
+    take the value of the nearest place before them.
+    """
+
+    KEEP = 0.9
+    PRIOR = 0.8  # before anything was seen, drafts are expected to be good: trying is how to learn
+    PRIOR_WEIGHT = 1.0
+
+    def __init__(self) -> None:
+        self.tried: list[float] = []
+        self.stood: list[float] = []
+
+    def observe(self, n_drafts: int, accepted: int) -> None:
+        """One cycle verified `n_drafts` drafts, of which the first `accepted` stood."""
+        self.tried = [t * self.KEEP for t in self.tried]
+        self.stood = [s * self.KEEP for s in self.stood]
+        seen = min(accepted + 1, n_drafts)
+        for totals in (self.tried, self.stood):
+            totals.extend([0.0] * (seen - len(totals)))
+        for place in range(seen):
+            self.tried[place] += 1
+            self.stood[place] += place < accepted
+
+    def rates(self, places: int) -> list[float]:
+        """The chance to stand at each of the first `places` places, given those before."""
+        rates, near = [], self.PRIOR
+        for place in range(places):
+            tried = self.tried[place] if place < len(self.tried) else 0.0
+            stood = self.stood[place] if place < len(self.stood) else 0.0
+            near = (stood + self.PRIOR_WEIGHT * near) / (tried + self.PRIOR_WEIGHT)
+            rates.append(near)
+        return rates
+
+
+def expected_accepted(rates: list[float]) -> float:
+    """Drafts that stand on average in a cycle over `len(rates)` drafts."""
+    total, chance = 0.0, 1.0
+    for rate in rates:
+        chance *= rate
+        total += chance
+    return total
+
+
+def two_pass_speed(costs: Costs, n_drafts: int, rates: list[float]) -> float:
+    """Tokens for each unit of time when every cycle drafts and verifies `n_drafts`."""
+    cost = costs.of_draft(n_drafts + 1) + costs.of_verify(n_drafts + 1)
+    return (1 + expected_accepted(rates[:n_drafts])) / cost
+
+
+def one_pass_speed(costs: Costs, n_drafts: int, ahead_rows: int, rates: list[float]) -> float:
+    """Tokens for each unit of time in the long run of one-pass cycles.
+
+    A cycle with m pending drafts of which a stand leaves `ahead_rows - 2 - a` for the next, so
+    the pending count is a Markov chain; its stationary average is what counts.
+    """
+    share = {0: 1.0}
+    for _ in range(12):
+        following: dict[int, float] = {}
+        for pending, weight in share.items():
+            for accepted, chance in accepted_distribution(rates[:pending]):
+                left = max(0, min(n_drafts, ahead_rows - 2 - accepted))
+                following[left] = following.get(left, 0.0) + weight * chance
+        # Half a step keeps chains that would alternate for ever from doing so.
+        share = {m: (share.get(m, 0.0) + following.get(m, 0.0)) / 2 for m in {*share, *following}}
+    tokens = sum(w * (1 + expected_accepted(rates[:m])) for m, w in share.items())
+    time = sum(w * costs.of_fused(1 + m, ahead_rows) for m, w in share.items())
+    return tokens / time
+
+
+def accepted_distribution(rates: list[float]) -> Iterator[tuple[int, float]]:
+    """(accepted, chance) for a cycle over `len(rates)` drafts."""
+    chance = 1.0
+    for accepted, rate in enumerate(rates):
+        yield accepted, chance * (1 - rate)
+        chance *= rate
+    yield len(rates), chance
+
+
+class Auto:
+    """Maximises expected tokens per second from the costs and the running acceptance.
+
+    While plain steps are expected to win it writes plainly, tries drafts again after
+    `FIRST_PAUSE` tokens, and doubles the pause with every failure up to `LONGEST_PAUSE`, which
+    keeps the price of trying near 2 % of a plain run.
+    """
+
+    FIRST_PAUSE, LONGEST_PAUSE = 16, 128
+    REPLAN = 4  # cycles between two looks at the whole table of policies
+
+    def __init__(self, costs: Costs, policies: list[Policy]):
+        self.costs = costs
+        self.acceptance = {"two-pass": Acceptance(), "one-pass": Acceptance()}
+        # Only what could pay if every draft stood is ever worth a try.
+        self.policies = [PLAIN_POLICY] + [
+            policy for policy in policies if self.speed(policy, sure=True) > 1 / costs.of_verify(1)
+        ]
+        self.current = self.best(plain=len(self.policies) == 1)
+        self.cycles = 0
+        self.pause = self.FIRST_PAUSE
+        self.left = 0  # plain steps until drafts are tried again
+
+    def plan(self, budget: int, pending: int) -> Plan:
+        """A cycle of the best policy, or a plain step while drafting does not pay."""
+        if self.left > 0:
+            self.left -= 1
+            return PLAIN
+        return self.current.plan(budget, pending)
+
+    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Learn from a cycle; plain steps teach nothing about drafts."""
+        if plan.plain:
+            return
+        kind = "two-pass" if plan.draft_rows else "one-pass"
+        if n_drafts:
+            self.acceptance[kind].observe(n_drafts, accepted)
+        self.cycles += 1
+        if not n_drafts or (self.cycles % self.REPLAN and accepted):
+            return
+        best = self.best()
+        if best.kind != "plain":
+            self.current, self.pause = best, self.FIRST_PAUSE
+            return
+        # Plain steps win. After the pause, try what would lose least.
+        self.current = self.best(plain=False)
+        self.left, self.pause = self.pause, min(2 * self.pause, self.LONGEST_PAUSE)
+
+    def best(self, plain: bool = True) -> Policy:
+        """The policy with the highest expected speed."""
+        choices = [p for p in self.policies if plain or p.kind != "plain"]
+        return max(choices, key=self.speed)
+
+    def speed(self, policy: Policy, *, sure: bool = False) -> float:
+        """Expected tokens for each unit of time; `sure` supposes that every draft stands."""
+        if policy.kind == "plain":
+            return 1 / self.costs.of_verify(1)
+        rates = self.acceptance[policy.kind].rates(policy.n_drafts)
+        rates = [1.0] * policy.n_drafts if sure else rates
+        if policy.kind == "two-pass":
+            return two_pass_speed(self.costs, policy.n_drafts, rates)
+        return one_pass_speed(self.costs, policy.n_drafts, policy.ahead_rows, rates)
+
+
+def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
+    """The ways to draft, with cycles that `cycle` allows, that `costs` knows the price of."""
+    found = []
+    if cycle in ("two-pass", "auto"):
+        found += [Policy("two-pass", n - 1) for n in costs.draft]
+    if cycle in ("one-pass", "auto"):
+        found += [Policy("one-pass", a - 1, d) for a, d in costs.fused]
+    return found
+
+
+def make_scheduler(
+    mode: Mode,
+    cycle: CycleKind,
+    block_size: int,
+    costs: Callable[[], Costs],
+) -> Scheduler:
+    """The schedule for a `mode` and `cycle` of the public API.
+
+    Args:
+        mode: "auto" chooses each cycle; "parallel" always drafts a full block; "ar" never drafts.
+        cycle: what "auto" may choose from; "parallel" takes "auto" for the paper's "two-pass".
+        block_size: rows of the largest block.
+        costs: called for the device's costs where the schedule needs them.
+    """
     if mode == "ar":
-        return PlainSchedule()
-    if cycle == "one-pass":
-        return OnePassSchedule(block_size)
-    return TwoPassSchedule(block_size)
+        return Fixed(PLAIN_POLICY)
+    if mode == "parallel":
+        if cycle == "one-pass":
+            return Fixed(Policy("one-pass", block_size - 1, block_size))
+        return Fixed(Policy("two-pass", block_size - 1))
+    known = costs()
+    return Auto(known, policies(known, cycle))

@@ -1,0 +1,122 @@
+"""What a pass costs on this device, by row count: measured once, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .engine import RowCounts, cut_cache
+from .numerics import cache_folder, device_key
+from .schedule import Costs
+
+# Block sizes around the steps in cost of the known backends: attention and matrix kernels change
+# at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
+SIZES = (4, 8, 15, 16, 24, 32, 64)
+CONTEXT = 256  # tokens in the cache while measuring
+REPEATS = 3
+SLOW = 0.05  # seconds; a pass that takes longer is timed once
+
+# Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
+NOMINAL = Costs(
+    verify={1: 1.0, 2: 1.2, 4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
+    draft={4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
+    fused={(4, 4): 1.7, (8, 8): 2.2, (15, 15): 2.4, (16, 16): 2.4, (32, 32): 4.2, (64, 64): 8.0},
+)
+
+
+def calibrate(model: Any, block_size: int) -> Costs:
+    """Measure the passes that decoding with blocks of up to `block_size` rows can run.
+
+    Each pass runs once to warm up, then up to three times (once where it is slow). Sizes are
+    measured in rising order, and no further once two in a row could not pay even if every draft
+    stood, as on a CPU, where each row costs the same.
+    """
+    config = model.config
+    context = max(1, min(CONTEXT, config.max_position_embeddings - 2 * block_size))
+    cache = model.make_cache()
+    ids = (mx.arange(2 * block_size + context, dtype=mx.int32) * 7919 + 13) % config.vocab_size
+    model.hidden(ids[None, :context], cache)
+    mx.eval([layer.state for layer in cache])
+
+    def measure(run: Callable[..., Any], *args: Any) -> float:
+        times: list[float] = []
+        while len(times) <= REPEATS:
+            start = time.perf_counter()
+            mx.eval(run(*args, cache))
+            times.append(time.perf_counter() - start)
+            cut_cache(cache, context)
+            if len(times) > 1 and times[-1] > SLOW:
+                break
+        return min(times[1:])
+
+    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {})
+    hopeless = 0
+    for n in [n for n in SIZES if n < block_size] + [block_size]:
+        costs.verify[n] = measure(model.verify, ids[:n])
+        costs.draft[n] = measure(model.draft, ids[:n])
+        costs.fused[n, n] = measure(model.verify_and_draft, ids[: 2 * n], n)
+        cheapest = min(costs.verify[n] + costs.draft[n], costs.fused[n, n])
+        hopeless = hopeless + 1 if cheapest > n * costs.verify[1] else 0
+        if hopeless == 2:
+            break
+    # Everything is weighed against the plain step: time it twice, at both ends.
+    costs.verify[1] = min(costs.verify[1], measure(model.verify, ids[:1]))
+    return costs
+
+
+def device_costs(model: Any, block_size: int) -> Costs:
+    """The costs for this model on this device, from disk where they were measured before."""
+    key = json.dumps([device_key(model), block_size], sort_keys=True).encode()
+    file = cache_folder() / f"costs-{hashlib.sha256(key).hexdigest()[:24]}.json"
+    found = _read(file)
+    if found is None:
+        found = calibrate(model, block_size)
+        _write(file, found)
+    return found
+
+
+def within(costs: Costs, row_counts: RowCounts) -> Costs:
+    """The costs that are left where exact numerics pad every pass to `row_counts`."""
+    if not row_counts.verify:
+        return costs
+    most = row_counts.verify[-1]
+    return Costs(
+        verify={n: costs.of_verify(n) for n in row_counts.verify},
+        draft={n: cost for n, cost in costs.draft.items() if n <= most},
+        fused={pair: costs.of_fused(*pair) for pair in row_counts.fused},
+    )
+
+
+def _read(file: Path) -> Costs | None:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return Costs(
+            verify={int(n): float(c) for n, c in raw["verify"].items()},
+            draft={int(n): float(c) for n, c in raw["draft"].items()},
+            fused={(int(a), int(d)): float(c) for a, d, c in raw["fused"]},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # absent, or written by another version: measure again
+
+
+def _write(file: Path, costs: Costs) -> None:
+    """Keep the result; a folder that cannot be written to only costs a new measurement."""
+    raw = {
+        "verify": costs.verify,
+        "draft": costs.draft,
+        "fused": [(a, d, c) for (a, d), c in costs.fused.items()],
+    }
+    partial = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(raw), encoding="utf-8")
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
