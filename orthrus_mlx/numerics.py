@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from .consensus import Sampling, scores
 from .engine import RowCounts, cut_cache
@@ -337,29 +339,12 @@ def cache_folder() -> Path:
 
 def device_key(model: Any) -> dict[str, Any]:
     """Everything that decides which kernels run: shapes, packing, device, system, mlx version."""
-    config = model.config
-    layer = model.layers[0]
-    packed = [
-        (name, getattr(m, "bits", 0), getattr(m, "group_size", 0), getattr(m, "mode", ""))
-        for name, m in layer.named_modules()
-        if "weight" in m
-    ]
+    weights: Any = tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
     return {
         "format": FORMAT,
-        "shape": [
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            config.vocab_size,
-            config.tie_word_embeddings,
-            config.block_size,
-            config.max_position_embeddings,
-        ],
-        "packed": sorted(map(str, packed)),
-        "dtype": str(layer.input_layernorm.weight.dtype),
+        "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
+        "limits": [model.config.block_size, model.config.max_position_embeddings],
+        "weights": sorted(f"{name} {a.shape} {a.dtype}" for name, a in weights),
         "device": _device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
         "mlx": mx.__version__,
