@@ -134,7 +134,8 @@ def _mask_token_id(
 
 def read_tensors(files: list[Path], names: list[str]) -> dict[str, mx.array]:
     """The named tensors, left on disk until they are used."""
-    wanted, tensors = set(names), {}
+    wanted = set(names)
+    tensors: dict[str, mx.array] = {}
     for file in files:
         content = mx.load(str(file))
         assert isinstance(content, dict)

@@ -110,7 +110,8 @@ def padded_length(length: int, max_length: int) -> int:
 
 
 def _anchor_places(example: Example) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    places, ends = [], []
+    places: list[int] = []
+    ends: list[int] = []
     for answer in example.answers:
         here = range(max(answer.start - 1, 0), answer.end - 1)
         places += here

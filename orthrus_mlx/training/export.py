@@ -26,7 +26,7 @@ def digest(tensors: Iterable[tuple[str, mx.array]]) -> str:
     sha = hashlib.sha256()
     for name, a in tensors:
         sha.update(f"{name} {a.dtype} {a.shape}\n".encode())
-        sha.update(np.array(mx.contiguous(a).reshape(-1).view(mx.uint8)))
+        sha.update(np.array(mx.contiguous(a).reshape(-1).view(mx.uint8)).data)
     return sha.hexdigest()
 
 
@@ -71,7 +71,8 @@ def _write_weights(base: Base, view: View, folder: Path) -> list[Path]:
     tensors |= {name: a.astype(base.stored) for name, a in view.items()}
     total = sum(a.nbytes for a in tensors.values())
     shards = _shards(tensors)
-    weight_map, files = {}, []
+    weight_map: dict[str, str] = {}
+    files = []
     for number, names in enumerate(shards, start=1):
         part = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = folder / (part if len(shards) > 1 else "model.safetensors")

@@ -138,7 +138,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: for an unreadable file or an unknown name.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

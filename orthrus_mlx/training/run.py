@@ -46,8 +46,10 @@ class Run:
             valid_set, options.val_prompts, base.config.max_position_embeddings
         )
         weights = dict(tree_flatten(base.model.parameters()))
+        # Arrays of their own: the compiled step takes them as inputs, and must find none of them
+        # among the frozen weights, of which they may be copies.
         self.master: View = {
-            name: weights[name].astype(mx.float32) for name in view_names(base.config)
+            name: mx.array(weights[name].astype(mx.float32)) for name in view_names(base.config)
         }
         self.optimizer = optim.AdamW(
             0.0, BETAS, weight_decay=options.weight_decay, bias_correction=True
@@ -59,27 +61,37 @@ class Run:
         self.validations: list[tuple[int, float, float | None]] = []
         # One compiled graph a batch shape: teacher, blocks, gradients and update.
         state = [self.master, self.optimizer.state]
-        self._train_step = mx.compile(self._train_step, inputs=state, outputs=state)  # type: ignore[method-assign]
-        self._valid_loss = mx.compile(self._valid_loss, inputs=[self.master])  # type: ignore[method-assign]
+        self._compiled_update = mx.compile(self._update, inputs=state, outputs=state)
+        self._compiled_loss = mx.compile(self._loss_now, inputs=[self.master])
 
     def _batches(self, examples: list[Example]) -> Batches:
         o = self.options
         longest = min(o.max_seq_length, self.base.config.max_position_embeddings)
         return Batches(examples, min(o.batch_size, len(examples)), o.anchors, longest, o.seed)
 
-    def _loss(self, view: View, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
-        model, view = self.base.model, cast(view, self.base.dtype)
-        read = read_texts(model, ids)  # depends on no weight under training: no gradient
-        return block_loss(model, view, read, ids, anchors, ends, self.options.grad_checkpoint)
+    def take_step(self, batch: Batch) -> mx.array:
+        """Update the weights, on the device, and give the loss that they had on the batch."""
+        self.optimizer.learning_rate = learning_rate(self.options, self.step)
+        self.step += 1
+        return self._compiled_update(*_arrays(batch))
 
-    def _train_step(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
+    def valid_loss(self, batch: Batch) -> mx.array:
+        """The loss of the weights as they are."""
+        return self._compiled_loss(*_arrays(batch))
+
+    def _update(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
         loss, gradients = mx.value_and_grad(self._loss)(self.master, ids, anchors, ends)
         gradients = clip(gradients, self.options.max_grad_norm)
         self.master.update(self.optimizer.apply_gradients(gradients, self.master))
         return loss
 
-    def _valid_loss(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
+    def _loss_now(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
         return self._loss(self.master, ids, anchors, ends)
+
+    def _loss(self, view: View, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
+        model, view = self.base.model, cast(view, self.base.dtype)
+        read = read_texts(model, ids)  # depends on no weight under training: no gradient
+        return block_loss(model, view, read, ids, anchors, ends, self.options.grad_checkpoint)
 
     def go(self) -> bool:
         """Take all steps that are left; whether the run came to its end."""
@@ -96,7 +108,7 @@ class Run:
         return self.step == self.options.iters
 
     def _announce(self) -> None:
-        weights = tree_flatten(self.base.model.parameters())
+        weights = dict(tree_flatten(self.base.model.parameters()))
         self.report(
             Started(
                 step=self.step,
@@ -104,7 +116,7 @@ class Run:
                 n_train=len(self.batches.examples),
                 n_valid=len(self.valid.examples) if self.valid else 0,
                 trained_parameters=sum(a.size for a in self.master.values()),
-                parameters=sum(a.size for _, a in weights),
+                parameters=sum(a.size for a in weights.values()),
             )
         )
 
@@ -114,10 +126,8 @@ class Run:
         tokens, since = 0, time.perf_counter()
         while self.step < o.iters and not self.stop.is_set():
             batch = self.batches[self.step]
-            self.optimizer.learning_rate = learning_rate(o, self.step)
-            pending.append(self._train_step(*_arrays(batch)))
+            pending.append(self.take_step(batch))
             mx.async_eval(pending[-1], self.master, self.optimizer.state)
-            self.step += 1
             tokens += batch.n_tokens
             # Never more than one step ahead of the device: while it works, the next batch is made
             # ready here.
@@ -167,7 +177,7 @@ class Run:
         for i in range(count):
             if self.stop.is_set():
                 return
-            losses.append(self._valid_loss(*_arrays(self.valid[i])))
+            losses.append(self.valid_loss(self.valid[i]))
             mx.eval(losses[-1])
         loss = mx.mean(mx.stack(losses)).item()
         assert isinstance(loss, float)

@@ -101,12 +101,13 @@ class Workspace:
         if not path.exists():
             return 0
         try:
-            state, metadata = mx.load(str(path), return_metadata=True)  # type: ignore[misc]
+            loaded: Any = mx.load(str(path), return_metadata=True)
+            state, metadata = loaded
             for name in view:
-                view[name] = state[f"weight:{name}"]  # type: ignore[index]
+                view[name] = state[f"weight:{name}"]
                 for part in optimizer.state[name]:
-                    optimizer.state[name][part] = state[f"{part}:{name}"]  # type: ignore[index]
-            optimizer.state["step"] = state["optimizer:step"]  # type: ignore[index]
+                    optimizer.state[name][part] = state[f"{part}:{name}"]
+            optimizer.state["step"] = state["optimizer:step"]
             step = int(metadata["step"])
             mx.eval(view, optimizer.state)
         except (RuntimeError, KeyError, ValueError) as e:

@@ -15,10 +15,12 @@ from orthrus_mlx import load
 from orthrus_mlx.errors import ConfigError, DataError, OrthrusError, OutputError, TrainingError
 from orthrus_mlx.model import is_diffusion
 from orthrus_mlx.training import TrainOptions, export, train
-from orthrus_mlx.training.base import Base
-from orthrus_mlx.training.events import Event, Saved, Trained
+from orthrus_mlx.training.base import Base, load_base
+from orthrus_mlx.training.data import read_split
+from orthrus_mlx.training.events import Event, Saved, Trained, silent
 from orthrus_mlx.training.loss import View
 from orthrus_mlx.training.run import Run, learning_rate
+from orthrus_mlx.training.state import Workspace
 from tests.helpers import random_weights, write_checkpoint
 
 from .conftest import WORDS, base_config, chat, options, recite, tensors, write_jsonl
@@ -198,6 +200,21 @@ def test_recomputing_layers_gives_the_same_run(
     kept, recomputed = tensors(tmp_path / "kept"), tensors(tmp_path / "recomputed")
     for name in kept:
         assert np.allclose(np.array(kept[name]), np.array(recomputed[name]), atol=1e-4), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_step_can_be_compiled(
+    base_dir: Path, data_dir: Path, tmp_path: Path, dtype: str, checkpoint: bool
+) -> None:
+    mx.enable_compile()
+    given = options(base_dir, data_dir, tmp_path, dtype=dtype, grad_checkpoint=checkpoint)
+    base = load_base(given)
+    examples = read_split(data_dir, "train", base.tokenizer, {})
+    run = Run(given, base, examples, examples, Workspace(tmp_path), silent)
+    for step in (0, 1):  # traced, never evaluated: no kernel is compiled
+        run.take_step(run.batches[step])
+        run.valid_loss(run.batches[step])
 
 
 @pytest.mark.skipif(
