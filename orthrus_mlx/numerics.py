@@ -345,13 +345,14 @@ def device_key(model: Any) -> dict[str, Any]:
         "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
         "limits": [model.config.block_size, model.config.max_position_embeddings],
         "weights": sorted(f"{name} {a.shape} {a.dtype}" for name, a in weights),
-        "device": _device_name(),
+        "device": device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
         "mlx": mx.__version__,
     }
 
 
-def _device_name() -> str:
+def device_name() -> str:
+    """The device that MLX computes on, by name."""
     device = mx.default_device()
     info: dict[str, Any] = mx.device_info(device) if hasattr(mx, "device_info") else {}
     return f"{device.type} {info.get('device_name', platform.processor())}"

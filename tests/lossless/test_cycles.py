@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlx_lm.sample_utils import make_logits_processors
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
+from orthrus_mlx.costs import NOMINAL
 from orthrus_mlx.engine import RowCounts, decode
 from orthrus_mlx.schedule import PLAIN, Plan, make_scheduler
 
@@ -117,7 +118,7 @@ def count_places(totals: list[int], n: int) -> None:
 def test_drafts_are_verified_where_they_were_guessed_and_counted_right(
     mode: Any, cycle: Any, scenario: Scenario
 ) -> None:
-    check(scenario, make_scheduler(mode, cycle, scenario.model.config.block_size))
+    check(scenario, make_scheduler(mode, cycle, scenario.model.config.block_size, lambda: NOMINAL))
 
 
 class AnySchedule:
@@ -157,7 +158,7 @@ def test_exact_row_counts_pad_and_change_nothing(scenario: Scenario, data: st.Da
     if mode is None:
         scheduler: Any = AnySchedule(data)
     else:
-        scheduler = make_scheduler(mode, cycle, scenario.model.config.block_size)
+        scheduler = make_scheduler(mode, cycle, scenario.model.config.block_size, lambda: NOMINAL)
     check(scenario, scheduler, row_counts)
 
 
@@ -263,7 +264,7 @@ def test_the_logits_of_each_token_are_those_that_chose_it() -> None:
         results = decode(
             model,
             scenario.request(processors),
-            make_scheduler("parallel", "two-pass", 4),
+            make_scheduler("parallel", "two-pass", 4, lambda: NOMINAL),
             model.make_cache(),
         )
         for n, (decided, _) in enumerate(results):
