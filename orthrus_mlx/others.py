@@ -1,0 +1,183 @@
+"""Other implementations of plain decoding, to check this one's AR mode against.
+
+Both decode one token at a time on the weights of a model that is loaded already, and choose by
+this package's rule, so that sampled answers can be compared too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .compare import Answer
+from .consensus import Sampling, choose
+from .errors import OrthrusError
+from .model import is_diffusion
+
+OTHERS = ("mlx-lm", "torch")
+
+# How many units in the last place of the largest logit two sound implementations may disagree by:
+# in 16 bits the last rounding hides most of what came before it, in float32 nothing does.
+UNITS = {mx.bfloat16: 4, mx.float16: 8, mx.float32: 512}
+PRECISION = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 2.0**-24}
+
+
+class Other(Protocol):
+    """Another implementation."""
+
+    name: str
+
+    def begin(self, prompt: Sequence[int]) -> mx.array:
+        """Read a prompt; the logits [vocab_size] after it."""
+
+    def step(self, token: int) -> mx.array:
+        """Read one more token; the logits [vocab_size] after it."""
+
+
+def make_other(name: str, model: Any) -> Other:
+    """The implementation of this name, on the weights of `model`.
+
+    Raises:
+        OrthrusError: if it is not installed or cannot run these weights.
+    """
+    return StockMlxLm(model) if name == "mlx-lm" else TorchTransformers(model)
+
+
+def write_with(
+    other: Other,
+    prompt: Sequence[int],
+    ends: Collection[int],
+    max_tokens: int,
+    sampling: Sampling,
+) -> Answer:
+    """Answer one prompt with another implementation, one token at a time."""
+    answer = Answer([])
+    logits = other.begin(prompt)
+    while True:
+        position = len(prompt) + len(answer.ids)
+        token: Any = choose(logits[None], position, sampling).item()
+        answer.ids.append(token)
+        if len(answer.ids) == max_tokens or token in ends:
+            return answer
+        logits = other.step(token)
+
+
+def fair_bound(model: Any, row: mx.array) -> float:
+    """How far the logits of another implementation may lie from this `row` [vocab_size]."""
+    dtype = model.model.norm.weight.dtype
+    largest: Any = mx.abs(row.astype(mx.float32)).max().item()
+    return UNITS[dtype] * 2 * PRECISION[dtype] * largest
+
+
+class StockMlxLm:
+    """mlx-lm's own Qwen3, holding the AR view's weights (no second copy of them)."""
+
+    name = "mlx-lm"
+
+    def __init__(self, model: Any):
+        from mlx_lm.models import qwen3
+
+        config = model.config
+        args = qwen3.ModelArgs(
+            model_type="qwen3",
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            rms_norm_eps=config.rms_norm_eps,
+            vocab_size=config.vocab_size,
+            num_key_value_heads=config.num_key_value_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            rope_theta=config.rope_theta,
+            head_dim=config.head_dim,
+            tie_word_embeddings=config.tie_word_embeddings,
+            rope_scaling=config.rope_scaling,
+        )
+        self.model: Any = qwen3.Model(args)
+        ours = dict(model.named_modules())
+        for name, module in self.model.named_modules():
+            if "weight" in module:
+                parent, _, child = name.rpartition(".")
+                owner = dict(self.model.named_modules())[parent] if parent else self.model
+                setattr(owner, child, ours[name])
+        self.model.eval()
+        self.cache: list[Any] = []
+
+    def begin(self, prompt: Sequence[int]) -> mx.array:
+        """As mlx-lm reads a prompt: all but the last token in large steps, then that one alone."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self.cache = make_prompt_cache(self.model)
+        for start in range(0, len(prompt) - 1, 2048):
+            chunk = list(prompt[start : min(start + 2048, len(prompt) - 1)])
+            self.model(mx.array([chunk]), cache=self.cache)
+            mx.eval([layer.state for layer in self.cache])
+        return self.step(prompt[-1])
+
+    def step(self, token: int) -> mx.array:
+        """One forward of one row."""
+        logits: mx.array = self.model(mx.array([[token]]), cache=self.cache)[0, -1]
+        return logits
+
+
+class TorchTransformers:
+    """Hugging Face transformers' Qwen3 in torch, in the model's own dtype."""
+
+    name = "torch"
+
+    def __init__(self, model: Any):
+        try:
+            import torch
+            from transformers import Qwen3Config, Qwen3ForCausalLM
+        except ImportError as e:
+            raise OrthrusError(
+                f"Comparing with torch needs PyTorch and transformers beside this package ({e}). "
+                "Install them with: pip install torch transformers"
+            ) from e
+        weights = dict(tree_flatten(model.parameters()))
+        if any(name.endswith(".scales") for name in weights):
+            raise OrthrusError(
+                "torch cannot run MLX's quantized weights. Compare an unquantized checkpoint, or "
+                "compare with mlx-lm, which runs them."
+            )
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = {mx.bfloat16: torch.bfloat16, mx.float16: torch.float16, mx.float32: torch.float32}
+        raw = {k: v for k, v in model.config.raw.items() if k not in ("auto_map", "architectures")}
+        config = Qwen3Config.from_dict(raw, attn_implementation="eager")
+        with torch.device("meta"):  # no weights of its own
+            self.model: Any = Qwen3ForCausalLM(config)
+        state = {name: self._tensor(a) for name, a in weights.items() if not is_diffusion(name)}
+        if model.config.tie_word_embeddings:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        self.model.load_state_dict(state, strict=True, assign=True)
+        # What is no weight, the rotary frequencies, would be left on the meta device.
+        self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config=config)
+        self.model = self.model.to(self.device, dtype[model.model.norm.weight.dtype]).eval()
+        self.cache: Any = None
+
+    def _tensor(self, array: mx.array) -> Any:
+        import numpy as np
+
+        if array.dtype == mx.bfloat16:  # which numpy does not have
+            return self.torch.tensor(np.array(array.view(mx.int16))).view(self.torch.bfloat16)
+        return self.torch.tensor(np.array(array))
+
+    def begin(self, prompt: Sequence[int]) -> mx.array:
+        """Read the prompt in one pass."""
+        self.cache = None
+        return self._read(list(prompt))
+
+    def step(self, token: int) -> mx.array:
+        """One forward of one row."""
+        return self._read([token])
+
+    def _read(self, ids: list[int]) -> mx.array:
+        with self.torch.no_grad():
+            rows = self.torch.tensor([ids], device=self.device)
+            out = self.model(rows, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        return mx.array(out.logits[0, -1].float().cpu().numpy())
