@@ -298,21 +298,22 @@ class _Run:
         n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
         drafts = pending[:n_drafts]
         if plan.draft_rows:
-            block = mx.concatenate([anchor, self._masks(plan.draft_rows - 1)])
+            block = _join(anchor, self._masks(plan.draft_rows - 1))
             guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
             drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
-        rows, n = mx.concatenate([anchor, drafts]), 1 + drafts.size
+        n = 1 + drafts.size
         n_ar, ahead_rows = self.request.row_counts.fit_fused(n, plan.ahead_rows)
-        rows = mx.concatenate([rows, self._masks(n_ar - n)])
+        rows = _join(anchor, drafts, self._masks(n_ar - n))
         ahead = None
         if ahead_rows:
-            ids = mx.concatenate([rows, anchor, self._masks(ahead_rows - 1)])
+            ids = _join(rows, anchor, self._masks(ahead_rows - 1))
             logits, ahead = self.model.verify_and_draft(ids, n_ar, self.cache)
             ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
         else:
             logits = self.model.verify(rows, self.cache)
-        cut_cache(self.cache, start + n)  # padding
+        if n_ar > n:
+            cut_cache(self.cache, start + n)
         choices = gaps = None
         if not self.request.logits_processors:
             ranked = scores(logits, start + 1, self.request.sampling)
@@ -326,7 +327,7 @@ class _Run:
         return cycle
 
     def _masks(self, count: int) -> mx.array:
-        return mx.full((count,), self.request.mask_token_id, mx.int32)
+        return mx.full((count,), self.request.mask_token_id, mx.int32) if count else NO_DRAFTS
 
     def finish(self, cycle: Cycle) -> list[Decoded]:
         """The tokens that `cycle` decided, up to the first end token."""
@@ -378,3 +379,9 @@ class _Run:
             if token != draft or token in self.request.eos_token_ids:
                 break
         return decided
+
+
+def _join(*parts: mx.array) -> mx.array:
+    """Concatenate what is not empty; a plain step has one part and needs no operation at all."""
+    filled = [part for part in parts if part.size]
+    return filled[0] if len(filled) == 1 else mx.concatenate(filled)

@@ -192,7 +192,8 @@ class Model(nn.Module):
         mask = block_mask(start, n_ar, L - n_ar) if 0 < n_ar < L else None
         for layer, layer_cache in zip(self.model.layers, cache, strict=True):
             h = layer(h, n_ar, layer_cache, mask)
-            layer_cache.trim(L - n_ar)
+            if n_ar < L:
+                layer_cache.trim(L - n_ar)
         return h
 
     def logits(self, hidden: mx.array) -> mx.array:
