@@ -6,7 +6,7 @@ QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 .PHONY: demo chat test lint types check clean
 
 demo: .venv/installed
-	$(BIN)/orthrus-mlx generate "$(QUESTION)"
+	$(BIN)/orthrus-mlx generate --mode parallel "$(QUESTION)"
 
 chat: .venv/installed
 	$(BIN)/orthrus-mlx chat
@@ -32,15 +32,15 @@ check: test lint types
 
 .venv/installed: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
-	touch $@
+	@touch $@
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet -e ".[test]"
-	touch $@
+	@touch $@
 
 .venv/linted: .venv/installed
 	$(BIN)/python -m pip install --quiet -e ".[lint]"
-	touch $@
+	@touch $@
 
 clean:
 	rm -rf .venv build dist *.egg-info
