@@ -205,7 +205,33 @@ def test_a_shard_cut_short_is_found(source, place, monkeypatch):
         convert(source, place / "model")
 
 
-# Killed from outside
+# Ended from outside
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, SystemExit),
+        (signal.SIGHUP, SystemExit),
+    ],
+)
+def test_interrupted_half_way(source, place, number, error):
+    handler = signal.getsignal(number)
+    if handler is signal.SIG_IGN:
+        pytest.skip("this signal is ignored here")
+
+    def strike(done, total):
+        if done > total / 2:
+            signal.raise_signal(number)
+
+    with pytest.raises(error) as caught:
+        convert(source, place / "model", on_progress=strike)
+    assert left(place) == []
+    assert signal.getsignal(number) is handler
+    if error is SystemExit:
+        assert caught.value.code == 128 + number
+
 
 PAUSE_HALF_WAY = """
     import sys, time
@@ -220,28 +246,14 @@ PAUSE_HALF_WAY = """
 """
 
 
-def start(source, target, code=PAUSE_HALF_WAY, **options):
-    command = [sys.executable, "-c", textwrap.dedent(code), str(source), str(target)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 @pytest.fixture
 def half_way(source, place):
     """A process stopped in the middle of converting to `place / "model"`."""
-    child = start(source, place / "model")
-    assert child.stdout.readline() == "half\n"
-    yield child
-    child.kill()
-    child.communicate()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_half_way(half_way, place, number):
-    half_way.send_signal(number)
-    assert half_way.wait(20) != 0
-    assert left(place) == []
+    command = [sys.executable, "-c", textwrap.dedent(PAUSE_HALF_WAY), source, place / "model"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "half\n"
+        yield child
+        child.kill()
 
 
 def test_killed_half_way(half_way, source, place):
@@ -262,15 +274,11 @@ def test_killed_half_way(half_way, source, place):
 
 def test_a_limit_on_file_sizes(source, place):
     """A real failure to write, in the middle of a file."""
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    code = "import sys; from orthrus_mlx.convert import convert; convert(*sys.argv[1:])"
-    child = start(source, place / "model", code, preexec_fn=limit)
-    _, errors = child.communicate()
-    assert child.returncode == 1
-    assert "OutputError" in errors
-    assert "File too large" in errors
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"File too large .*MiB needed"):
+            convert(source, place / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert left(place) == []
