@@ -60,7 +60,7 @@ class Scenario:
             self.prompt if prompt is None else prompt,
             self.eos,
             self.max_tokens if max_tokens is None else max_tokens,
-            **{"mode": "parallel", **self.options(), **more},
+            **{"mode": "parallel", "calibrate": False, **self.options(), **more},
         )
 
     def request(self, processors: Sequence[LogitsProcessor] = ()) -> Request:

@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import make_logits_processors
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.costs import NOMINAL
 from orthrus_mlx.engine import RowCounts, decode
-from orthrus_mlx.schedule import PLAIN, Plan, make_scheduler
+from orthrus_mlx.schedule import PLAIN, Costs, Plan, make_scheduler
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios
@@ -144,6 +144,27 @@ class AnySchedule:
 @settings(UNTIMED, max_examples=150)
 def test_no_schedule_whatever_changes_the_ids(scenario: Scenario, data: st.DataObject) -> None:
     check(scenario, AnySchedule(data))
+
+
+def any_costs() -> st.SearchStrategy[Costs]:
+    """Prices that no device may have: drafting a bargain, a waste, or now this, now that."""
+    price = st.floats(0.1, 50)
+    rows = st.integers(2, MOST_ROWS)
+    return st.builds(
+        Costs,
+        verify=st.dictionaries(rows, price, min_size=1).map(lambda costs: {1: 1.0, **costs}),
+        draft=st.dictionaries(rows, price, min_size=1),
+        fused=st.dictionaries(st.tuples(rows, rows), price, min_size=1),
+    )
+
+
+@given(scenarios(most_tokens=60, least_tokens=1), st.sampled_from(("auto", *CYCLES)), any_costs())
+@settings(UNTIMED, max_examples=100)
+def test_auto_is_lossless_whatever_passes_cost(
+    scenario: Scenario, cycle: Any, costs: Costs
+) -> None:
+    block_size = scenario.model.config.block_size
+    check(scenario, make_scheduler("auto", cycle, block_size, lambda: costs))
 
 
 @given(scenarios(least_tokens=1), st.data())

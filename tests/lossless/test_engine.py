@@ -61,6 +61,18 @@ def test_closing_anywhere_leaves_the_committed_prefix_to_go_on_from(
 
 
 @pytest.mark.parametrize("cycle", CYCLES)
+@given(scenarios(least_tokens=1), st.integers(2, 14))
+@settings(UNTIMED, max_examples=30)
+def test_another_block_size_writes_the_same_ids(
+    cycle: str, scenario: Scenario, block_size: int
+) -> None:
+    """Smaller or larger than what the model was trained with."""
+    assert list(scenario.generate(cycle=cycle, block_size=block_size)) == scenario.expected
+    blocks = [len(f.guesses) + 1 for f in scenario.model.log if f.guesses]
+    assert max(blocks, default=0) <= block_size
+
+
+@pytest.mark.parametrize("cycle", CYCLES)
 @given(scenarios(least_tokens=1), st.integers(1, 150))
 @settings(UNTIMED, max_examples=150)
 def test_an_interrupt_inside_any_pass_leaves_the_cache_usable(
@@ -93,7 +105,8 @@ def test_tiny_budgets(mode: Any, cycle: Any, max_tokens: int) -> None:
     model = FakeModel(block_size=4)
     expected = plain_decoding(model, [1, 2, 3], 3)[:max_tokens]
     model.script([1, 2, 3, *plain_decoding(model, [1, 2, 3], 9)], [True])
-    ids = list(mlx_generate(model, [1, 2, 3], 99, max_tokens, mode=mode, cycle=cycle))
+    options = {"mode": mode, "cycle": cycle, "calibrate": False}
+    ids = list(mlx_generate(model, [1, 2, 3], 99, max_tokens, **options))
     assert ids == expected
     if max_tokens == 0:
         assert model.log == []
@@ -108,7 +121,8 @@ def test_an_end_token_at_every_place_of_a_block(cycle: Any) -> None:
     for place, token in enumerate(endless):
         cache = model.make_cache()
         model.script(prompt + endless, [True])
-        ids = list(mlx_generate(model, prompt, token, 30, cycle=cycle, prompt_cache=cache))
+        options = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache}
+        ids = list(mlx_generate(model, prompt, token, 30, **options))
         assert ids == endless[: place + 1]
         assert held(cache) == (prompt + ids)[:-1]
 
@@ -124,6 +138,7 @@ def test_prefill_reads_the_prompt_in_chunks_and_says_so(step: int) -> None:
         prompt,
         99,
         5,
+        mode="parallel",
         prefill_step_size=step,
         prompt_progress_callback=lambda done, total: progress.append((done, total)),
     )
@@ -144,11 +159,11 @@ def test_noise_is_keyed_by_the_absolute_position() -> None:
     for cut in (1, 6, 19):
         start = prompt + whole[:cut]
         model.script(prompt + whole, [True])
-        ids = list(mlx_generate(model, start, 99, 20 - cut, 2.0, seed=5))
+        ids = list(mlx_generate(model, start, 99, 20 - cut, 2.0, seed=5, mode="parallel"))
         assert ids == whole[cut:]
 
 
 def test_sampling_at_different_seeds_differs() -> None:
     model = FakeModel()
-    runs = {tuple(mlx_generate(model, [1], 99, 20, 1.0, seed=seed)) for seed in range(8)}
+    runs = {tuple(mlx_generate(model, [1], 99, 20, 1.0, seed=s, mode="ar")) for s in range(8)}
     assert len(runs) == 8
