@@ -190,7 +190,7 @@ def train(
     The base stays as it is, bit for bit; so do its answers. Ctrl-C saves the run,
     --resume goes on with it.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    given = {name: value for name, value in locals().items() if value is not None}  # all flags
     given.pop("config", None)
     if chat_template_config is not None:
         given["chat_template_config"] = options.parse_template_config(chat_template_config)
@@ -206,7 +206,7 @@ def train(
 
     from orthrus_mlx.training import train as run
 
-    with _shown() as report:
+    with shown() as report:
         result = run(TrainOptions(**settings), report)
     if result.interrupted:
         typer.echo("Interrupted; run the same command with --resume to go on.", err=True)
@@ -214,7 +214,7 @@ def train(
 
 
 @contextmanager
-def _shown() -> "Generator[Report, None, None]":
+def shown() -> "Generator[Report, None, None]":
     """Report each event as a line, with a progress bar below where a person looks on."""
     from .console import answer_console, is_screen
 
@@ -245,10 +245,11 @@ def _shown() -> "Generator[Report, None, None]":
 
     def report(event: "Event") -> None:
         if isinstance(event, Regenerated):
-            return advance(f"Regenerating {event.split}", event.done, event.total)
+            advance(f"Regenerating {event.split}", event.done, event.total)
+            return
         if isinstance(event, Started | Trained):
             advance("Training", event.step, event.iters)
-        return console.print(str(event), soft_wrap=True, markup=False)
+        console.print(str(event), soft_wrap=True, markup=False)
 
     with bar:
         yield report

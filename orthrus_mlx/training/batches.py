@@ -54,9 +54,6 @@ class Batches:
         self.max_length = max_length
         self.seed = seed
         self.lengths = np.array([len(example.ids) for example in examples])
-        # A text's possible anchors, and the end of the answer that each stands before: the token
-        # before an answer is one (decoding starts there), its last token is not.
-        self.places = [_anchor_places(example) for example in examples]
         self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
 
     @property
@@ -92,7 +89,7 @@ class Batches:
         ends = np.zeros((len(chosen), n_anchors), np.int32)
         for row, i in enumerate(chosen):
             ids[row, : self.lengths[i]] = self.examples[i].ids
-            places, place_ends = self.places[i]
+            places, place_ends = _anchor_places(self.examples[i])
             picked = random.permutation(len(places))[:n_anchors]
             anchors[row, : len(picked)] = places[picked]
             ends[row, : len(picked)] = place_ends[picked]
@@ -109,11 +106,11 @@ def padded_length(length: int, max_length: int) -> int:
     return max(length, min(rung, max_length))
 
 
-def _anchor_places(example: Example) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    places: list[int] = []
-    ends: list[int] = []
-    for answer in example.answers:
-        here = range(max(answer.start - 1, 0), answer.end - 1)
-        places += here
-        ends += [answer.end] * len(here)
-    return np.array(places, np.int32), np.array(ends, np.int32)
+def _anchor_places(example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where an anchor can stand, and where the answer ends that it stands in or right before.
+
+    Decoding starts at the token before an answer; behind its last token there is nothing to draft.
+    """
+    places = [np.arange(max(a.start - 1, 0), a.end - 1) for a in example.answers]
+    ends = np.repeat([a.end for a in example.answers], [len(p) for p in places])
+    return np.concatenate(places), ends

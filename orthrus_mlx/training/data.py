@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import ChatTemplateError, DataError
 
+ENCODED_AT_ONCE = 1000  # conversations
 FORMATS = (
     '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}, '
     '{"prompt": "...", "completion": "..."} or {"text": "..."}'
@@ -33,11 +37,11 @@ class Span(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """A text to train on: its ids, and its answers in order."""
 
-    ids: list[int]
+    ids: NDArray[np.int32]
     answers: list[Span]
 
 
@@ -64,7 +68,7 @@ def read_split(
     conversations: list[list[Segment]] = []
     for where, record in read_records(path):
         conversations += _segments(record, where, tokenizer, template_config)
-    return _encode(conversations, tokenizer)
+    return list(_encode(conversations, tokenizer))
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -181,29 +185,27 @@ def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
     return answer[:cut], answer[cut:]
 
 
-def _encode(conversations: Sequence[list[Segment]], tokenizer: Any) -> list[Example]:
-    """Ids of all conversations, encoded in one batch, each segment apart as in a chat."""
-    texts = [segment.text for conversation in conversations for segment in conversation]
-    if not texts:
-        return []
-    encode = tokenizer._tokenizer  # the wrapped one takes a whole batch
-    encoded = iter(encode(texts, add_special_tokens=False, verbose=False)["input_ids"])
-    examples = []
-    for conversation in conversations:
-        ids: list[int] = []
-        answers = []
-        for segment in conversation:
-            start = len(ids)
-            ids += next(encoded)
-            if segment.answer:
-                answers.append(Span(start, len(ids)))
-        examples.append(Example(ids, answers))
-    return examples
+def _encode(conversations: Sequence[list[Segment]], tokenizer: Any) -> Iterator[Example]:
+    """Ids of the conversations, encoded in batches, each segment apart as in a chat."""
+    encode = tokenizer._tokenizer  # the wrapped one takes many texts at once
+    for at in range(0, len(conversations), ENCODED_AT_ONCE):
+        chunk = conversations[at : at + ENCODED_AT_ONCE]
+        texts = [segment.text for conversation in chunk for segment in conversation]
+        encoded = iter(encode(texts, add_special_tokens=False, verbose=False)["input_ids"])
+        for conversation in chunk:
+            ids: list[int] = []
+            answers = []
+            for segment in conversation:
+                start = len(ids)
+                ids += next(encoded)
+                if segment.answer:
+                    answers.append(Span(start, len(ids)))
+            yield Example(np.array(ids, np.int32), answers)
 
 
-def fit(examples: Sequence[Example], max_length: int) -> tuple[list[Example], int]:
-    """The examples cut to `max_length` ids, and how many have no answer left to learn from."""
-    kept, dropped = [], 0
+def fit(examples: Sequence[Example], max_length: int) -> list[Example]:
+    """The examples cut to `max_length` ids, less those with no answer left to learn from."""
+    kept = []
     for example in examples:
         ids = example.ids[:max_length]
         answers = [Span(a.start, min(a.end, len(ids))) for a in example.answers]
@@ -211,6 +213,4 @@ def fit(examples: Sequence[Example], max_length: int) -> tuple[list[Example], in
         answers = [a for a in answers if a.end - max(a.start, 1) > 0]
         if answers:
             kept.append(Example(ids, answers))
-        else:
-            dropped += 1
-    return kept, dropped
+    return kept

@@ -17,7 +17,7 @@ def pick_prompts(examples: Sequence[Example], count: int, context: int) -> list[
     """
     count = min(count, len(examples))
     chosen = [examples[i * len(examples) // count] for i in range(count)]
-    prompts = [e.ids[: e.answers[0].start or max(1, len(e.ids) // 2)] for e in chosen]
+    prompts = [e.ids[: e.answers[0].start or max(1, len(e.ids) // 2)].tolist() for e in chosen]
     return [prompt for prompt in prompts if len(prompt) < context]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from ..errors import DataError, OutputError
@@ -28,7 +29,7 @@ def regenerate(
     Raises:
         DataError: for a text without a prompt.
     """
-    prompts = [e.ids[: answer.start] for e in examples for answer in e.answers]
+    prompts = [e.ids[: answer.start].tolist() for e in examples for answer in e.answers]
     if not all(prompts):
         raise DataError(
             f'{split}.jsonl holds {{"text": ...}}, which has no answers to regenerate. Give '
@@ -50,7 +51,7 @@ def regenerate(
         answers += new
         report(Regenerated(split, len(answers), len(prompts)))
     return [
-        Example(prompt + answer, [Span(len(prompt), len(prompt) + len(answer))])
+        Example(np.array(prompt + answer, np.int32), [Span(len(prompt), len(prompt) + len(answer))])
         for prompt, answer in zip(prompts, answers, strict=False)
     ]
 

@@ -66,9 +66,12 @@ def train(options: TrainOptions, report: Report = silent) -> Result:
     workspace.claim(_settings(options, base, before))
     if options.regenerate:
         longest = _longest(options, base)
-        for split in SPLITS:
-            answers = regenerate(base, splits[split], split, longest, workspace.folder, report)
-            splits[split] = fit(answers, longest)[0]
+        try:
+            for split in SPLITS:
+                answers = regenerate(base, splits[split], split, longest, workspace.folder, report)
+                splits[split] = fit(answers, longest)
+        except KeyboardInterrupt:
+            return Result(None, 0, [], [], None)
 
     run = Run(options, base, splits["train"], splits["valid"], workspace, report)
     finished = run.go()
@@ -86,15 +89,16 @@ def _read(options: TrainOptions, base: Base, split: str, report: Report) -> list
     """The examples of a split that are of use."""
     longest = _longest(options, base)
     examples = read_split(options.data, split, base.tokenizer, options.chat_template_config)
-    kept, dropped = fit(examples, longest)
-    if dropped:
+    kept = fit(examples, longest)
+    dropped, cut = len(examples) - len(kept), sum(len(e.ids) > longest for e in examples)
+    if cut:
         report(
             Note(
-                f"{split}: left out {dropped} of {len(examples)} texts, in which no answer begins "
-                f"within {longest} tokens (--max-seq-length)"
+                f"{split}: {cut} of {len(examples)} texts are longer than {longest} tokens "
+                f"(--max-seq-length) and are cut; {dropped} of them have no answer left"
             )
         )
-    if any(token >= base.config.vocab_size for example in kept for token in example.ids):
+    if any(example.ids.max() >= base.config.vocab_size for example in kept):
         raise TrainingError(
             f"The tokenizer of {base.folder} gives ids beyond the model's vocabulary of "
             f"{base.config.vocab_size}."

@@ -7,9 +7,13 @@ from orthrus_mlx.training.batches import Batches, padded_length
 from orthrus_mlx.training.data import Example, Span
 
 
+def example(ids: list[int], answers: list[Span]) -> Example:
+    return Example(np.array(ids, np.int32), answers)
+
+
 def examples(count: int = 30) -> list[Example]:
     """Texts of 10 to 39 ids with two answers each."""
-    return [Example(list(range(10 + i)), [Span(3, 5), Span(7, 10 + i - 1)]) for i in range(count)]
+    return [example(list(range(10 + i)), [Span(3, 5), Span(7, 10 + i - 1)]) for i in range(count)]
 
 
 def test_an_anchor_stands_right_before_or_inside_the_answer_that_it_ends_with() -> None:
@@ -28,14 +32,14 @@ def test_an_anchor_stands_right_before_or_inside_the_answer_that_it_ends_with() 
 
 
 def test_fewer_places_than_anchors_leave_blocks_out() -> None:
-    batch = Batches([Example([1, 2, 3, 4], [Span(2, 4)])], 1, 5, 64, seed=0)[0]
+    batch = Batches([example([1, 2, 3, 4], [Span(2, 4)])], 1, 5, 64, seed=0)[0]
     assert sorted(batch.anchors[batch.ends > 0]) == [1, 2]
     assert batch.ends.tolist()[0][2:] == [0, 0, 0]
     assert batch.n_tokens == 4
 
 
 def test_an_answer_at_the_very_start_is_drafted_from_its_first_token() -> None:
-    batch = Batches([Example([1, 2, 3], [Span(0, 3)])], 1, 4, 64, seed=0)[0]
+    batch = Batches([example([1, 2, 3], [Span(0, 3)])], 1, 4, 64, seed=0)[0]
     assert sorted(batch.anchors[batch.ends > 0]) == [0, 1]
 
 
@@ -77,5 +81,5 @@ def test_lengths_are_padded_to_few_rungs() -> None:
 
 @pytest.mark.parametrize("length", [32, 256])
 def test_anchors_default_to_one_in_eight_tokens(length: int) -> None:
-    batch = Batches([Example([1] * length, [Span(1, length)])], 1, None, 1024, seed=0)[0]
+    batch = Batches([example([1] * length, [Span(1, length)])], 1, None, 1024, seed=0)[0]
     assert batch.anchors.shape == (1, length // 8)

@@ -2,14 +2,18 @@
 
 import os
 import signal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from orthrus_mlx import load
 from orthrus_mlx.cli.app import app
+from orthrus_mlx.cli.train import shown
+from orthrus_mlx.training.events import Note, Regenerated, Started, Trained
 from orthrus_mlx.training.run import Run
 
 SMALL = [
@@ -84,3 +88,21 @@ def test_an_error_is_one_line(base_dir: Path, tmp_path: Path) -> None:
     result = invoke("--model", base_dir, "--data", tmp_path / "data", "--output", tmp_path / "out")
     assert result.exit_code == 1
     assert "train.jsonl:2: not valid JSON" in result.stderr.replace("\n", "")
+
+
+def test_a_terminal_shows_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=StringIO(), force_terminal=True, width=70, color_system=None)
+    monkeypatch.setattr("orthrus_mlx.cli.console.answer_console", lambda: screen)
+    monkeypatch.setattr("orthrus_mlx.cli.console.is_screen", lambda console: True)
+    with shown() as report:
+        report(Regenerated("train", 3, 9))
+        report(Started(step=0, iters=8, n_train=5, n_valid=0, trained_parameters=1, parameters=5))
+        report(Trained(2, 8, 1.5, 1e-3, 10.0, 100.0, 0.1))
+        report(Note("[all] of it"))
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "Regenerating train" in text
+    assert "3/9" in text
+    assert "Training" in text
+    assert "2/8" in text
+    assert "Iter 2: train loss 1.5000" in text
+    assert "[all] of it" in text  # no markup

@@ -84,12 +84,19 @@ def test_a_large_checkpoint_is_sharded(
     load(tmp_path / "out")
 
 
+@pytest.mark.parametrize("apart", [False, True])
 def test_an_orthrus_checkpoint_is_trained_further(
-    base_dir: Path, data_dir: Path, tmp_path: Path
+    base_dir: Path, data_dir: Path, tmp_path: Path, apart: bool
 ) -> None:
     train(options(base_dir, data_dir, tmp_path / "one", iters=2))
+    if apart:  # the layout that `orthrus-mlx convert` writes
+        weights = tensors(tmp_path / "one")
+        view = {name: weights.pop(name) for name in list(weights) if is_diffusion(name)}
+        mx.save_safetensors(str(tmp_path / "one" / "orthrus_diff.safetensors"), view)
+        mx.save_safetensors(str(tmp_path / "one" / "model.safetensors"), weights)
     again = options(tmp_path / "one", data_dir, tmp_path / "two", iters=1, learning_rate=1e-9)
     train(again.with_changes(block_size=None))
+    assert "orthrus_diff.safetensors" not in files(tmp_path / "two")
     one, two = tensors(tmp_path / "one"), tensors(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "config.json").read_text())["block_size"] == 4
     for name in one:  # it went on from the trained view, not from copies of the base
