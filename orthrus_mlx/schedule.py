@@ -6,7 +6,7 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -181,27 +181,24 @@ def one_pass_speed(costs: Costs, n_drafts: int, ahead_rows: int, rates: list[flo
     A cycle with m pending drafts of which a stand leaves `ahead_rows - 2 - a` for the next, so
     the pending count is a Markov chain; its stationary average is what counts.
     """
-    share = {0: 1.0}
+    stands = [1.0]  # chance that the first a drafts all stand
+    for rate in rates[:n_drafts]:
+        stands.append(stands[-1] * rate)
+    share = [1.0] + [0.0] * n_drafts  # of cycles with m drafts pending
     for _ in range(12):
-        following: dict[int, float] = {}
-        for pending, weight in share.items():
-            for accepted, chance in accepted_distribution(rates[:pending]):
-                left = max(0, min(n_drafts, ahead_rows - 2 - accepted))
-                following[left] = following.get(left, 0.0) + weight * chance
+        following, more = [0.0] * (n_drafts + 1), 0.0
+        for a in range(n_drafts, -1, -1):  # a stand: all that were pending, or the next one falls
+            chance = stands[a] * (share[a] + (more * (1 - rates[a]) if more else 0.0))
+            following[max(0, min(n_drafts, ahead_rows - 2 - a))] += chance
+            more += share[a]
         # Half a step keeps chains that would alternate for ever from doing so.
-        share = {m: (share.get(m, 0.0) + following.get(m, 0.0)) / 2 for m in {*share, *following}}
-    tokens = sum(w * (1 + expected_accepted(rates[:m])) for m, w in share.items())
-    time = sum(w * costs.of_fused(1 + m, ahead_rows) for m, w in share.items())
+        share = [(old + new) / 2 for old, new in zip(share, following, strict=True)]
+    tokens = time = expected = 0.0
+    for m, weight in enumerate(share):
+        expected += stands[m]  # one for the choice after the drafts, and every draft that stands
+        tokens += weight * expected
+        time += weight * costs.of_fused(1 + m, ahead_rows)
     return tokens / time
-
-
-def accepted_distribution(rates: list[float]) -> Iterator[tuple[int, float]]:
-    """(accepted, chance) for a cycle over `len(rates)` drafts."""
-    chance = 1.0
-    for accepted, rate in enumerate(rates):
-        yield accepted, chance * (1 - rate)
-        chance *= rate
-    yield len(rates), chance
 
 
 class Auto:
@@ -299,4 +296,5 @@ def make_scheduler(
             return Fixed(Policy("one-pass", block_size - 1, block_size))
         return Fixed(Policy("two-pass", block_size - 1))
     known = costs()
-    return Auto(known, policies(known, cycle))
+    ways = [p for p in policies(known, cycle) if max(p.n_drafts + 1, p.ahead_rows) <= block_size]
+    return Auto(known, ways)
