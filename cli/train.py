@@ -241,7 +241,7 @@ def shown() -> "Generator[Report, None, None]":
     def advance(name: str, done: int, total: int) -> None:
         if name not in tasks:
             tasks[name] = bar.add_task(name, total=total)
-        bar.update(tasks[name], completed=done)
+        bar.update(tasks[name], completed=done, visible=done < total)
 
     def report(event: "Event") -> None:
         if isinstance(event, Regenerated):
