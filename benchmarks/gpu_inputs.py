@@ -125,9 +125,7 @@ def take_probe(model: Any, job: dict[str, Any], result: dict[str, Any]) -> numer
     """The probe's result, from disk where another job has run it."""
     started = time.monotonic()
     if job["smoke"]:
-        found = numerics.stored_probe(model) or numerics.probe(
-            model, contexts=(24,), one_layer_contexts=()
-        )
+        found = numerics.stored_probe(model) or numerics.probe(model, contexts=(24,), steps=())
         numerics._store(numerics._probe_file(model), found)
     else:
         found = numerics.cached_probe(model)

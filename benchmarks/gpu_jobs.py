@@ -230,7 +230,7 @@ def cost(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) 
     found = take_probe(model, job, result)
     # The other jobs shared the device: time the row counts again, alone, and choose by that.
     counts = tuple(sorted(found.cost_ms))
-    costs = numerics.measure_costs(model, counts, context=100)
+    costs = numerics.measure_costs(model, counts)
     found = dataclasses.replace(found, cost_ms=costs)
     numerics._store(numerics._probe_file(model), found)
     result["probe"]["cost_ms"] = costs

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import chat, convert, generate, info, train
+from . import chat, convert, generate, info, train, verify
 
 
 class _Commands(TyperGroup):
@@ -79,5 +79,6 @@ def _root(
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=info.EXAMPLES)(info.info)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)

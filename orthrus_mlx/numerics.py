@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -36,18 +36,20 @@ from .errors import NumericsError
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = (8, 16, 32)  # one-pass forwards of so many AR rows and as many diffusion rows
-# Attention kernels change at certain numbers of keys, powers of two where the source is known: to
-# use a row count on both sides, rows must agree also while a forward's keys pass such a number.
-CONTEXTS = (1010, 24, 4084)  # with all layers, the first whatever it takes
-ONE_LAYER_CONTEXTS = (600, 1500, 2036, 6000, 8180, 16372, 32756)
-PATIENCE_MS = 8000.0  # for all of them together, on a device that is slow
-POSITIONS = 16  # ids decoded at each context
+CONTEXTS = (600, 1500, 1, 6000)  # with all layers, the first whatever it takes
+POSITIONS = 16  # ids decoded at each
+PATIENCE_MS = 8000.0  # for all of them together, on a device that is slow; the rest with one layer
+# Attention kernels change at certain numbers of keys, powers of two where the source is known. To
+# use a row count on both sides, its rows must agree also where some steps end below such a number
+# and others above it. With this run-up, the full and the ragged steps of every row count do.
+STEPS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+RUN_UP, STEP_POSITIONS = 44, 48
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
-FORMAT = 2  # of the cache file
+FORMAT = 3  # of the cache file
 
-Step = tuple[mx.array, mx.array]  # logits and sampled scores [n, vocab_size]
+Outcome = tuple[mx.array, mx.array]  # logits and sampled scores [n, vocab_size]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Probe:
 
     @property
     def row_counts(self) -> RowCounts:
-        """The class that costs least: one plain step, and a step with the most drafts.
+        """The class that decodes fastest, over texts that are hard, middling and easy to draft.
 
         Raises:
             NumericsError: if no row count above 1 belongs to a class.
@@ -83,8 +85,17 @@ class Probe:
                 "--probe`), so exact numerics cannot be had here. Use numerics='fast', which "
                 "counts near-ties instead."
             )
-        rows = min(usable, key=lambda rows: self.cost_ms[rows[0]] + self.cost_ms[rows[-1]])
+        rows = min(usable, key=self._time_per_token)
         return RowCounts(rows, tuple(pair for pair in self.fused if pair[0] in rows))
+
+    def _time_per_token(self, rows: tuple[int, ...]) -> float:
+        """Milliseconds a token, plain or with the most drafts, whichever is faster."""
+        total = 0.0
+        for stands in (0.5, 0.7, 0.9):  # the chance that a draft stands
+            tokens = (1 - stands ** rows[-1]) / (1 - stands)  # in a cycle
+            drafting = 2 * self.cost_ms[rows[-1]] / tokens  # a draft pass costs about the same
+            total += min(self.cost_ms[rows[0]], drafting)
+        return total
 
     @property
     def near_tie(self) -> float:
@@ -92,40 +103,49 @@ class Probe:
         return SAFETY * 2 * self.disagreement
 
 
+class Leg(NamedTuple):
+    """One part of the probe: ids to decode after a context, with all layers or the first alone."""
+
+    context: int
+    positions: int
+    model: Any
+
+
 def probe(
     model: Any,
     *,
     contexts: tuple[int, ...] = CONTEXTS,
-    one_layer_contexts: tuple[int, ...] = ONE_LAYER_CONTEXTS,
+    steps: tuple[int, ...] = STEPS,
     row_counts: tuple[int, ...] = ROW_COUNTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Probe:
     """Run the model at every row count and compare bits.
 
-    Takes some 80 forward passes for each context length; see `cached_probe`.
+    Takes some 80 forward passes for each context length, and 250 of one layer for each number of
+    keys at which kernels may change; see `cached_probe`.
     """
     most = max(model.config.block_size, 2)
     row_counts = tuple(n for n in row_counts if n <= most)
     pairs = [(n, n) for n in FUSED if n <= most]
-    limit = max(1, model.config.max_position_embeddings - POSITIONS - 2 * most)
-    costs = measure_costs(model, row_counts, context=min(100, limit))
-    plan = _plan(model, contexts, one_layer_contexts, limit, _duration(costs, pairs))
+    costs = measure_costs(model, row_counts)
+    whole = int(PATIENCE_MS / _duration(costs, pairs))
+    legs = plan_legs(model, contexts, steps, whole)
     signs: dict[int, list[tuple[int, int]]] = {rows: [] for rows in row_counts}
     fused_signs: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
     disagreement = 0.0
-    done, total = 0, len(plan) * (len(row_counts) + len(pairs))
-    for context, layers in plan:
-        cache = _cache_of(layers, context)
+    done, total = 0, len(legs) * (len(row_counts) + len(pairs))
+    for leg in legs:
+        cache = _cache_of(leg.model, leg.context)
         bits = _DistinctBits()
         for rows in row_counts:
-            full, ragged = (_decode(layers, cache, context, rows, ragged=r) for r in (False, True))
+            full, ragged = (_decode(leg, cache, rows, ragged=ragged) for ragged in (False, True))
             signs[rows].append((bits.number(full), bits.number(ragged)))
             done = _report(progress, done, total)
         for pair in pairs:
-            ahead = _decode(layers, cache, context, pair[0], ragged=True, ahead=pair[1])
+            ahead = _decode(leg, cache, pair[0], ragged=True, ahead=pair[1])
             fused_signs[pair].append(bits.number(ahead))
             done = _report(progress, done, total)
-        if layers is model:
+        if leg.model is model:
             disagreement = max(disagreement, bits.spread())
     # A row count is usable if full and ragged steps agree; a class is those that agree everywhere.
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -137,29 +157,29 @@ def probe(
         fused=tuple(p for p, found in fused_signs.items() if p[0] in groups.get(tuple(found), [])),
         disagreement=disagreement,
         cost_ms=costs,
-        contexts=tuple(context for context, _ in plan),
+        contexts=tuple(leg.context for leg in legs),
     )
 
 
-def _plan(
-    model: Any,
-    contexts: tuple[int, ...],
-    one_layer_contexts: tuple[int, ...],
-    limit: int,
-    duration: float,
-) -> list[tuple[int, Any]]:
-    """The context lengths, each with the model or its first layer to probe it with."""
-    whole = max(1, min(len(contexts), int(PATIENCE_MS / duration)))
-    plan = [(min(context, limit), model) for context in contexts[:whole]]
+def plan_legs(
+    model: Any, contexts: tuple[int, ...], steps: tuple[int, ...], whole: int
+) -> list[Leg]:
+    """The probe's parts: the first `whole` contexts, or one, with all layers; the rest with one."""
+    limit = model.config.max_position_embeddings
+    within = list(dict.fromkeys(max(1, min(c, limit - STEP_POSITIONS)) for c in contexts))
     one = one_layer(model)
-    rest = {*(min(c, limit) for c in contexts), *(c for c in one_layer_contexts if c <= limit)}
-    return plan + [(context, one) for context in sorted(rest - {c for c, _ in plan})]
+    legs = [Leg(c, POSITIONS, one if i and i >= whole else model) for i, c in enumerate(within)]
+    return legs + [Leg(s - RUN_UP, STEP_POSITIONS, one) for s in steps if RUN_UP < s <= limit]
 
 
 def _duration(costs: dict[int, float], pairs: list[tuple[int, int]]) -> float:
     """About how many milliseconds one context takes with all layers."""
-    alone = sum(ms * (len(_keeps(n, False)) + len(_keeps(n, True))) for n, ms in costs.items())
-    fused = sum(2 * costs.get(n, 0.0) * len(_keeps(n, True)) for n, _ in pairs)
+
+    def passes(rows: int, ragged: bool) -> int:
+        return len(_keeps(rows, POSITIONS, ragged))
+
+    alone = sum(ms * (passes(n, False) + passes(n, True)) for n, ms in costs.items())
+    fused = sum(2 * costs.get(n, 0.0) * passes(n, True) for n, _ in pairs)
     return max(alone + fused, 1e-3)
 
 
@@ -167,9 +187,9 @@ class _DistinctBits:
     """Numbers the different outcomes at one context, equal bits having equal numbers."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Step] = []
+        self.outcomes: list[Outcome] = []
 
-    def number(self, outcome: Step) -> int:
+    def number(self, outcome: Outcome) -> int:
         """The number of an outcome, a new one if its bits were not seen before."""
         for number, known in enumerate(self.outcomes):
             if all(_same_bits(a, b) for a, b in zip(outcome, known, strict=True)):
@@ -202,10 +222,9 @@ def one_layer(model: Any) -> Any:
     return cut
 
 
-def measure_costs(
-    model: Any, row_counts: tuple[int, ...], context: int, repeats: int = 3
-) -> dict[int, float]:
+def measure_costs(model: Any, row_counts: tuple[int, ...], repeats: int = 3) -> dict[int, float]:
     """Median time of a verify pass, in milliseconds, by row count."""
+    context = 64
     cache = _cache_of(model, context)
     costs = {}
     for rows in row_counts:
@@ -220,18 +239,17 @@ def measure_costs(
     return costs
 
 
-def _decode(
-    model: Any, cache: list[Any], context: int, rows: int, *, ragged: bool, ahead: int = 0
-) -> Step:
-    """What `POSITIONS` ids after the cached context lead to, `rows` AR rows a forward.
+def _decode(leg: Leg, cache: list[Any], rows: int, *, ragged: bool, ahead: int = 0) -> Outcome:
+    """What the ids after the cached context lead to, with `rows` AR rows a forward.
 
     Ragged steps keep some of a forward's rows and fill the rest with other ids, as rejected drafts
     and padding do; `ahead` diffusion rows ride along where given.
     """
-    ids, mask = _some_ids(model.config.vocab_size, POSITIONS), model.config.mask_token_id
-    steps: list[Step] = []
+    model, context = leg.model, leg.context
+    ids, mask = _some_ids(model.config.vocab_size, leg.positions), model.config.mask_token_id
+    outcomes: list[Outcome] = []
     at = 0
-    for keep in _keeps(rows, ragged):
+    for keep in _keeps(rows, leg.positions, ragged):
         kept = ids[at : at + keep]
         filler = mx.full((rows - keep,), mask, mx.int32)
         if ahead:
@@ -241,20 +259,21 @@ def _decode(
         else:
             logits = model.verify(mx.concatenate([kept, filler]), cache)
         sampled = scores(logits, context + at + 1, SAMPLED)
-        steps.append((logits[:keep], sampled[:keep]))
-        mx.eval(steps[-1])
+        outcomes.append((logits[:keep], sampled[:keep]))
+        mx.eval(outcomes[-1])
         at += keep
         cut_cache(cache, context + at)
     cut_cache(cache, context)
-    return mx.concatenate([s[0] for s in steps]), mx.concatenate([s[1] for s in steps])
+    logits, sampled = (mx.concatenate(parts) for parts in zip(*outcomes, strict=True))
+    return logits, sampled
 
 
-def _keeps(rows: int, ragged: bool) -> list[int]:
-    """How many rows each forward keeps, `POSITIONS` in all."""
+def _keeps(rows: int, positions: int, ragged: bool) -> list[int]:
+    """How many rows each forward keeps, `positions` in all."""
     cycle = itertools.cycle((1 + rows // 3, max(1, rows - rows // 4), rows) if ragged else (rows,))
     keeps: list[int] = []
-    while sum(keeps) < POSITIONS:
-        keeps.append(min(next(cycle), POSITIONS - sum(keeps)))
+    while sum(keeps) < positions:
+        keeps.append(min(next(cycle), positions - sum(keeps)))
     return keeps
 
 

@@ -1,0 +1,241 @@
+"""`orthrus-mlx verify`: prove on this device that parallel decoding is lossless."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .options import examples
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orthrus_mlx.numerics import Probe
+    from orthrus_mlx.verify import Report, Row
+
+EXAMPLES = examples(
+    "orthrus-mlx verify demo",
+    "orthrus-mlx verify chiennv/Orthrus-Qwen3-1.7B --against mlx-lm",
+    "orthrus-mlx verify mlx_model --prompts questions.txt --json > certificate.json",
+)
+SHOWN = 3  # differences of each way that are printed; --json has more
+
+
+class Against(StrEnum):
+    """Other implementations of plain decoding."""
+
+    mlx_lm = "mlx-lm"
+    torch = "torch"
+
+
+class Dtype(StrEnum):
+    """What to compute in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def verify(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a Hugging Face id, or 'demo'.",
+            show_default=False,
+        ),
+    ],
+    revision: options.RevisionOption = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Prompts of your own: .txt with one a line, or .jsonl with "prompt" or '
+            '"messages". [dim]\\[default: a bundled mixed set][/dim]',
+            show_default=False,
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
+    ] = 16,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-m", metavar="N", min=1, help="The longest answer.")
+    ] = 128,
+    against: Annotated[
+        list[Against] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Compare plain decoding with another implementation too: 'mlx-lm', or 'torch' "
+            "(Hugging Face transformers). May be given twice.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Cast an unquantized model: float32, bfloat16 or float16. "
+            "[dim]\\[default: as it is stored][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Probe this device again, even if it was before.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON.")] = False,
+) -> None:
+    """Prove on this device that parallel decoding writes what plain decoding writes.
+
+    Answers prompts in both modes, greedy and sampled, in exact and in fast numerics, and compares
+    every token. Ctrl-C shows what is known so far. Exit code 0: lossless. 1: exact mode differed,
+    fast mode differed other than at a near-tie, or this device allows no exact mode.
+    """
+    from orthrus_mlx import verify as logic
+    from orthrus_mlx.numerics import cached_probe
+    from orthrus_mlx.prompts import bundled, from_file
+
+    chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
+    loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    if dtype is not None:
+        cast(loaded, dtype)
+    with progress_bar() as bar:
+        probe = cached_probe(loaded, progress=bar("Probing row counts"), fresh=fresh)
+        report = logic.verify(
+            loaded,
+            logic.encode(tokenizer, chosen),
+            frozenset(tokenizer.eos_token_ids),
+            probe,
+            max_tokens=max_tokens,
+            against=list(dict.fromkeys(a.value for a in against or [])),
+            progress=bar("Comparing answers"),
+        )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2))
+    else:
+        print_report(model, report, tokenizer)
+    if not report.passed:
+        raise typer.Exit(130 if report.interrupted and not report.faults else 1)
+
+
+def cast(model: Any, dtype: Dtype) -> None:
+    """Let the model compute in another type."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    if any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters())):
+        raise typer.BadParameter("this checkpoint is quantized", param_hint="--dtype")
+    model.set_dtype(getattr(mx, dtype.value))
+    mx.eval(model.parameters())
+
+
+@contextmanager
+def progress_bar() -> "Generator[Callable[[str], Callable[[int, int], None]], None, None]":
+    """Make a maker of progress callbacks, each with a bar of its own where a person looks on."""
+    from .console import is_screen, notes_console
+
+    console = notes_console()
+    if not is_screen(console):
+        yield lambda name: lambda done, total: None
+        return
+
+    from rich import progress
+
+    from .terminal import no_echo
+
+    shown = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+    def bar(name: str) -> Callable[[int, int], None]:
+        tasks: list[progress.TaskID] = []
+
+        def advance(done: int, total: int) -> None:
+            if not tasks:  # a probe that is on disk needs no bar
+                tasks.append(shown.add_task(name, total=total))
+            shown.update(tasks[0], completed=done)
+
+        return advance
+
+    with no_echo(), shown:
+        yield bar
+
+
+def print_report(model: str, report: "Report", tokenizer: Any) -> None:
+    """Print a report for people, the verdict last."""
+    from rich.text import Text
+
+    from orthrus_mlx.verify import describe
+
+    from .console import answer_console, for_terminal
+
+    console = answer_console()
+    facts = report.to_dict()
+    console.print(Text(f"{model} on {facts['device']}, {facts['system']}, mlx {facts['mlx']}"))
+    console.print(Text(probe_line(report.probe)), soft_wrap=True)
+    if report.no_exact:
+        console.print(Text(report.no_exact, style="yellow"), soft_wrap=True)
+    console.print()
+    console.print(table(report))
+    for row in report.rows:
+        for difference in row.tally.differences[:SHOWN]:
+            line = f"{name_of(row)}: {describe(difference, tokenizer)}"
+            console.print(Text(for_terminal(line)), soft_wrap=True)
+        if (more := row.tally.differing - SHOWN) > 0:
+            console.print(Text(f"{name_of(row)}: and {more} more", style="dim"))
+    if any(row.tally.differing for row in report.rows):
+        console.print()
+    style = "bold green" if report.passed else "bold red" if report.faults else "bold yellow"
+    console.print(Text(report.verdict, style=style), soft_wrap=True)
+
+
+def probe_line(probe: "Probe") -> str:
+    """Say what the probe found."""
+    classes = [rows for rows in probe.classes if len(rows) > 1]
+    alike = "; ".join(" ".join(map(str, rows)) for rows in classes) or "none"
+    return (
+        f"Row counts that agree bit for bit: {alike}. Others disagree by up to "
+        f"{probe.disagreement:.3g} logits; choices closer than {probe.near_tie:.3g} are near-ties."
+    )
+
+
+def name_of(row: "Row") -> str:
+    """Name one way of decoding."""
+    choice = f"T={row.temperature:g}" if row.temperature else "greedy"
+    return f"{row.numerics} {choice} {row.way}"
+
+
+def table(report: "Report") -> "Table":
+    """Lay out how each way of decoding compares with AR mode."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Numerics", "Choice", "AR against"):
+        grid.add_column(column)
+    for column in ("Same answers", "Same tokens", "Tokens a forward"):
+        grid.add_column(column, justify="right")
+    for row in report.rows:
+        tally = row.tally
+        passes = tally.forward_passes
+        grid.add_row(
+            row.numerics,
+            f"T={row.temperature:g}" if row.temperature else "greedy",
+            row.way,
+            f"{tally.same_prompts} of {tally.prompts}",
+            f"{tally.same_tokens:,} of {tally.tokens:,}",
+            f"{tally.tokens / passes:.2f}" if passes else "",
+            style="red" if row.faults else "",
+        )
+    return grid
