@@ -126,13 +126,13 @@ def _at(costs: dict[int, float], rows: int) -> float:
 class Acceptance:
     """How often a draft stands at each place of a cycle, given that those before it stood.
 
-    Recent cycles count most: every observation fades by `KEEP` a cycle. Places never reached
-    take the value of the nearest place before them.
+    Recent cycles count most: every observation fades by `KEEP` a cycle. Places tried little lean
+    on the place before them, and the first on the average over all places: one cycle says little,
+    a long draft that stood is often luck.
     """
 
-    KEEP = 0.9
-    PRIOR = 0.8  # before anything was seen, drafts are expected to be good: trying is how to learn
-    PRIOR_WEIGHT = 1.0
+    KEEP = 0.95
+    WEIGHT = 16.0  # drafts that a place must be tried on to count as much as what it leans on
 
     def __init__(self) -> None:
         self.tried: list[float] = []
@@ -149,15 +149,47 @@ class Acceptance:
             self.tried[place] += 1
             self.stood[place] += place < accepted
 
-    def rates(self, places: int) -> list[float]:
-        """The chance to stand at each of the first `places` places, given those before."""
-        rates, near = [], self.PRIOR
+    @property
+    def evidence(self) -> float:
+        """Drafts judged so far, faded."""
+        return sum(self.tried)
+
+    @property
+    def falls(self) -> float:
+        """Share of the judged drafts that fell."""
+        return 1 - sum(self.stood) / self.evidence if self.tried else 0.0
+
+    def rates(self, places: int, prior: float, weight: float) -> list[float]:
+        """The chance to stand at each of the first `places` places, given those before.
+
+        `prior` is the chance expected before anything was seen, worth `weight` drafts.
+        """
+        near = (sum(self.stood) + weight * prior) / (self.evidence + weight)
+        rates = []
         for place in range(places):
             tried = self.tried[place] if place < len(self.tried) else 0.0
             stood = self.stood[place] if place < len(self.stood) else 0.0
-            near = (stood + self.PRIOR_WEIGHT * near) / (tried + self.PRIOR_WEIGHT)
+            near = (stood + self.WEIGHT * near) / (tried + self.WEIGHT)
             rates.append(near)
         return rates
+
+
+def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
+    """What a cycle costs that verifies `n_drafts` drafts."""
+    if plan.ahead_rows:
+        return costs.of_fused(1 + n_drafts, plan.ahead_rows)
+    return (costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0) + costs.of_verify(
+        1 + n_drafts
+    )
+
+
+def policy_speed(costs: Costs, policy: Policy, rates: list[float]) -> float:
+    """Expected tokens for each unit of time, given the chances to stand by place."""
+    if policy.kind == "plain":
+        return 1 / costs.of_verify(1)
+    if policy.kind == "two-pass":
+        return two_pass_speed(costs, policy.n_drafts, rates)
+    return one_pass_speed(costs, policy.n_drafts, policy.ahead_rows, rates)
 
 
 def expected_accepted(rates: list[float]) -> float:
@@ -204,65 +236,79 @@ def one_pass_speed(costs: Costs, n_drafts: int, ahead_rows: int, rates: list[flo
 class Auto:
     """Maximises expected tokens per second from the costs and the running acceptance.
 
-    While plain steps are expected to win it writes plainly, tries drafts again after
-    `FIRST_PAUSE` tokens, and doubles the pause with every failure up to `LONGEST_PAUSE`, which
-    keeps the price of trying near 2 % of a plain run.
+    While some policy is expected to beat plain steps, the best one runs. Otherwise drafts are
+    tried only on credit: a draft cycle pays in the tokens it wrote and takes out the plain steps
+    it cost, and each plain step pays in `INCOME`. So text on which drafts fail loses at most that
+    share, plus the first credit and one cycle, while text that has turned easy keeps itself in
+    credit until the acceptance has caught up. The constants were found with
+    benchmarks/simulate.py.
     """
 
-    FIRST_PAUSE, LONGEST_PAUSE = 16, 128
-    REPLAN = 4  # cycles between two looks at the whole table of policies
+    FIRST_CREDIT, MOST_CREDIT, INCOME = 3.0, 12.0, 0.02  # plain steps
+    FALLS = 0.15  # share of drafts expected to fall before any was seen
+    FALLS_MORE = 1.6  # how much oftener one-pass drafts fall, made further ahead than two-pass ones
+    PRIOR_WEIGHT, BORROWED_WEIGHT = 24.0, 8.0  # of these, and of what the other kind of cycle shows
+    CHANGE = 1.03  # how much faster another policy must seem to take over
+    REPLAN = 4  # cycles between two looks at the whole table of policies,
+    EARLY = 8  # but for the first ones
 
     def __init__(self, costs: Costs, policies: list[Policy]):
         self.costs = costs
+        self.plain_speed = 1 / costs.of_verify(1)
         self.acceptance = {"two-pass": Acceptance(), "one-pass": Acceptance()}
         # Only what could pay if every draft stood is ever worth a try.
-        self.policies = [PLAIN_POLICY] + [
-            policy for policy in policies if self.speed(policy, sure=True) > 1 / costs.of_verify(1)
+        self.policies = [
+            p for p in policies if policy_speed(costs, p, [1.0] * p.n_drafts) > self.plain_speed
         ]
-        self.current = self.best(plain=len(self.policies) == 1)
         self.cycles = 0
-        self.pause = self.FIRST_PAUSE
-        self.left = 0  # plain steps until drafts are tried again
+        self.credit = self.FIRST_CREDIT
+        self.untested = False  # drafts were made ahead and not verified yet
+        self.current, self.pays = PLAIN_POLICY, False
+        if self.policies:
+            self.choose()
 
     def plan(self, budget: int, pending: int) -> Plan:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
-        if self.left > 0:
-            self.left -= 1
-            return PLAIN
-        return self.current.plan(budget, pending)
+        if self.policies and (self.pays or self.untested or self.credit > 0):
+            return self.current.plan(budget, pending)
+        self.credit += self.INCOME
+        return PLAIN
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn from a cycle; plain steps teach nothing about drafts."""
         if plan.plain:
             return
-        kind = "two-pass" if plan.draft_rows else "one-pass"
+        gain = 1 + accepted - plan_cost(self.costs, plan, n_drafts) * self.plain_speed
+        self.credit = min(self.MOST_CREDIT, self.credit + gain)
+        self.untested = not n_drafts
         if n_drafts:
-            self.acceptance[kind].observe(n_drafts, accepted)
-        self.cycles += 1
-        if not n_drafts or (self.cycles % self.REPLAN and accepted):
-            return
-        best = self.best()
-        if best.kind != "plain":
-            self.current, self.pause = best, self.FIRST_PAUSE
-            return
-        # Plain steps win. After the pause, try what would lose least.
-        self.current = self.best(plain=False)
-        self.left, self.pause = self.pause, min(2 * self.pause, self.LONGEST_PAUSE)
+            self.acceptance["two-pass" if plan.draft_rows else "one-pass"].observe(
+                n_drafts, accepted
+            )
+            self.cycles += 1
+            if self.cycles <= self.EARLY or not self.pays or self.cycles % self.REPLAN == 0:
+                self.choose()
 
-    def best(self, plain: bool = True) -> Policy:
-        """The policy with the highest expected speed."""
-        choices = [p for p in self.policies if plain or p.kind != "plain"]
-        return max(choices, key=self.speed)
+    def choose(self) -> None:
+        """Look at all policies: take the fastest, and note whether it beats plain steps."""
+        places = max(policy.n_drafts for policy in self.policies)
+        rates = {kind: self.rates(kind, places) for kind in self.acceptance}
+        speeds = {p: policy_speed(self.costs, p, rates[p.kind]) for p in self.policies}
+        best = max(speeds, key=speeds.__getitem__)
+        if speeds[best] > self.CHANGE * speeds.get(self.current, 0.0):
+            self.current = best
+        self.pays = speeds[self.current] > self.plain_speed
 
-    def speed(self, policy: Policy, *, sure: bool = False) -> float:
-        """Expected tokens for each unit of time; `sure` supposes that every draft stands."""
-        if policy.kind == "plain":
-            return 1 / self.costs.of_verify(1)
-        rates = self.acceptance[policy.kind].rates(policy.n_drafts)
-        rates = [1.0] * policy.n_drafts if sure else rates
-        if policy.kind == "two-pass":
-            return two_pass_speed(self.costs, policy.n_drafts, rates)
-        return one_pass_speed(self.costs, policy.n_drafts, policy.ahead_rows, rates)
+    def rates(self, kind: str, places: int) -> list[float]:
+        """Chances to stand in cycles of one kind, helped by what the other kind has shown."""
+        one_pass = kind == "one-pass"
+        falls = self.FALLS * (self.FALLS_MORE if one_pass else 1)
+        other = self.acceptance["two-pass" if one_pass else "one-pass"]
+        borrowed = min(1.0, other.falls * (self.FALLS_MORE if one_pass else 1 / self.FALLS_MORE))
+        lent = min(other.evidence, self.BORROWED_WEIGHT)
+        weight = self.PRIOR_WEIGHT + lent
+        prior = 1 - (falls * self.PRIOR_WEIGHT + borrowed * lent) / weight
+        return self.acceptance[kind].rates(places, prior, weight)
 
 
 def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:

@@ -1,0 +1,215 @@
+"""Simulate the schedule on published costs and acceptance: what would mode="auto" gain on a Mac?
+
+No model runs. The real `schedule.Auto` and `schedule.Fixed` plan each cycle, a model of text says
+which guesses are right, and a table of costs says how long the cycle took.
+
+    python benchmarks/simulate.py [--answers 40] [--tokens 256] [--costs bf16]
+
+Assumptions, all of them:
+
+1. Costs, in plain (AR) steps. bf16: a pass over 2 to 16 rows costs 2.1, half of the 3.9 to 4.5
+   that a two-pass cycle of the authors' port took on an M4 Max, which is also what the matrix
+   product of an M3 Ultra says (0.54 ms for 2 to 16 rows against 0.27 for one). 17 to 32 rows cost
+   a tenth more: about the least that makes blocks of 16 better than 32 on average, as published.
+   33 to 64 rows cost double. 4-bit: 0.51 ms against 0.13 up to 32 rows on an M3 Max, and 1.00
+   beyond; below 17 rows nothing is published for it, so they get the price of 32.
+   `gemv_wide`, newer than all of these figures, is left out; it can only make small blocks cheaper.
+2. A one-pass forward costs a pass over all its rows, and the reading of the diffusion view's
+   weights on top: a fifth more (they are 17.0 / 19.0 / 15.6 % of all parameters).
+3. Tokens per cycle of a kind: the published speed-up times 4.2, at blocks of 16. 4-bit drafts
+   stand as often as bf16 ones (published: at most 2 % less).
+4. A guess j places behind its anchor is right with chance q x 0.99^(j-1) as long as the guesses
+   before it in the block are right, and with 0.8 of that chance otherwise. q is fitted to the
+   tokens per cycle. 0.8 and 0.99 are fitted to a prototype, which went from 2.4 tokens per forward
+   (two-pass) to 3.3 (one-pass) on stories, here 3.3, and from 6.4 to 6.7-8.7 on worked problems,
+   here 6.5-7.
+5. How hard a place is stays the same whichever anchor guesses it (one draw a place), so that a
+   one-pass block guesses wrong again, more often than not, where its predecessor did.
+6. A kind is stationary, which leaves nothing to gain from switching within a text; `--bursty`
+   lets easy and hard stretches of 30 tokens take turns instead, with the same mean.
+7. Prefill, sampling and the host cost nothing in every mode; the schedule knows the true costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from orthrus_mlx.schedule import PLAIN, Auto, Costs, Fixed, Plan, Policy, Scheduler, policies
+
+DECAY, BEHIND_WRONG = 0.99, 0.8
+CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
+SPEED_UPS = {
+    "1.7B": {"JSON": 2.06, "reasoning": 1.38, "code": 0.83, "prose": 0.71},
+    "4B": {"JSON": 2.26, "reasoning": 1.59, "code": 0.90, "prose": 0.80},
+    "8B": {"JSON": 3.49, "reasoning": 1.20, "code": 1.11, "prose": 0.67},
+}
+
+
+def cost_table(passes: dict[int, float]) -> Costs:
+    """Costs by rows, from those of a pass up to so many rows."""
+
+    def price(rows: int) -> float:
+        return next(cost for most, cost in passes.items() if rows <= most)
+
+    blocks = (4, 8, 16, 24, 32)  # as `costs.calibrate` tries them
+    return Costs(
+        verify={n: price(n) for n in (1, *blocks)},
+        draft={n: price(n) for n in blocks},
+        fused={(n, n): 1.2 * price(2 * n) for n in blocks},
+    )
+
+
+COSTS = {
+    "bf16": cost_table({1: 1.0, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST}),
+    "4-bit": cost_table({1: 1.0, 32: 0.51 / 0.13, 64: 1.00 / 0.13}),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of text: the chance that a guess next to its anchor is right, by stretch."""
+
+    chances: tuple[float, ...]
+    stretch: int = 30
+
+    @classmethod
+    def of(cls, tokens_per_cycle: float, bursty: bool = False) -> Kind:
+        """The kind on which two-pass cycles at `BLOCK` give so many tokens."""
+        q = fitted(tokens_per_cycle)
+        if not bursty:
+            return cls((q,))
+        # Half of all tokens come in easy stretches: cycles, not tokens, are what averages.
+        easy = fitted(min(1.6 * tokens_per_cycle, 0.95 * BLOCK))
+        rest = 2 / tokens_per_cycle - 1 / two_pass_tokens(easy)
+        return cls((easy, fitted(1 / rest)))
+
+
+def two_pass_tokens(q: float, n_drafts: int = BLOCK - 1) -> float:
+    """Tokens per two-pass cycle."""
+    tokens, chance = 1.0, 1.0
+    for depth in range(n_drafts):
+        chance *= min(1.0, q * DECAY**depth)
+        tokens += chance
+    return tokens
+
+
+def fitted(tokens_per_cycle: float) -> float:
+    """The q that gives so many tokens per cycle; above 1 where near places are never missed."""
+    low, high = 0.0, 2.0
+    for _ in range(40):
+        q = (low + high) / 2
+        low, high = (q, high) if two_pass_tokens(q) < tokens_per_cycle else (low, q)
+    return high
+
+
+class Text:
+    """One answer: which guesses would be right."""
+
+    def __init__(self, kind: Kind, seed: int):
+        self.kind = kind
+        self.draw = random.Random(seed)
+        self.first = self.draw.randrange(len(kind.chances))
+        self.hardness: list[float] = []
+
+    def guesses(self, anchor: int, count: int) -> list[bool]:
+        """Whether guesses for the `count` places behind the anchor's are right."""
+        while len(self.hardness) <= anchor + count:
+            self.hardness.append(self.draw.random())
+        right: list[bool] = []
+        for depth in range(count):
+            place = anchor + 1 + depth
+            stretch = self.first + place // self.kind.stretch
+            chance = self.kind.chances[stretch % len(self.kind.chances)] * DECAY**depth
+            right.append(self.hardness[place] < chance * (1 if all(right) else BEHIND_WRONG))
+        return right
+
+
+def cycles(scheduler: Scheduler, text: Text, tokens: int) -> Iterator[tuple[Plan, int, int]]:
+    """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts that stood)."""
+    anchor, budget = 0, tokens
+    pending: list[bool] = []
+    while budget > 0:
+        plan = scheduler.plan(budget, len(pending))
+        guesses = text.guesses(anchor, plan.draft_rows - 1) if plan.draft_rows else pending
+        drafts = guesses[: plan.n_drafts]
+        accepted = drafts.index(False) if False in drafts else len(drafts)
+        yield plan, len(drafts), accepted
+        scheduler.observe(plan, len(drafts), accepted)
+        ahead = text.guesses(anchor, plan.ahead_rows - 1) if plan.ahead_rows else []
+        pending = ahead[accepted + 1 :]
+        anchor += accepted + 1
+        budget -= accepted + 1
+
+
+def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
+    """What one cycle costs."""
+    if plan == PLAIN:
+        return costs.of_verify(1)
+    if plan.ahead_rows:
+        return costs.of_fused(1 + n_drafts, plan.ahead_rows)
+    draft = costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0
+    return draft + costs.of_verify(1 + n_drafts)
+
+
+def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> float:
+    """Speed over plain decoding of one answer."""
+    time = sum(price(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
+    return tokens * costs.of_verify(1) / time
+
+
+def mean_speed_up(
+    policy: Policy | None, costs: Costs, kind: Kind, tokens: int, answers: int
+) -> float:
+    """Speed-up over `answers` answers, those of mode="auto" where `policy` is None."""
+    times = 0.0
+    for seed in range(answers):
+        scheduler = Auto(costs, policies(costs, "auto")) if policy is None else Fixed(policy)
+        times += 1 / speed_up(scheduler, costs, Text(kind, seed), tokens)
+    return answers / times
+
+
+FIXED = {
+    "two-pass 16": Policy("two-pass", 15),
+    "two-pass 32": Policy("two-pass", 31),
+    "one-pass 16+16": Policy("one-pass", 15, 16),
+    "one-pass 8+8": Policy("one-pass", 7, 8),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--answers", type=int, default=40, help="answers for each cell")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer")
+    parser.add_argument("--costs", choices=[*COSTS, "all"], default="all")
+    parser.add_argument("--bursty", action="store_true", help="easy and hard stretches take turns")
+    args = parser.parse_args()
+    names = [*FIXED, "best fixed or AR", "**auto**", "auto / best"]
+    print(f"| costs | model | kind | published | {' | '.join(names)} |")
+    print("|---|---|---|" + "---:|" * (1 + len(names)))
+    for label in COSTS if args.costs == "all" else [args.costs]:
+        costs = COSTS[label]
+        for model, kinds in SPEED_UPS.items():
+            for name, published in kinds.items():
+                kind = Kind.of(published * CYCLE_COST, args.bursty)
+                size = (args.tokens, args.answers)
+                row = [mean_speed_up(policy, costs, kind, *size) for policy in FIXED.values()]
+                best = max(
+                    1.0,
+                    *(mean_speed_up(p, costs, kind, *size) for p in policies(costs, "auto")),
+                )
+                auto = mean_speed_up(None, costs, kind, *size)
+                cells = [*(f"{x:.2f}" for x in row), f"{best:.2f}", f"**{auto:.2f}**"]
+                seen = f"{published:.2f}" if label == "bf16" else ""
+                print(f"| {label} | {model} | {name} | {seen} | {' | '.join(cells)} |", end="")
+                print(f" {auto / best:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

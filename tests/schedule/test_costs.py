@@ -1,0 +1,133 @@
+"""Calibration measures what is asked, stops where nothing can pay, and needs no disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orthrus_mlx import costs as costs_module
+from orthrus_mlx.costs import calibrate, device_costs
+from orthrus_mlx.schedule import Costs
+from tests.lossless.fake_model import FakeCache, FakeModel
+
+
+class Timed(FakeModel):
+    """A fake model on a clock of its own: a pass takes what `price(rows)` says."""
+
+    def __init__(self, clock: Clock, price: Any, block_size: int = 32):
+        super().__init__(block_size=block_size, max_positions=1024)
+        self.clock, self.price = clock, price
+        self.measured: list[tuple[str, int]] = []
+
+    def verify(self, ids: Any, cache: list[FakeCache]) -> Any:
+        self._take("verify", ids.size)
+        return super().verify(ids, cache)
+
+    def draft(self, ids: Any, cache: list[FakeCache]) -> Any:
+        self._take("draft", ids.size)
+        return super().draft(ids, cache)
+
+    def verify_and_draft(self, ids: Any, n_ar: int, cache: list[FakeCache]) -> Any:
+        self._take("fused", ids.size)
+        return super().verify_and_draft(ids, n_ar, cache)
+
+    def _take(self, kind: str, rows: int) -> None:
+        assert len(self.measured) < 500
+        self.measured.append((kind, rows))
+        self.clock.now += self.price(rows)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(costs_module, "time", clock)
+    return clock
+
+
+def test_calibration_measures_every_size_of_the_block(clock: Clock) -> None:
+    found = calibrate(Timed(clock, lambda rows: 0.001 if rows == 1 else 0.002), 16)
+    assert set(found.verify) == {1, 4, 8, 15, 16}
+    assert set(found.draft) == {4, 8, 15, 16}
+    assert set(found.fused) == {(4, 4), (8, 8), (15, 15), (16, 16)}
+    assert found.verify[1] == pytest.approx(0.001)
+    assert found.fused[16, 16] == pytest.approx(0.002)
+
+
+def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
+    model = Timed(clock, lambda rows: 0.001 * rows)
+    found = calibrate(model, 64)
+    assert set(found.draft) == {4, 8}
+    assert max(rows for _, rows in model.measured) == 16
+
+
+def test_slow_passes_are_timed_once(clock: Clock) -> None:
+    model = Timed(clock, lambda rows: 0.2)
+    calibrate(model, 4)
+    assert len(model.measured) == 2 * 5  # a warm-up and one pass each; the plain step twice
+
+
+def test_calibration_leaves_no_trace_in_the_cache_it_measures_with(clock: Clock) -> None:
+    model = Timed(clock, lambda rows: 0.001)
+    calibrate(model, 8)
+    starts = {forward.start for forward in model.log if forward.kind != "prefill"}
+    assert starts == {costs_module.CONTEXT}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(costs_module, "calibrate", counted := Counted())
+    counted.calls = 0
+    return tmp_path / "cache"
+
+
+class Counted:
+    calls = 0
+
+    def __call__(self, model: Any, block_size: int) -> Costs:
+        Counted.calls += 1
+        return Costs({1: 1.0, 8: 2.0}, {8: 2.5}, {(8, 8): 3.0})
+
+
+def test_costs_are_measured_once_and_kept(folder: Path) -> None:
+    Counted.calls = 0
+    first, second = (device_costs(FakeModel(), 8) for _ in range(2))
+    assert first == second and Counted.calls == 1
+    device_costs(FakeModel(), 16)
+    assert Counted.calls == 2  # another block size has other sizes to measure
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"verify": {"1": "fast"}}', json.dumps({"verify": {}}), "\0\0"]
+)
+def test_a_file_that_cannot_be_used_is_measured_again(folder: Path, content: str) -> None:
+    Counted.calls = 0
+    expected = device_costs(FakeModel(), 8)
+    (file,) = folder.glob("costs-*.json")
+    file.write_text(content)
+    assert device_costs(FakeModel(), 8) == expected and Counted.calls == 2
+    assert json.loads(file.read_text())["verify"] == {"1": 1.0, "8": 2.0}
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "file" / "cache"))
+    assert device_costs(FakeModel(), 8).verify[1] == 1.0
+
+
+def test_time_is_real_outside_of_tests() -> None:
+    assert costs_module.time is time
