@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import chat, convert, generate, info, train, verify
+from . import bench, chat, convert, generate, info, train, verify
 
 
 class _Commands(TyperGroup):
@@ -80,5 +80,6 @@ app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)

@@ -59,6 +59,8 @@ def chat(
     mode: options.ModeOption = options.Mode.auto,
     cycle: options.CycleOption = options.Cycle.auto,
     numerics: options.NumericsOption = options.Numerics.fast,
+    block_size: options.BlockSizeOption = None,
+    calibrate: options.CalibrateOption = True,
     prefill_step_size: options.PrefillStepSizeOption = 2048,
 ) -> None:
     """Talk with a model, turn by turn.
@@ -110,7 +112,11 @@ def chat(
         ),
         think_tags=tags if all(tags) else ("<think>", "</think>"),
         interactive=interactive,
-        extra_options={"prefill_step_size": prefill_step_size},
+        extra_options={
+            "block_size": block_size,
+            "calibrate": calibrate,
+            "prefill_step_size": prefill_step_size,
+        },
     ).run()
 
 

@@ -79,6 +79,8 @@ def generate(
     mode: options.ModeOption = options.Mode.auto,
     cycle: options.CycleOption = options.Cycle.auto,
     numerics: options.NumericsOption = options.Numerics.fast,
+    block_size: options.BlockSizeOption = None,
+    calibrate: options.CalibrateOption = True,
     prefill_step_size: options.PrefillStepSizeOption = 2048,
 ) -> None:
     """Answer one prompt and exit.
@@ -128,6 +130,8 @@ def generate(
             mode=mode.value,
             cycle=cycle.value,
             numerics=numerics.value,
+            block_size=block_size,
+            calibrate=calibrate,
             prefill_step_size=prefill_step_size,
             prompt_progress_callback=bar,
         )

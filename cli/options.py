@@ -175,6 +175,25 @@ NumericsOption = Annotated[
         rich_help_panel=_DECODING,
     ),
 ]
+BlockSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--block-size",
+        metavar="N",
+        min=2,
+        help="Rows of the largest block to draft. [dim]\\[default: the model's own][/dim]",
+        show_default=False,
+        rich_help_panel=_DECODING,
+    ),
+]
+CalibrateOption = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate/--no-calibrate",
+        help="Measure at first use what a pass costs on this device; otherwise assume it.",
+        rich_help_panel=_DECODING,
+    ),
+]
 
 
 def examples(*lines: str) -> str:

@@ -116,14 +116,14 @@ def test_options_reach_the_engine(fake: Fake) -> None:
         "generate", "hi", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--min-p",
         "0.1", "--seed", "4", "-m", "5", "--mode", "ar", "--cycle", "one-pass", "--numerics",
         "exact", "--stop", "A", "--stop", "B", "--prefill-step-size", "64",
-        "--extra-eos-token", "<end>",
+        "--extra-eos-token", "<end>", "--block-size", "8", "--no-calibrate",
     )  # fmt: skip
     options = fake.generate.options[0]
     del options["prompt_progress_callback"]
     assert options == {
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 4,
         "mode": "ar", "cycle": "one-pass", "numerics": "exact", "stop": ["A", "B"],
-        "prefill_step_size": 64,
+        "prefill_step_size": 64, "block_size": 8, "calibrate": False,
     }  # fmt: skip
     assert fake.tokenizer.eos_added == ["<end>"]
     assert result.stdout == "An an\n"
@@ -137,7 +137,7 @@ def test_the_defaults_are_those_of_mlx_lm(fake: Fake) -> None:
     assert options == {
         "max_tokens": 100, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
         "seed": None, "mode": "auto", "cycle": "auto", "numerics": "fast", "stop": [],
-        "prefill_step_size": 2048,
+        "prefill_step_size": 2048, "block_size": None, "calibrate": True,
     }  # fmt: skip
 
 

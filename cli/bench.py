@@ -1,0 +1,312 @@
+"""`orthrus-mlx bench`: how fast each mode is on this machine."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import options
+from .options import examples
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orthrus_mlx.bench import Report, Spread
+    from orthrus_mlx.bench_shapes import ShapesReport
+
+EXAMPLES = examples(
+    "orthrus-mlx bench",
+    "orthrus-mlx bench chiennv/Orthrus-Qwen3-1.7B --against mlx-lm --plot speed.png",
+    "orthrus-mlx bench mlx_model --prompts questions.txt --json > bench.json",
+    "orthrus-mlx bench --shapes qwen3-8b --bits 4 --context 512,8192",
+)
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+class Shape(StrEnum):
+    """Real sizes that can be built from random weights."""
+
+    small = "qwen3-1.7b"
+    middle = "qwen3-4b"
+    large = "qwen3-8b"
+
+
+class Against(StrEnum):
+    """Other implementations to time."""
+
+    mlx_lm = "mlx-lm"
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 512,8192")
+    return counts
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, a Hugging Face id, or 'demo', the default.",
+            show_default=False,
+        ),
+    ] = None,
+    revision: options.RevisionOption = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Prompts of your own: .txt with one a line, or .jsonl with "prompt" or '
+            '"messages". [dim]\\[default: a bundled set of five kinds][/dim]',
+            show_default=False,
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
+    ] = 10,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-m", metavar="N", min=2, help="The longest answer.")
+    ] = 128,
+    rounds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How often everything is repeated.")
+    ] = 3,
+    against: Annotated[
+        Against | None,
+        typer.Option(
+            metavar="NAME",
+            help="Time 'mlx-lm' on the same weights too.",
+            show_default=False,
+        ),
+    ] = None,
+    cycle: options.CycleOption = options.Cycle.auto,
+    numerics: options.NumericsOption = options.Numerics.fast,
+    block_size: options.BlockSizeOption = None,
+    calibrate: options.CalibrateOption = True,
+    shapes: Annotated[
+        Shape | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Build random weights of a real size (qwen3-1.7b, qwen3-4b, qwen3-8b) and time "
+            "each kind of pass, in units of mlx-lm's step. Downloads nothing.",
+            show_default=False,
+            rich_help_panel="Shapes",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            max=8,
+            help="Quantize them to so many bits. [dim]\\[default: bf16][/dim]",
+            show_default=False,
+            rich_help_panel="Shapes",
+        ),
+    ] = None,
+    context: Annotated[
+        str,
+        typer.Option(
+            metavar="N,..", help="Tokens in the cache while timing.", rich_help_panel="Shapes"
+        ),
+    ] = "512",
+    rows: Annotated[
+        str,
+        typer.Option(metavar="N,..", help="Rows of the passes.", rich_help_panel="Shapes"),
+    ] = "1,8,16,32",
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw speed-up by kind and acceptance by position (needs matplotlib).",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
+) -> None:
+    """Time plain, parallel and auto mode side by side, on real prompts.
+
+    The modes take turns within each round. Ctrl-C shows what is known so far.
+    """
+    if shapes is not None:
+        if model is not None or prompts is not None or plot is not None:
+            raise typer.BadParameter(
+                "measures random weights: it takes no MODEL, --prompts or --plot",
+                param_hint="--shapes",
+            )
+        _bench_shapes(shapes.value, bits, _counts(context), _counts(rows), rounds, as_json)
+        return
+    if bits is not None:
+        raise typer.BadParameter("goes with --shapes", param_hint="--bits")
+    from orthrus_mlx import bench as logic
+    from orthrus_mlx import bench_plot
+    from orthrus_mlx.prompts import bundled, from_file
+    from orthrus_mlx.verify import encode
+
+    from .verify import progress_bar
+
+    if plot is not None:
+        bench_plot.check_plot(plot)
+    chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
+    loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    kinds = [prompt.kind for prompt in chosen]
+    with progress_bar() as bar:
+        report = logic.bench(
+            loaded,
+            list(zip(kinds, encode(tokenizer, chosen), strict=True)),
+            frozenset(tokenizer.eos_token_ids),
+            logic.Options(max_tokens, rounds, cycle.value, numerics.value, block_size, calibrate),
+            against=against is not None,
+            progress=bar("Writing answers"),
+        )
+    name = model or options.DEMO
+    if as_json:
+        typer.echo(json.dumps({"model": name, **report.to_dict()}, indent=2))
+    else:
+        print_report(name, report)
+    if plot is not None and report.runs:
+        bench_plot.plot(report, plot, name)
+    if report.interrupted:
+        raise typer.Exit(130)
+
+
+def _bench_shapes(
+    shape: str, bits: int | None, contexts: list[int], rows: list[int], rounds: int, as_json: bool
+) -> None:
+    from orthrus_mlx import bench_shapes as logic
+
+    from .verify import progress_bar
+
+    report = logic.ShapesReport(shape, bits)
+    with progress_bar() as bar:
+        logic.measure(
+            logic.build(shape, bits),
+            report,
+            contexts=contexts,
+            rows=rows,
+            rounds=rounds,
+            progress=bar("Timing passes"),
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        print_shapes(report)
+    if report.interrupted:
+        raise typer.Exit(130)
+
+
+def print_report(model: str, report: "Report") -> None:
+    """Print a benchmark for people."""
+    from rich.text import Text
+
+    from .console import answer_console
+
+    console = answer_console()
+    facts = report.to_dict()
+    console.print(Text(f"{model} on {facts['device']}, mlx {facts['mlx']}"))
+    if report.interrupted:
+        console.print(Text("Interrupted: this is what was measured by then.", style="yellow"))
+    console.print(table(report))
+    console.print("Median ± half the distance of the quartiles; tokens /fwd (pass) and /cycle.")
+    console.print("Acceptance by draft position, first to last; the full height is 100 %:")
+    for kind in report.kinds:
+        drawn = histogram(report.summary(kind, "parallel").acceptance)
+        console.print(Text(f"  {kind:<10} |{drawn}|"))
+    differing = sum(s.differing for s in report.summaries if s.kind != "all")
+    if differing:
+        note = f"{differing} answers differ from AR mode's; `orthrus-mlx verify` says by how much."
+        console.print(Text(note, style="yellow"))
+
+
+def table(report: "Report") -> "Table":
+    """Lay out all figures, a row for each kind and mode."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("Kind", no_wrap=True)
+    grid.add_column("Mode", no_wrap=True)
+    for column in ("Tok/s", "Speed-up", "First s", "/fwd", "/cycle", "MB", "Differ"):
+        grid.add_column(column, justify="right", no_wrap=True)
+    before = ""
+    for row in report.summaries:
+        if before and row.kind != before:
+            grid.add_section()
+        grid.add_row(
+            row.kind if row.kind != before else "",
+            row.way,
+            _spread(row.speed, 1),
+            _spread(row.speed_up, 2),
+            f"{row.first_token.median:.2f}" if row.first_token else "",
+            f"{row.tokens_per_forward:.2f}" if row.tokens_per_forward else "",
+            f"{row.tokens_per_cycle:.2f}" if row.tokens_per_cycle else "",
+            f"{row.peak_memory / 1e6:.0f}",
+            str(row.differing) if row.way != "ar" else "",
+        )
+        before = row.kind
+    return grid
+
+
+def _spread(spread: "Spread | None", digits: int) -> str:
+    if spread is None:
+        return ""
+    half = (spread.high - spread.low) / 2 / spread.median
+    return f"{spread.median:.{digits}f} ±{half:.0%}"
+
+
+def histogram(shares: list[float]) -> str:
+    """Draw shares from 0 to 1, one character each."""
+    return "".join(BARS[round(share * (len(BARS) - 1))] for share in shares)
+
+
+def print_shapes(report: "ShapesReport") -> None:
+    """Print what passes cost, in units of mlx-lm's step."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from .console import answer_console
+
+    console = answer_console()
+    facts = report.to_dict()
+    packed = f"{report.bits}-bit" if report.bits else "bf16"
+    console.print(
+        Text(f"{report.shape}, {packed}, on {facts['device']}, mlx {facts['mlx']}; cost in steps")
+    )
+    console.print(Text("of stock mlx-lm on the same weights, same context."))
+    if report.interrupted:
+        console.print(Text("Interrupted: this is what was measured by then.", style="yellow"))
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Context", "What"):
+        grid.add_column(column)
+    for column in ("Rows", "ms", "mlx-lm steps"):
+        grid.add_column(column, justify="right")
+    before = 0
+    for cost in report.costs:
+        if before and cost.context != before:
+            grid.add_section()
+        rows = f"{cost.rows}+{cost.rows}" if cost.name == "one-pass" else str(cost.rows)
+        half = (cost.high - cost.low) / 2
+        grid.add_row(
+            f"{cost.context}" if cost.context != before else "",
+            cost.name,
+            rows,
+            f"{cost.ms:.2f}",
+            f"{cost.steps:.2f} ±{half:.2f}",
+        )
+        before = cost.context
+    console.print(grid)
+    for context, ratio in report.prefill.items():
+        more = report.extra_memory.get(context, 0) / 1e6
+        console.print(
+            Text(
+                f"Context {context}: prefill at {ratio:.2f} of mlx-lm's speed; parallel mode "
+                f"needs {more:.1f} MB more than AR mode."
+            )
+        )

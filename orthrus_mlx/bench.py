@@ -1,0 +1,343 @@
+"""Time plain, parallel and auto decoding side by side on real prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from .errors import GenerationError
+from .generate import _start
+from .schedule import CycleKind
+
+WAYS = ("ar", "parallel", "auto")
+STOCK = "mlx-lm"
+WARM_UP = 8  # tokens written once in every way before anything is timed
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to decode while measuring; names as in `mlx_generate`."""
+
+    max_tokens: int = 128
+    rounds: int = 3
+    cycle: CycleKind = "auto"
+    numerics: str = "fast"
+    block_size: int | None = None
+    calibrate: bool = True
+
+
+@dataclass
+class Run:
+    """One answer, timed.
+
+    Attributes:
+        kind: of the prompt.
+        prompt: number of the prompt.
+        way: "ar", "parallel", "auto" or "mlx-lm".
+        ids: what was written.
+        first: seconds to the first token, the prompt included.
+        rest: seconds from then to the end.
+        rest_tokens: tokens that came in that time: all but those of the first cycle.
+        peak: peak bytes of MLX arrays, the weights included.
+        forward_passes: passes over the layers.
+        cycles: cycles.
+        drafted_at: how often a draft was verified at each place.
+        accepted_at: how often it stood there.
+    """
+
+    kind: str
+    prompt: int
+    way: str
+    ids: list[int]
+    first: float
+    rest: float
+    rest_tokens: int
+    peak: int
+    forward_passes: int = 0
+    cycles: int = 0
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens a second after the first cycle; None where the answer ended in it."""
+        return self.rest_tokens / self.rest if self.rest_tokens and self.rest > 0 else None
+
+
+@dataclass
+class Spread:
+    """A median with the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Of the values that are known; None where none is."""
+        known = sorted(v for v in values if v is not None)
+        if not known:
+            return None
+        if len(known) == 1:
+            return cls(known[0], known[0], known[0])
+        low, middle, high = statistics.quantiles(known, n=4, method="inclusive")
+        return cls(middle, low, high)
+
+
+@dataclass
+class Summary:
+    """All runs of one way on one kind of prompt (or on all).
+
+    Attributes:
+        kind: of the prompts, or "all".
+        way: of decoding.
+        runs: how many runs stand behind the figures.
+        speed: tokens a second.
+        speed_up: over AR mode on the same prompt in the same round.
+        first_token: seconds to the first token.
+        tokens_per_forward: tokens for each pass over the layers; a two-pass cycle has two.
+        tokens_per_cycle: tokens for each cycle.
+        acceptance: share of drafts that stood, by their place in the block.
+        peak_memory: in bytes.
+        differing: answers that are not AR mode's, and may not be but for near-ties.
+    """
+
+    kind: str
+    way: str
+    runs: int
+    speed: Spread | None
+    speed_up: Spread | None
+    first_token: Spread | None
+    tokens_per_forward: float | None
+    tokens_per_cycle: float | None
+    acceptance: list[float]
+    peak_memory: int
+    differing: int
+
+
+@dataclass
+class Report:
+    """What was measured; `interrupted` says that more was to come."""
+
+    ways: list[str]
+    runs: list[Run] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)  # of each run
+    interrupted: bool = False
+
+    def add(self, run: Run, round_: int) -> None:
+        """Keep one run."""
+        self.runs.append(run)
+        self.rounds.append(round_)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of prompts, in the order in which they came."""
+        return list(dict.fromkeys(run.kind for run in self.runs))
+
+    @property
+    def summaries(self) -> list[Summary]:
+        """One for each kind and way, then one for each way over all kinds."""
+        kinds = [*self.kinds, "all"] if len(self.kinds) > 1 else self.kinds
+        rows = [self.summary(kind, way) for kind in kinds for way in self.ways]
+        return [row for row in rows if row.runs]
+
+    def summary(self, kind: str, way: str) -> Summary:
+        """The runs of one way on one kind."""
+        plain = {
+            (run.prompt, round_): run
+            for run, round_ in zip(self.runs, self.rounds, strict=True)
+            if run.way == "ar"
+        }
+        pairs = [
+            (run, plain.get((run.prompt, round_)))
+            for run, round_ in zip(self.runs, self.rounds, strict=True)
+            if run.way == way and kind in (run.kind, "all")
+        ]
+        runs = [run for run, _ in pairs]
+        tokens = sum(len(run.ids) for run in runs)
+        passes, cycles = (sum(getattr(r, n) for r in runs) for n in ("forward_passes", "cycles"))
+        drafted, accepted = (
+            _sums(getattr(r, n) for r in runs) for n in ("drafted_at", "accepted_at")
+        )
+        accepted += [0] * (len(drafted) - len(accepted))
+        return Summary(
+            kind=kind,
+            way=way,
+            runs=len(runs),
+            speed=Spread.of(run.speed for run in runs),
+            speed_up=Spread.of(_ratio(run, other) for run, other in pairs),
+            first_token=Spread.of(run.first for run in runs),
+            tokens_per_forward=tokens / passes if passes else None,
+            tokens_per_cycle=tokens / cycles if cycles else None,
+            acceptance=[a / d for a, d in zip(accepted, drafted, strict=True)],
+            peak_memory=max((run.peak for run in runs), default=0),
+            differing=sum(other is not None and run.ids != other.ids for run, other in pairs),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values; of each run the count of ids, not the ids."""
+        runs = []
+        for run, round_ in zip(self.runs, self.rounds, strict=True):
+            raw = {**asdict(run), "round": round_, "tokens": len(run.ids), "speed": run.speed}
+            del raw["ids"]
+            runs.append(raw)
+        return {
+            "mlx": mx.__version__,
+            "device": str(mx.default_device()),
+            "interrupted": self.interrupted,
+            "summaries": [asdict(summary) for summary in self.summaries],
+            "runs": runs,
+        }
+
+
+def _ratio(run: Run, other: Run | None) -> float | None:
+    if other is None or run.speed is None or other.speed is None:
+        return None
+    return run.speed / other.speed
+
+
+def _sums(lists: Iterable[list[int]]) -> list[int]:
+    total: list[int] = []
+    for values in lists:
+        total += [0] * (len(values) - len(total))
+        for place, value in enumerate(values):
+            total[place] += value
+    return total
+
+
+def bench(
+    model: Any,
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    ends: Collection[int],
+    options: Options,
+    *,
+    against: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Answer every prompt in every way, again and again; Ctrl-C ends it with what is known.
+
+    Ways take turns on each prompt, another one first each time, so that a machine that slows
+    down or heats up does so for all of them alike.
+
+    Args:
+        model: a model from `orthrus_mlx.load`.
+        prompts: (kind, ids) of each.
+        ends: ids that end an answer.
+        options: how to decode.
+        against: time stock mlx-lm on the same weights too.
+        progress: called with (answers written, answers in all).
+    """
+    if options.rounds < 1 or options.max_tokens < 1:
+        raise GenerationError("A benchmark needs one round and one token at least.")
+    ways = [*WAYS, *([STOCK] if against else [])]
+    stock = _stock(model) if against else None
+    report = Report(ways)
+    done, total = 0, options.rounds * len(prompts) * len(ways)
+
+    def answer(way: str, kind: str, number: int, ids: Sequence[int], most: int) -> Run:
+        if way == STOCK:
+            return time_stock(stock, kind, number, ids, ends, most)
+        return time_ours(model, way, kind, number, ids, ends, most, options)
+
+    try:
+        for way in ways:
+            answer(way, *prompts[0][:1], 0, prompts[0][1], min(WARM_UP, options.max_tokens))
+        for round_ in range(options.rounds):
+            for number, (kind, ids) in enumerate(prompts):
+                first = (round_ + number) % len(ways)
+                for way in ways[first:] + ways[:first]:
+                    report.add(answer(way, kind, number, ids, options.max_tokens), round_)
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+    except KeyboardInterrupt:
+        report.interrupted = True
+    return report
+
+
+def time_ours(
+    model: Any,
+    way: Any,
+    kind: str,
+    number: int,
+    ids: Sequence[int],
+    ends: Collection[int],
+    max_tokens: int,
+    options: Options,
+) -> Run:
+    """One greedy answer of this package's engine."""
+    totals: list[Any] = []
+    run: Generator[Any, None, None] = _start(
+        model,
+        ids,
+        ends,
+        max_tokens,
+        mode=way,
+        cycle=options.cycle,
+        numerics=options.numerics,
+        block_size=options.block_size,
+        calibrate=options.calibrate,
+        on_stats=totals.append,
+    )
+    mx.reset_peak_memory()
+    said: list[int] = []
+    first, in_first_cycle = 0.0, 0
+    start = time.perf_counter()
+    with contextlib.closing(run):
+        for decided, stats in run:
+            first = first or time.perf_counter()
+            said.append(decided.token)
+            in_first_cycle += stats.cycles == 1
+    end = time.perf_counter()
+    stats = totals[0]
+    return Run(
+        kind,
+        number,
+        way,
+        said,
+        first - start,
+        end - first,
+        len(said) - in_first_cycle,
+        mx.get_peak_memory(),
+        stats.forward_passes,
+        stats.cycles,
+        stats.drafted_at,
+        stats.accepted_at,
+    )
+
+
+def time_stock(
+    stock: Any,
+    kind: str,
+    number: int,
+    ids: Sequence[int],
+    ends: Collection[int],
+    max_tokens: int,
+) -> Run:
+    """One greedy answer of mlx-lm."""
+    from mlx_lm.generate import generate_step
+
+    mx.reset_peak_memory()
+    said: list[int] = []
+    first = 0.0
+    start = time.perf_counter()
+    for token, _ in generate_step(mx.array(ids), stock, max_tokens=max_tokens):
+        first = first or time.perf_counter()
+        said.append(int(token))
+        if said[-1] in ends:
+            break
+    end = time.perf_counter()
+    peak, n = mx.get_peak_memory(), len(said)
+    return Run(kind, number, STOCK, said, first - start, end - first, n - 1, peak, n, n)
+
+
+def _stock(model: Any) -> Any:
+    from .others import StockMlxLm
+
+    return StockMlxLm(model).model

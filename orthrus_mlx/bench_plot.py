@@ -1,0 +1,69 @@
+"""Draw a benchmark: speed-up by kind of text, and acceptance by draft position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .bench import Report
+from .errors import OrthrusError, OutputError
+
+
+def check_plot(path: Path) -> None:
+    """Refuse what could not be drawn at the end, before anything is measured.
+
+    Raises:
+        OrthrusError: if matplotlib is missing, or `path` cannot be written.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as e:
+        raise OrthrusError(
+            f"Drawing needs matplotlib ({e}). Install it with: pip install 'orthrus-mlx[plot]'"
+        ) from e
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder {path.parent} to write {path.name} into.")
+
+
+def plot(report: Report, path: Path, title: str) -> None:
+    """Write the drawing to `path`; its suffix decides the format.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(title)
+    summaries = report.summaries
+    ways = [way for way in report.ways if way != "ar"]
+    kinds = list(dict.fromkeys(summary.kind for summary in summaries))
+    width = 0.8 / len(ways)
+    for n, way in enumerate(ways):
+        rows: list[Any] = [
+            (kinds.index(s.kind), s.speed_up) for s in summaries if s.way == way and s.speed_up
+        ]
+        places = [at + (n - (len(ways) - 1) / 2) * width for at, _ in rows]
+        medians = [spread.median for _, spread in rows]
+        whiskers = [
+            [spread.median - spread.low for _, spread in rows],
+            [spread.high - spread.median for _, spread in rows],
+        ]
+        left.bar(places, medians, width, yerr=whiskers, label=way, capsize=2)
+    left.axhline(1, color="black", linewidth=1, linestyle=":")
+    left.set_xticks(range(len(kinds)), kinds)
+    left.set_ylabel("tokens per second, AR mode = 1")
+    left.legend()
+    for kind in report.kinds:
+        acceptance = report.summary(kind, "parallel").acceptance
+        right.plot(range(1, len(acceptance) + 1), acceptance, marker=".", label=kind)
+    right.set_xlabel("draft position")
+    right.set_ylabel("share that stands")
+    right.set_ylim(0, 1.02)
+    if report.kinds:
+        right.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as e:
+        raise OutputError(f"{path} cannot be written: {e}.") from e

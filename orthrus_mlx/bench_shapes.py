@@ -1,0 +1,276 @@
+"""Time each kind of pass at the real models' sizes, on random weights: no download needed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .bench import STOCK
+from .config import ModelConfig
+from .consensus import Sampling
+from .engine import Request, cut_cache, decode
+from .engine import prefill as read_prompt
+from .others import StockMlxLm
+from .schedule import PLAIN_POLICY, Fixed, Policy
+
+# (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in all.
+SHAPES = {
+    "qwen3-1.7b": (2048, 6144, 28, 16, True),
+    "qwen3-4b": (2560, 9728, 36, 32, True),
+    "qwen3-8b": (4096, 12288, 36, 32, False),
+}
+VOCAB, MASK = 151936, 151669
+STEPS = 6  # plain steps or cycles in one sample
+PREFILL = 2048  # most prompt tokens that prefill is timed on
+
+
+@dataclass
+class Cost:
+    """What one thing costs at one context length.
+
+    Attributes:
+        name: "mlx-lm step", "ar step", "verify", "draft", "two-pass" or "one-pass".
+        rows: rows of the pass, of each block in a cycle; 1 for a plain step.
+        context: tokens in the cache.
+        ms: median milliseconds.
+        steps: median of its time over that of mlx-lm's step in the same round.
+        low: lower quartile of `steps`.
+        high: upper quartile of `steps`.
+    """
+
+    name: str
+    rows: int
+    context: int
+    ms: float
+    steps: float
+    low: float
+    high: float
+
+
+@dataclass
+class ShapesReport:
+    """What was measured; prefill and memory by context length."""
+
+    shape: str
+    bits: int | None
+    costs: list[Cost] = field(default_factory=list)
+    prefill: dict[int, float] = field(default_factory=dict)  # speed over mlx-lm's
+    extra_memory: dict[int, int] = field(default_factory=dict)  # parallel over AR mode, bytes
+    interrupted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON values."""
+        return {"mlx": mx.__version__, "device": str(mx.default_device()), **asdict(self)}
+
+
+def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
+    """A model of one of `SHAPES` with random weights, in bf16 or packed to `bits`."""
+    from .model import Model
+
+    hidden, intermediate, layers, heads, tied = SHAPES[shape]
+    config = ModelConfig.from_dict(
+        {
+            "model_type": "qwen3",
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 40960,
+            "rope_theta": 1e6,
+            "tie_word_embeddings": tied,
+            "block_size": 32,
+            "mask_token_id": MASK,
+        },
+        shape,
+    )
+    mx.random.seed(seed)
+    model = Model(config)
+    model.set_dtype(mx.bfloat16)
+    # Layer by layer, so that no more than one is ever held in float32.
+    for part in [*model.layers, model.model, model]:
+        if bits and part in model.layers:
+            nn.quantize(part, bits=bits)
+        mx.eval(part.parameters())
+    if bits:
+        nn.quantize(model, bits=bits)
+    mx.eval(model.parameters())
+    model.eval()
+    return model
+
+
+def measure(
+    model: Any,
+    report: ShapesReport,
+    *,
+    contexts: Sequence[int],
+    rows: Sequence[int],
+    rounds: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> ShapesReport:
+    """Fill in `report`, context by context; Ctrl-C ends it with what is known.
+
+    In each round everything is timed once, mlx-lm's step first; ratios are taken within a round.
+    """
+    stock = StockMlxLm(model).model
+    done, total = 0, len(contexts) * (rounds + 1)
+    try:
+        for context in contexts:
+            cache = filled_cache(model, context)
+            tasks = _tasks(model, stock, cache, rows)
+            times: dict[tuple[str, int], list[float]] = {key: [] for key in tasks}
+            try:
+                for round_ in range(rounds + 1):
+                    for key, task in tasks.items():
+                        seconds = task()
+                        cut_cache(cache, context)
+                        if round_:  # the first one warms up
+                            times[key].append(seconds)
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+            finally:
+                report.costs += _costs(times, context)
+            report.prefill[context] = prefill_ratio(model, stock, min(context, PREFILL))
+            report.extra_memory[context] = extra_memory(model, cache, max(rows))
+    except KeyboardInterrupt:
+        report.interrupted = True
+    return report
+
+
+def _tasks(
+    model: Any, stock: Any, cache: list[Any], rows: Sequence[int]
+) -> dict[tuple[str, int], Callable[[], float]]:
+    tasks: dict[tuple[str, int], Callable[[], float]] = {
+        (f"{STOCK} step", 1): lambda: time_steps(stock, cache),
+        ("ar step", 1): lambda: time_cycles(model, cache, PLAIN_POLICY),
+    }
+    for n in rows:
+        ids = (mx.arange(n, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
+        tasks["verify", n] = lambda ids=ids: _timed(lambda: model.verify(ids, cache))  # type: ignore[misc]
+        if n < 2:
+            continue
+        tasks["draft", n] = lambda ids=ids: _timed(lambda: model.draft(ids, cache))  # type: ignore[misc]
+        for kind, policy in (
+            ("two-pass", Policy("two-pass", n - 1)),
+            ("one-pass", Policy("one-pass", n - 1, n)),
+        ):
+            tasks[kind, n] = lambda policy=policy: time_cycles(model, cache, policy)  # type: ignore[misc]
+    return tasks
+
+
+def _timed(run: Callable[[], mx.array]) -> float:
+    start = time.perf_counter()
+    mx.eval(run())
+    return time.perf_counter() - start
+
+
+def time_steps(stock: Any, cache: list[Any], steps: int = STEPS) -> float:
+    """Seconds for one step of mlx-lm's own loop: the next one starts before this one is read."""
+    token = mx.array([1])
+    times = [time.perf_counter()]
+    following = mx.argmax(stock(token[None], cache=cache)[:, -1], axis=-1)
+    mx.async_eval(following)
+    for _ in range(steps):
+        token, following = (
+            following,
+            mx.argmax(stock(following[None], cache=cache)[:, -1], axis=-1),
+        )
+        mx.async_eval(following)
+        token.item()
+        times.append(time.perf_counter())
+    mx.eval(following)
+    return (times[-1] - times[1]) / (steps - 1)
+
+
+def time_cycles(model: Any, cache: list[Any], policy: Policy, steps: int = STEPS) -> float:
+    """Seconds for one cycle of the engine, all that it does included."""
+    request = Request(
+        prompt=[1],
+        eos_token_ids=frozenset(),
+        max_tokens=4096,
+        sampling=Sampling(),
+        mask_token_id=model.config.mask_token_id,
+    )
+    run = decode(model, request, Fixed(policy), cache)
+    times: dict[int, float] = {}
+    for _, stats in run:
+        times.setdefault(stats.cycles, time.perf_counter())
+        # A one-pass run has nothing to verify before its second cycle.
+        if stats.cycles == steps + 2:
+            break
+    run.close()
+    mx.synchronize()
+    return (times[steps + 2] - times[2]) / steps
+
+
+def filled_cache(model: Any, context: int) -> list[Any]:
+    """A cache of `context` random tokens."""
+    config = model.config
+    shape = (1, config.num_key_value_heads, context, config.head_dim)
+    dtype = model.model.norm.weight.dtype
+    cache: list[Any] = model.make_cache()
+    for layer in cache:
+        layer.update_and_fetch(*(mx.random.normal(shape).astype(dtype) for _ in range(2)))
+        mx.eval(layer.keys, layer.values)
+    return cache
+
+
+def prefill_ratio(model: Any, stock: Any, tokens: int, rounds: int = 3) -> float:
+    """Speed of reading a prompt over mlx-lm's: the median of rounds, both in each."""
+    ids: Any = ((mx.arange(tokens + 1) * 7919 + 13) % model.config.vocab_size).tolist()
+    request = Request(ids, frozenset(), 1, Sampling(), model.config.mask_token_id)
+
+    def ours() -> None:
+        read_prompt(model, request, model.make_cache())
+
+    def theirs() -> None:
+        cache = model.make_cache()
+        stock(mx.array([ids[:-1]]), cache=cache)
+        mx.eval([layer.state for layer in cache])
+
+    ratios: list[float] = []
+    for round_ in range(rounds + 1):
+        seconds = []
+        for read in (ours, theirs):
+            start = time.perf_counter()
+            read()
+            seconds.append(time.perf_counter() - start)
+        if round_:
+            ratios.append(seconds[1] / seconds[0])
+    return statistics.median(ratios)
+
+
+def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
+    """Bytes of peak memory of parallel mode, the larger of its two cycles, over AR mode."""
+    context, peaks = cache[0].offset, []
+    policies = (PLAIN_POLICY, Policy("two-pass", rows - 1), Policy("one-pass", rows - 1, rows))
+    for policy in policies:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        time_cycles(model, cache, policy)
+        peaks.append(mx.get_peak_memory())
+        cut_cache(cache, context)
+    return max(peaks[1:]) - peaks[0]
+
+
+def _costs(times: dict[tuple[str, int], list[float]], context: int) -> list[Cost]:
+    base = times[f"{STOCK} step", 1]
+    costs = []
+    for (name, rows), seconds in times.items():
+        ratios = [a / b for a, b in zip(seconds, base, strict=False)]
+        if not ratios:
+            continue
+        few = len(ratios) < 2
+        quartiles = [ratios[0]] * 3 if few else statistics.quantiles(ratios, method="inclusive")
+        ms = 1e3 * statistics.median(seconds)
+        costs.append(Cost(name, rows, context, ms, quartiles[1], quartiles[0], quartiles[2]))
+    return costs
