@@ -90,9 +90,11 @@ def verify(
 ) -> None:
     """Prove on this device that parallel decoding writes what plain decoding writes.
 
-    Answers prompts in both modes, greedy and sampled, in exact and in fast numerics, and compares
-    every token. Ctrl-C shows what is known so far. Exit code 0: lossless. 1: exact mode differed,
-    fast mode differed other than at a near-tie, or this device allows no exact mode.
+    Answers prompts in both modes, greedy and sampled, exact and fast, and compares
+    every token. Ctrl-C shows what is known so far.
+
+    Exit code 0: lossless. 1: exact mode differed, fast mode differed other than at a
+    near-tie, or this device allows no exact mode.
     """
     from orthrus_mlx import verify as logic
     from orthrus_mlx.numerics import cached_probe
@@ -128,7 +130,8 @@ def cast(model: Any, dtype: Dtype) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    if any(name.endswith(".scales") for name, _ in tree_flatten(model.parameters())):
+    weights: Any = tree_flatten(model.parameters())
+    if any(name.endswith(".scales") for name, _ in weights):
         raise typer.BadParameter("this checkpoint is quantized", param_hint="--dtype")
     model.set_dtype(getattr(mx, dtype.value))
     mx.eval(model.parameters())
@@ -204,6 +207,8 @@ def probe_line(probe: "Probe") -> str:
     """Say what the probe found."""
     classes = [rows for rows in probe.classes if len(rows) > 1]
     alike = "; ".join(" ".join(map(str, rows)) for rows in classes) or "none"
+    if len(probe.classes) == 1:
+        return f"All row counts agree bit for bit: {alike}."
     return (
         f"Row counts that agree bit for bit: {alike}. Others disagree by up to "
         f"{probe.disagreement:.3g} logits; choices closer than {probe.near_tie:.3g} are near-ties."

@@ -48,7 +48,8 @@ def write(
     on_token: Callable[[], None] | None = None,
 ) -> Answer:
     """Answer one prompt with this package's engine."""
-    answer, stats = Answer([]), []
+    answer = Answer([])
+    stats: list[DecodeStats] = []
     started = time.perf_counter()
     run = _start(
         model,

@@ -49,6 +49,8 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 SAFETY = 2.0
 FORMAT = 3  # of the cache file
 
+MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
+
 Outcome = tuple[mx.array, mx.array]  # logits and sampled scores [n, vocab_size]
 
 
@@ -264,8 +266,7 @@ def _decode(leg: Leg, cache: list[Any], rows: int, *, ragged: bool, ahead: int =
         at += keep
         cut_cache(cache, context + at)
     cut_cache(cache, context)
-    logits, sampled = (mx.concatenate(parts) for parts in zip(*outcomes, strict=True))
-    return logits, sampled
+    return mx.concatenate([o[0] for o in outcomes]), mx.concatenate([o[1] for o in outcomes])
 
 
 def _keeps(rows: int, positions: int, ragged: bool) -> list[int]:
@@ -366,7 +367,7 @@ def device_key(model: Any) -> dict[str, Any]:
         "weights": sorted(f"{name} {a.shape} {a.dtype}" for name, a in weights),
         "device": device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
-        "mlx": mx.__version__,
+        "mlx": MLX_VERSION,
     }
 
 
@@ -374,4 +375,5 @@ def device_name() -> str:
     """The device that MLX computes on, by name."""
     device = mx.default_device()
     info: dict[str, Any] = mx.device_info(device) if hasattr(mx, "device_info") else {}
-    return f"{device.type} {info.get('device_name', platform.processor())}"
+    name = info.get("device_name") or platform.processor()
+    return f"{name} ({device.type.name})"

@@ -145,18 +145,17 @@ class TorchTransformers:
             )
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = {mx.bfloat16: torch.bfloat16, mx.float16: torch.float16, mx.float32: torch.float32}
         raw = {k: v for k, v in model.config.raw.items() if k not in ("auto_map", "architectures")}
         config = Qwen3Config.from_dict(raw, attn_implementation="eager")
         with torch.device("meta"):  # no weights of its own
-            self.model: Any = Qwen3ForCausalLM(config)
+            qwen3: Any = Qwen3ForCausalLM(config)
         state = {name: self._tensor(a) for name, a in weights.items() if not is_diffusion(name)}
         if model.config.tie_word_embeddings:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        self.model.load_state_dict(state, strict=True, assign=True)
+        qwen3.load_state_dict(state, strict=True, assign=True)
         # What is no weight, the rotary frequencies, would be left on the meta device.
-        self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config=config)
-        self.model = self.model.to(self.device, dtype[model.model.norm.weight.dtype]).eval()
+        qwen3.model.rotary_emb = type(qwen3.model.rotary_emb)(config=config)
+        self.model: Any = qwen3.to(self.device).eval()
         self.cache: Any = None
 
     def _tensor(self, array: mx.array) -> Any:

@@ -12,12 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import mlx.core as mx
-
 from .compare import Answer, Difference, Tally, common_length, first_difference, write
 from .consensus import Sampling
 from .errors import NumericsError
-from .numerics import Probe, device_name
+from .numerics import MLX_VERSION, Probe, device_name
 from .others import Other, fair_bound, make_other, write_with
 from .prompts import Prompt
 from .schedule import CycleKind
@@ -103,7 +101,8 @@ class Report:
                 else f"exact mode wrote the tokens of plain decoding, all {tokens:,} of them"
             )
         parts.append("fast mode " + _differences(fast))
-        parts += [f"{row.way} {_differences([row.tally])}" for row in others if row.tally.differing]
+        for way in dict.fromkeys(row.way for row in others):
+            parts.append(f"{way} {_differences([r.tally for r in others if r.way == way])}")
         head = "LOSSLESS"
         if self.faults:
             head = "NOT LOSSLESS"
@@ -124,7 +123,7 @@ class Report:
             "probe": {**asdict(self.probe), "near_tie": self.probe.near_tie},
             "device": device_name(),
             "system": platform.platform(),
-            "mlx": mx.__version__,
+            "mlx": MLX_VERSION,
             "rows": [row.to_dict() for row in self.rows],
         }
 
@@ -133,10 +132,10 @@ def _differences(tallies: Sequence[Tally]) -> str:
     """How many answers differ, and why."""
     answers, differing = sum(t.prompts for t in tallies), sum(t.differing for t in tallies)
     if not differing:
-        return f"differs in none of {answers}"
+        return f"differs in none of {answers} answers"
     unexplained = sum(t.unexplained for t in tallies)
     why = f"{unexplained} of them not at a near-tie" if unexplained else "at near-ties only"
-    return f"differs in {differing} of {answers}, {why}"
+    return f"differs in {differing} of {answers} answers, {why}"
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:

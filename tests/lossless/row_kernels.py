@@ -22,7 +22,7 @@ NOISE = 0.1
 LOOK_AHEAD = 4
 CONFIG = helpers.random_config(
     block_size=32,
-    head_dim=8,
+    head_dim=16,
     hidden_size=32,
     intermediate_size=32,
     num_hidden_layers=2,
@@ -96,7 +96,7 @@ class Restless(RowKernels):
 
 def probed(model: Any) -> Probe:
     """A quick probe, kept as the result for this model."""
-    found = numerics.probe(model, contexts=(24,), steps=(128,))
+    found = numerics.probe(model, contexts=(24,), steps=())
     numerics._store(numerics._probe_file(model), found)
     return found
 
