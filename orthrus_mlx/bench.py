@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -188,7 +189,7 @@ class Report:
             del raw["ids"]
             runs.append(raw)
         return {
-            "mlx": mx.__version__,
+            "mlx": version("mlx"),
             "device": str(mx.default_device()),
             "interrupted": self.interrupted,
             "summaries": [asdict(summary) for summary in self.summaries],
@@ -327,7 +328,7 @@ def time_stock(
     said: list[int] = []
     first = 0.0
     start = time.perf_counter()
-    for token, _ in generate_step(mx.array(ids), stock, max_tokens=max_tokens):
+    for token, _ in generate_step(mx.array(list(ids)), stock, max_tokens=max_tokens):
         first = first or time.perf_counter()
         said.append(int(token))
         if said[-1] in ends:

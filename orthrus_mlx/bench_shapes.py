@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -66,7 +67,7 @@ class ShapesReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {"mlx": mx.__version__, "device": str(mx.default_device()), **asdict(self)}
+        return {"mlx": version("mlx"), "device": str(mx.default_device()), **asdict(self)}
 
 
 def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
