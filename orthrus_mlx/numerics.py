@@ -51,7 +51,7 @@ FORMAT = 3  # of the cache file
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
-Outcome = tuple[mx.array, mx.array]  # logits and sampled scores [n, vocab_size]
+Outcome = tuple[mx.array, ...]  # logits and, with all layers, sampled scores [n, vocab_size]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Leg(NamedTuple):
     context: int
     positions: int
     model: Any
+    whole: bool
 
 
 def probe(
@@ -147,7 +148,7 @@ def probe(
             ahead = _decode(leg, cache, pair[0], ragged=True, ahead=pair[1])
             fused_signs[pair].append(bits.number(ahead))
             done = _report(progress, done, total)
-        if leg.model is model:
+        if leg.whole:
             disagreement = max(disagreement, bits.spread())
     # A row count is usable if full and ragged steps agree; a class is those that agree everywhere.
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -170,8 +171,11 @@ def plan_legs(
     limit = model.config.max_position_embeddings
     within = list(dict.fromkeys(max(1, min(c, limit - STEP_POSITIONS)) for c in contexts))
     one = one_layer(model)
-    legs = [Leg(c, POSITIONS, one if i and i >= whole else model) for i, c in enumerate(within)]
-    return legs + [Leg(s - RUN_UP, STEP_POSITIONS, one) for s in steps if RUN_UP < s <= limit]
+    legs = [Leg(c, POSITIONS, model, True) for c in within[: max(1, whole)]]
+    legs += [Leg(c, POSITIONS, one, False) for c in within[max(1, whole) :]]
+    return legs + [
+        Leg(s - RUN_UP, STEP_POSITIONS, one, False) for s in steps if RUN_UP < s <= limit
+    ]
 
 
 def _duration(costs: dict[int, float], pairs: list[tuple[int, int]]) -> float:
@@ -202,7 +206,7 @@ class _DistinctBits:
     def spread(self) -> float:
         """The largest difference between two outcomes in one logit."""
         high = low = self.outcomes[0][0].astype(mx.float32)
-        for logits, _ in self.outcomes[1:]:
+        for logits, *_ in self.outcomes[1:]:
             high, low = mx.maximum(high, logits), mx.minimum(low, logits)
         spread: Any = (high - low).max().item()
         return spread
@@ -260,13 +264,15 @@ def _decode(leg: Leg, cache: list[Any], rows: int, *, ragged: bool, ahead: int =
             logits, _ = model.verify_and_draft(everything, rows, cache)
         else:
             logits = model.verify(mx.concatenate([kept, filler]), cache)
-        sampled = scores(logits, context + at + 1, SAMPLED)
-        outcomes.append((logits[:keep], sampled[:keep]))
+        outcome: Outcome = (logits[:keep],)
+        if leg.whole:
+            outcome += (scores(logits, context + at + 1, SAMPLED)[:keep],)
+        outcomes.append(outcome)
         mx.eval(outcomes[-1])
         at += keep
         cut_cache(cache, context + at)
     cut_cache(cache, context)
-    return mx.concatenate([o[0] for o in outcomes]), mx.concatenate([o[1] for o in outcomes])
+    return tuple(mx.concatenate(list(parts)) for parts in zip(*outcomes, strict=True))
 
 
 def _keeps(rows: int, positions: int, ragged: bool) -> list[int]:
