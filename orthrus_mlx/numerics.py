@@ -38,7 +38,7 @@ ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = (8, 16, 32)  # one-pass forwards of so many AR rows and as many diffusion rows
 CONTEXTS = (600, 1500, 1, 6000)  # with all layers, the first whatever it takes
 POSITIONS = 16  # ids decoded at each
-PATIENCE_MS = 8000.0  # for all of them together, on a device that is slow; the rest with one layer
+PATIENCE_MS = 6000.0  # for all of them together, on a device that is slow; the rest with one layer
 # Attention kernels change at certain numbers of keys, powers of two where the source is known. To
 # use a row count on both sides, its rows must agree also where some steps end below such a number
 # and others above it. With this run-up, the full and the ragged steps of every row count do.
