@@ -5,8 +5,9 @@ from collections.abc import Generator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from orthrus_mlx.cli.thinking import Kind
 from rich.console import Console
+
+from orthrus_mlx.cli.thinking import Kind
 
 EOS = 0
 

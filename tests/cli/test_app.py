@@ -8,10 +8,10 @@ import sys
 from typing import Any
 
 import pytest
-from orthrus_mlx.cli.app import app
 from typer.testing import CliRunner
 
 import orthrus_mlx
+from orthrus_mlx.cli.app import app
 from orthrus_mlx.errors import CheckpointNotFoundError
 
 COMMANDS = ("chat", "generate")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orthrus_mlx.cli.conversation import Conversation, ConversationError, Turn
 
+from orthrus_mlx.cli.conversation import Conversation, ConversationError, Turn
 from orthrus_mlx.errors import OutputError
 
 SAID = Conversation("Be kind.", [Turn("hi", "Grüße 🦊"), Turn("why?", "So.", "hm")])

@@ -3,9 +3,10 @@
 import io
 
 import pytest
+from rich.console import Console
+
 from orthrus_mlx.cli.console import for_terminal
 from orthrus_mlx.cli.prefill import PrefillBar
-from rich.console import Console
 
 from .vt import Terminal
 

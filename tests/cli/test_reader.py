@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from orthrus_mlx.cli.reader import LineReader, history_path, read_message
 
 from .fakes import FakeReader

@@ -3,10 +3,11 @@
 import io
 
 import pytest
+from rich.console import Console
+
 from orthrus_mlx.cli import render
 from orthrus_mlx.cli.render import MarkdownScreen, PlainScreen, split_blocks
 from orthrus_mlx.cli.thinking import Kind
-from rich.console import Console
 
 from .vt import Terminal
 

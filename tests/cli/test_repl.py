@@ -5,11 +5,11 @@ import signal
 from typing import Any
 
 import pytest
+
 from orthrus_mlx.cli.conversation import Conversation, Turn
 from orthrus_mlx.cli.repl import Chat
 from orthrus_mlx.cli.settings import Settings
 from orthrus_mlx.cli.thinking import Kind
-
 from orthrus_mlx.errors import ContextLengthError, PromptError
 
 from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes

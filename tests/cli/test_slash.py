@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orthrus_mlx.cli.conversation import Turn
 from orthrus_mlx.cli.settings import Settings
 from orthrus_mlx.cli.slash import COMMANDS, complete
-
 from orthrus_mlx.errors import PromptError
 
 from .fakes import FakeSession, lines

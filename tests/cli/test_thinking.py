@@ -1,6 +1,7 @@
 """Thinking is told from the answer, however the text is cut into pieces."""
 
 import pytest
+
 from orthrus_mlx.cli.thinking import Kind, ThinkingSplitter
 
 CASES = {
