@@ -52,7 +52,7 @@ def lossless(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Sa
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
     save(result)
-    scripted = ScriptedDrafts(model) if job["model"] == "random" else None
+    scripted = ScriptedDrafts.of(model) if job["model"] == "random" else None
     ways = ["exact", "fast"] if isinstance(result["probe"]["row_counts"], dict) else ["fast"]
     for numerics_kind, share in zip(ways, (0.65, 1.0), strict=False):
         rows = compare_cycles(job, model, scripted, prompts, ends, numerics_kind, found.near_tie)
@@ -235,7 +235,7 @@ def cost(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) 
     numerics._store(numerics._probe_file(model), found)
     result["probe"]["cost_ms"] = costs
     result["probe"]["row_counts"] = dataclasses.asdict(found.row_counts)
-    target = ScriptedDrafts(model) if job["model"] == "random" else model
+    target = ScriptedDrafts.of(model) if job["model"] == "random" else model
     modes: dict[str, tuple[Any, Any]] = {"ar": ("ar", "auto")}
     modes |= {cycle: ("parallel", cycle) for cycle in CYCLES}
     ways = [(kind, mode) for kind in ("exact", "fast") for mode in modes]

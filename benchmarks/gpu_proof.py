@@ -47,6 +47,8 @@ def main() -> None:
                     args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
     faults = [fault for result in report["results"] for fault in faults_of(result)]
     print(f"\n{report['seconds']:.0f} s in all.")
+    if cut := sum(r["prompts"] < r["asked"] for x in report["results"] for r in compared(x)):
+        print(f"Time was up on {cut} lines before all prompts were answered.")
     print("\n".join(faults) or "LOSSLESS: no difference in exact mode, and none but near-ties.")
     sys.exit(1 if faults else 0)
 
@@ -222,7 +224,9 @@ def do_here(job: dict[str, Any]) -> dict[str, Any]:
 def print_result(result: dict[str, Any]) -> None:
     """Print a job's part of the table."""
     job = result["job"]
-    name = "random 1.7B" if job["model"] == "random" else Path(job["model"]).name
+    name = Path(job["model"]).name
+    if job["model"] == "random":
+        name = f"random weights, {'tiny' if job['smoke'] else '1.7B'} shapes"
     print(f"\n{name}, {job['packing']}, {job['kind']}: {result.get('seconds', '?')} s", flush=True)
     if probe := result.get("probe"):
         print(
@@ -270,6 +274,11 @@ def cost_line(row: dict[str, Any]) -> str:
         f"{row['numerics']:5} {row['mode']:8}  {row['tokens_per_second']:7.1f} tokens/s, "
         f"{row['tokens_per_forward']:.2f} tokens a forward ({row['answers']} answers)"
     )
+
+
+def compared(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The comparisons of a result; timings are none."""
+    return [row for row in result["rows"] if "asked" in row]
 
 
 def faults_of(result: dict[str, Any]) -> Iterator[str]:

@@ -1,56 +1,61 @@
 """A model whose drafts follow a script, so that every number of drafts comes to stand."""
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 
+from orthrus_mlx.model import Model
+
 LOUD = 1e4  # above every real logit
 
 
-class ScriptedDrafts:
+class ScriptedDrafts(Model):
     """The real model, but for what it guesses: the known answer, with errors at chosen places.
 
     The diffusion view runs as ever (its keys and values, its time), only its logits are raised at
     the scripted guesses. The AR view is untouched.
     """
 
-    def __init__(self, model: Any):
-        self.model = model
-        self.guesses: list[int] = []  # by position
+    guesses: tuple[int, ...] = ()  # by position
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    @classmethod
+    def of(cls, model: Model) -> "ScriptedDrafts":
+        """The same model, weights shared, with scripted drafts."""
+        scripted: Any = copy.copy(model)
+        scripted.__class__ = cls
+        return scripted
 
     def script(self, prompt: Sequence[int], answer: Sequence[int], lengths: Sequence[int]) -> None:
         """Guess `answer` right, but for one error after each of `lengths` right guesses."""
-        vocab = self.model.config.vocab_size
-        self.guesses = [*prompt, *answer]
+        guesses = [*prompt, *answer]
         at = len(prompt)  # the first answer id is the first guess
         for length in lengths:
             at += length
-            if at >= len(self.guesses):
-                return
-            self.guesses[at] = (self.guesses[at] + 1) % vocab
+            if at >= len(guesses):
+                break
+            guesses[at] = (guesses[at] + 1) % self.config.vocab_size
             at += 1
+        object.__setattr__(self, "guesses", tuple(guesses))  # no part of the weights
 
     def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
         """The model's draft pass, with the script's guesses."""
         start = cache[0].offset
-        return self._follow(self.model.draft(ids, cache), start)
+        return self._follow(super().draft(ids, cache), start)
 
     def verify_and_draft(
         self, ids: mx.array, n_ar: int, cache: list[Any]
     ) -> tuple[mx.array, mx.array]:
         """The model's one pass, with the script's guesses."""
         start = cache[0].offset
-        verified, drafted = self.model.verify_and_draft(ids, n_ar, cache)
+        verified, drafted = super().verify_and_draft(ids, n_ar, cache)
         return verified, self._follow(drafted, start)
 
     def _follow(self, logits: mx.array, start: int) -> mx.array:
         rows, vocab = logits.shape
-        guesses = self.guesses[start + 1 : start + 1 + rows]
+        guesses = list(self.guesses[start + 1 : start + 1 + rows])
         guesses += [0] * (rows - len(guesses))
         chosen = mx.arange(vocab) == mx.array(guesses)[:, None]
         return mx.where(chosen, mx.array(LOUD, logits.dtype), logits)
