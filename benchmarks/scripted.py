@@ -25,7 +25,7 @@ class ScriptedDrafts(Model):
     def of(cls, model: Model) -> "ScriptedDrafts":
         """The same model, weights shared, with scripted drafts."""
         scripted: Any = copy.copy(model)
-        scripted.__class__ = cls
+        scripted.__class__ = type(cls.__name__, (cls, type(model)), {})
         return scripted
 
     def script(self, prompt: Sequence[int], answer: Sequence[int], lengths: Sequence[int]) -> None:
