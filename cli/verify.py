@@ -61,7 +61,7 @@ def verify(
     ] = None,
     num_prompts: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
-    ] = 16,
+    ] = 8,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-m", metavar="N", min=1, help="The longest answer.")
     ] = 128,
