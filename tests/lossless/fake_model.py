@@ -59,8 +59,9 @@ class Forward(NamedTuple):
 
     kind: str  # "prefill", "verify", "draft", "both"
     start: int  # cached ids before it
-    rows: list[int]  # its AR rows; for a draft pass, its block
-    guesses: list[int]  # what its diffusion rows guessed, the first for position start + 1
+    rows: list[int]  # its AR rows
+    block: list[int]  # its diffusion rows
+    guesses: list[int]  # what these guessed, the first for position start + 1
 
 
 class FakeModel:
@@ -114,20 +115,20 @@ class FakeModel:
     def hidden(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         assert ids.ndim == 2 and ids.shape[0] == 1
         rows = _ints(ids[0])
-        self.log.append(Forward("prefill", cache[0].offset, rows, []))
+        self.log.append(Forward("prefill", cache[0].offset, rows, [], []))
         self._write(rows, 0, cache)
         return mx.zeros((1, len(rows), self.config.hidden_size))
 
     def verify(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         rows, start = _ints(ids), cache[0].offset
-        self.log.append(Forward("verify", start, rows, []))
+        self.log.append(Forward("verify", start, rows, [], []))
         self._write(rows, 0, cache)
         return self._ar_logits(len(rows), cache)
 
     def draft(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         block, start = _ints(ids), cache[0].offset
         guesses = self._guess(block, start)
-        self.log.append(Forward("draft", start, block, guesses))
+        self.log.append(Forward("draft", start, [], block, guesses))
         self._write([], len(block), cache)
         return self._one_hot(guesses)
 
@@ -136,7 +137,7 @@ class FakeModel:
     ) -> tuple[mx.array, mx.array]:
         rows, block, start = _ints(ids)[:n_ar], _ints(ids)[n_ar:], cache[0].offset
         guesses = self._guess(block, start)
-        self.log.append(Forward("both", start, rows, guesses))
+        self.log.append(Forward("both", start, rows, block, guesses))
         self._write(rows, len(block), cache)
         return self._ar_logits(len(rows), cache), self._one_hot(guesses)
 

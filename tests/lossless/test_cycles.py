@@ -102,6 +102,9 @@ def read_log(
             stats.accepted_tokens += stood
             count_places(stats.drafted_at, n)
             count_places(stats.accepted_at, stood)
+        if forward.block:
+            masks = [mask] * (len(forward.block) - 1)
+            assert forward.block == [full[forward.start], *masks]
         guessed = dict(enumerate(forward.guesses, start=forward.start + 1))
     assert position == len(full) - 1
     return from_draft, stats

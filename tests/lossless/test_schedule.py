@@ -24,7 +24,7 @@ def test_auto_drafts_and_never_beyond_the_block(cycle: Any, block_size: int) -> 
     model.script(prompt + expected, [True])
     ids = mlx_generate(model, prompt, (), 60, mode="auto", cycle=cycle, calibrate=False)
     assert list(ids) == expected
-    blocks = [len(forward.guesses) + 1 for forward in model.log if forward.guesses]
+    blocks = [len(forward.block) for forward in model.log if forward.block]
     assert all(block <= block_size for block in blocks)
     assert blocks or block_size < 4  # below that, no size that has a nominal price fits
 
