@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -261,6 +262,9 @@ def test_json_replies_hold_the_words_of_the_sentence() -> None:
 def test_lists_keep_their_items() -> None:
     for sample in samples("lists"):
         lead, *lines = replies(sample)[0].split("\n")
+        marked = ""
+        if lead.startswith("Repeats in brackets: "):
+            marked, (lead, *lines) = lead.partition(": ")[2], lines
         items = [item for line in lines for item in line.split(", ")]
         given = sample.keys[0].rsplit(":", 1)[1].split(",")
         if lead == "Sorted from A to Z:":
@@ -270,13 +274,37 @@ def test_lists_keep_their_items() -> None:
         elif lead == "In capital letters:":
             assert items == [item.upper() for item in given]
         elif lead == "Without duplicates:":
-            assert len(items) == len(set(given)) and set(items) == set(given)
+            assert items == list(dict.fromkeys(given)) and len(given) <= 7
+            assert [item.strip("()") for item in marked.split(", ")] == given
+            assert [item for item in marked.split(", ") if item[0] != "("] == items
         elif lead == "Numbered:":
             assert items == [f"{i}. {item}" for i, item in enumerate(given, 1)]
         elif lead in ("From small to large:", "From large to small:"):
             assert [int(i) for i in items] == sorted(
                 map(int, given[1:]), reverse="large to" in lead
             )
+            assert len(items) <= 6
+
+
+def test_comparisons_name_the_right_one() -> None:
+    for sample in samples("comparisons"):
+        problem, _, rest = sample.keys[0].partition(":")
+        *lines, last = replies(sample)[0].split("\n")
+        if problem == "older":
+            asked = dict(re.findall(r"(\w+) (?:is )?\(?(\d+)", sample.messages[0]["content"]))
+            old, young = sorted(asked, key=lambda who: -int(asked[who]))
+            assert sorted(asked.values()) == sorted(rest.split(","))
+            assert lines[0] == f"{old} is {asked[old]}, {young} is {asked[young]}."
+            assert last.startswith(f"{old} is ") and last.endswith(f" older than {young}.")
+        elif problem == "extreme":
+            least, *numbers = rest.split(",")
+            best = numbers[0]
+            assert len(lines) == len(numbers) - 1 <= 4
+            for line, other in zip(lines, numbers[1:], strict=True):
+                winner = (min if least == "True" else max)(best, other, key=int)
+                assert line == f"{best} or {other}: {winner}"
+                best = winner
+            assert last.endswith(f" number is {best}.")
 
 
 def test_tables_and_counts() -> None:
@@ -289,6 +317,13 @@ def test_tables_and_counts() -> None:
         for problem, reply in zip(sample.keys, replies(sample), strict=True):
             table = [line for line in reply.split("\n") if line.startswith("|")]
             assert len({line.count("|") for line in table}) == 1
+            if problem.startswith("tally:"):
+                words = problem.removeprefix("tally:").split(",")
+                counts = [line.strip("| ").split(" | ") for line in table[2:]]
+                assert counts == [[w, str(n)] for w, n in Counter(words).items()]
+                running = re.findall(r"(\w+) \((\d+)\)", reply.split("\n")[0])
+                assert [w for w, _ in running] == words and len(words) <= 7
+                assert dict(running) == dict(map(tuple, counts))
             if problem.startswith("table_total:"):
                 numbers = [int(line.split("|")[2].strip(" $")) for line in table[2:]]
                 assert sum(numbers[:-1]) == numbers[-1]

@@ -7,7 +7,10 @@ from .core import Answer, Sample, chat, key, kind, roughen, upper_first
 from .words import ANIMALS, COLORS, FOODS, FRUITS, HOBBIES, JOBS, TOOLS
 
 POOLS = (FRUITS, ANIMALS, COLORS, TOOLS, FOODS, HOBBIES, JOBS)
-# A request, the words that introduce the result, the result.
+# Short enough for a small model to keep every item; with repeats, one more.
+MOST = 6
+# A request, the words that introduce the result, the result, its layout: "joined" by commas, in
+# "lines", or "marked": joined, below a line that marks the repeats.
 Rewrite = tuple[str, str, list[str], str]
 
 # {r} is the request, {R} the same with a capital.
@@ -57,7 +60,7 @@ def _title(rng: random.Random, items: list[str]) -> Rewrite:
 
 def _dedupe(rng: random.Random, items: list[str]) -> Rewrite:
     request = rng.choice(("remove the duplicates from", "dedupe", "remove repeats from"))
-    return request, "Without duplicates:", list(dict.fromkeys(items)), "joined"
+    return request, "Without duplicates:", list(dict.fromkeys(items)), "marked"
 
 
 def _number(rng: random.Random, items: list[str]) -> Rewrite:
@@ -105,11 +108,11 @@ def _swap(rng: random.Random, items: list[str]) -> Rewrite:
 
 
 REWRITES: tuple[tuple[Callable[[random.Random, list[str]], Rewrite], float], ...] = (
-    (_sort, 5),
+    (_sort, 6),
     (_backwards, 3),
     (_upper, 3),
     (_title, 2),
-    (_dedupe, 3),
+    (_dedupe, 6),
     (_number, 2),
     (_bullets, 2),
     (_rows, 1),
@@ -120,8 +123,13 @@ REWRITES: tuple[tuple[Callable[[random.Random, list[str]], Rewrite], float], ...
 )
 
 
-def _reply(lead: str, items: list[str], layout: str) -> str:
-    return f"{lead}\n{_joined(items) if layout == 'joined' else _lines(items)}"
+def _marked(items: list[str]) -> str:
+    return _joined([f"({x})" if x in items[:i] else x for i, x in enumerate(items)])
+
+
+def _reply(given: list[str], lead: str, result: list[str], layout: str) -> str:
+    reply = f"{lead}\n{_lines(result) if layout == 'lines' else _joined(result)}"
+    return f"Repeats in brackets: {_marked(given)}\n{reply}" if layout == "marked" else reply
 
 
 def _request(rng: random.Random, forms: tuple[str, ...], verb: str, items: str) -> str:
@@ -129,9 +137,9 @@ def _request(rng: random.Random, forms: tuple[str, ...], verb: str, items: str) 
 
 
 def _numbers_sorted(rng: random.Random) -> Sample:
-    size = rng.randint(3, 8)
+    size = rng.randint(3, MOST)
     numbers = [rng.randint(1, rng.choice((20, 99, 999))) for _ in range(size)]
-    down = rng.random() < 0.4
+    down = rng.random() < 0.5
     text = _joined([str(n) for n in numbers])
     order = rng.choice(
         ("from large to small", "in descending order", "from high to low")
@@ -156,27 +164,29 @@ def _numbers_sorted(rng: random.Random) -> Sample:
     return Sample(chat(roughen(rng, question), reply), (problem,), Answer("exact", reply))
 
 
-@kind("lists", 6)
+@kind("lists", 7)
 def lists(rng: random.Random) -> Sample:
     """A list rewritten in one way, at times in a second way after that."""
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         return _numbers_sorted(rng)
     pool = rng.choice(POOLS) if rng.random() < 0.7 else [w for pool in POOLS for w in pool]
-    items = rng.sample(pool, rng.randint(3, 7))
+    items = rng.sample(pool, rng.randint(3, MOST))
     makers, weights = zip(*REWRITES, strict=True)
     maker = rng.choices(makers, weights)[0]
     if maker is _dedupe:
-        items = [*items, *(rng.choice(items) for _ in range(rng.randint(1, 3)))]
+        repeats = rng.randint(1, 3)
+        items = items[: MOST + 1 - repeats]
+        items += [rng.choice(items) for _ in range(repeats)]
         rng.shuffle(items)
     verb, lead, result, layout = maker(rng, items)
     question = _request(rng, FORMS, verb, _joined(items))
-    reply = _reply(lead, result, layout)
+    reply = _reply(items, lead, result, layout)
     turns, keys = [roughen(rng, question, lower=False), reply], [key(f"list {lead}", *items)]
-    while rng.random() < 0.25 and len(turns) < 6 and len(result) > 2 and layout == "joined":
+    while rng.random() < 0.25 and len(turns) < 6 and 2 < len(result) <= MOST and layout != "lines":
         maker = rng.choices(makers, weights)[0]
         verb, lead, after, layout = maker(rng, result)
         keys.append(key(f"list {lead}", *result))
-        reply = _reply(lead, after, layout)
+        reply = _reply(result, lead, after, layout)
         turns += [_request(rng, AGAIN, verb, ""), reply]
         result = after
     return Sample(chat(*turns), tuple(keys), Answer("exact", reply))

@@ -84,13 +84,19 @@ def _bigger(rng: random.Random) -> Problem:
 
 
 def _extreme(rng: random.Random) -> Problem:
-    numbers = rng.sample(range(1, rng.choice((30, 100, 1000))), rng.randint(3, 7))
+    numbers = rng.sample(range(1, rng.choice((30, 100, 1000))), rng.randint(3, 5))
     least = rng.random() < 0.5
     word = rng.choice(("smallest", "lowest") if least else ("largest", "biggest", "highest"))
-    value = min(numbers) if least else max(numbers)
     text = ", ".join(map(str, numbers))
     question = ask(rng, EXTREME, w=word, n=text)
-    return question, [], f"The {word} number is {value}.", key("extreme", least, *numbers)
+    # Each line compares two numbers: the best so far, written at the end of the line above, and
+    # the next of the list.
+    lines, best = [], numbers[0]
+    for other in numbers[1:]:
+        winner = min(best, other) if least else max(best, other)
+        lines.append(f"{best} or {other}: {winner}")
+        best = winner
+    return question, lines, f"The {word} number is {best}.", key("extreme", least, *numbers)
 
 
 def _parity(rng: random.Random) -> Problem:
@@ -116,10 +122,10 @@ def _older(rng: random.Random) -> Problem:
     x, y = two_names(rng)
     a, b = rng.sample(range(3, 90), 2)
     question = ask(rng, OLDER, lower=False, x=x, y=y, a=a, b=b)
-    high, low = max(a, b), min(a, b)
+    (high, old), (low, young) = sorted(((a, x), (b, y)), reverse=True)
     years = "1 year" if high - low == 1 else f"{high - low} years"
-    last = f"{x if a > b else y} is {years} older than {y if a > b else x}."
-    return question, [f"{high} - {low} = {high - low}"], last, key("older", a, b)
+    lines = [f"{old} is {high}, {young} is {low}.", f"{high} - {low} = {high - low}"]
+    return question, lines, f"{old} is {years} older than {young}.", key("older", a, b)
 
 
 def _next(rng: random.Random) -> Problem:
@@ -148,10 +154,10 @@ def _next(rng: random.Random) -> Problem:
     return ask(rng, NEXT, n=text), lines, last, key("next", *terms[:size])
 
 
-@kind("comparisons", 4)
+@kind("comparisons", 5)
 def comparisons(rng: random.Random) -> Sample:
     """Which is bigger, even or odd, divisible, older."""
-    maker = rng.choices((_bigger, _extreme, _parity, _divisible, _older), (3, 3, 2, 2, 2))[0]
+    maker = rng.choices((_bigger, _extreme, _parity, _divisible, _older), (3, 4, 2, 2, 3))[0]
     question, lines, last, problem = maker(rng)
     return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))
 

@@ -71,6 +71,10 @@ def _counted(words: list[str], wanted: str | None) -> str:
     return ", ".join(marked)
 
 
+def _tallied(words: list[str]) -> str:
+    return ", ".join(f"{word} ({words[: i + 1].count(word)})" for i, word in enumerate(words))
+
+
 @kind("counting", 4)
 def counting(rng: random.Random) -> Sample:
     """How many items a list has, or how often one of them occurs."""
@@ -118,9 +122,9 @@ def _numbers(rng: random.Random) -> tuple[tuple[str, ...], list[tuple[object, ..
         return ("Name", item.capitalize()), list(rows), text
     if shape == 1:
         goods = rng.sample([item[0] for item in ITEMS], size)
-        rows = [(g, f"${rng.randint(1, 90)}") for g in goods]
+        prices = [(g, f"${rng.randint(1, 90)}") for g in goods]
         glue = rng.choice(("{} {}", "{} costs {}", "{}: {}", "{} for {}"))
-        return ("Item", "Price"), list(rows), ", ".join(glue.format(*r) for r in rows)
+        return ("Item", "Price"), list(prices), ", ".join(glue.format(*r) for r in prices)
     if shape == 2:
         things = rng.sample([item[1] for item in ITEMS], size)
         rows = [(g, rng.randint(2, 60)) for g in things]
@@ -154,23 +158,24 @@ def _texts(rng: random.Random) -> tuple[tuple[str, ...], list[tuple[object, ...]
 
 def _with_total(
     header: tuple[str, ...], rows: list[tuple[object, ...]]
-) -> tuple[tuple[str, object], list[str]]:
+) -> tuple[tuple[object, ...], list[str]]:
     dollar = "$" if str(rows[0][1]).startswith("$") else ""
     values = [int(str(row[1]).removeprefix("$")) for row in rows]
     return ("Total", f"{dollar}{sum(values)}"), steps.total(values)
 
 
-@kind("tables", 5)
+@kind("tables", 6)
 def tables(rng: random.Random) -> Sample:
     """A Markdown table from a sentence, at times with a total, or a table of counts."""
-    if rng.random() < 0.25:
+    if rng.random() < 0.35:
         few = rng.sample(rng.choice((FRUITS, ANIMALS, COLORS)), rng.randint(2, 4))
-        words = few + [rng.choice(few) for _ in range(rng.randint(1, 6))]
+        words = few + [rng.choice(few) for _ in range(rng.randint(1, 7 - len(few)))]
         rng.shuffle(words)
         order = list(dict.fromkeys(words))
         table = markdown(("Word", "Count"), [(w, words.count(w)) for w in order])
         question = ask(rng, TALLY, l=", ".join(words))
-        return Sample(chat(question, table), (key("tally", *words),), Answer("exact", table))
+        reply = f"{_tallied(words)}\n\n{table}"
+        return Sample(chat(question, reply), (key("tally", *words),), Answer("exact", reply))
     numeric = rng.random() < 0.7
     header, rows, text = _numbers(rng) if numeric else _texts(rng)
     table = markdown(header, rows)
