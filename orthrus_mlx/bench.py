@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from .errors import GenerationError
-from .generate import _start
+from .request import decode_request
 from .schedule import CycleKind
 
 WAYS = ("ar", "parallel", "auto")
@@ -274,7 +274,7 @@ def time_ours(
 ) -> Run:
     """One greedy answer of this package's engine."""
     totals: list[Any] = []
-    run: Generator[Any, None, None] = _start(
+    run: Generator[Any, None, None] = decode_request(
         model,
         ids,
         ends,

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from .consensus import Sampling, scores
 from .engine import DecodeStats
-from .generate import _start
+from .request import decode_request
 from .schedule import CycleKind, Mode
 
 KEPT = 32  # differences that a tally keeps in full; it counts all
@@ -51,7 +51,7 @@ def write(
     answer = Answer([])
     stats: list[DecodeStats] = []
     started = time.perf_counter()
-    run = _start(
+    run = decode_request(
         model,
         prompt,
         ends,

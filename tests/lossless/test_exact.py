@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
-from orthrus_mlx import DecodeStats, NumericsError, generate, mlx_generate, numerics
+from orthrus_mlx import DecodeStats, NumericsError, mlx_generate, numerics, request
 from orthrus_mlx.compare import Tally, first_difference, write
 from orthrus_mlx.consensus import Sampling
 from orthrus_mlx.engine import RowCounts
@@ -63,7 +63,7 @@ class Watched(Model):
 def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A model on a device where a made-up class of row counts was found."""
     found = SimpleNamespace(row_counts=MADE_UP)
-    monkeypatch.setattr(generate, "cached_probe", lambda model: found)
+    monkeypatch.setattr(request, "cached_probe", lambda *_, **__: found)
     model = row_kernels.build(Watched)
     object.__setattr__(model, "passes", [])
     return model
@@ -233,7 +233,7 @@ def test_one_wrong_row_count_is_enough_to_differ(rows: int) -> None:
 
     right = some_ids()  # one row a pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "cached_probe", lambda model: found)
+        patch.setattr(request, "cached_probe", lambda *_, **__: found)
         assert some_ids(numerics="exact") != right
 
 
