@@ -15,8 +15,8 @@ from . import corpus, rows, tokenizer
 STAGES = ("corpus", "tokenizer", "base", "drafting", "evaluation")
 TOKENIZER_CONVERSATIONS = 40_000
 DRAFTING = (
-    "--iters 6000 --batch-size 64 --anchors 16 --max-seq-length 512 --learning-rate 1e-3 "
-    "--steps-per-report 200 --steps-per-eval 2000 --save-every 6000"
+    "--iters 14000 --batch-size 64 --anchors 16 --max-seq-length 512 --learning-rate 1.2e-3 "
+    "--steps-per-report 200 --steps-per-eval 7000 --save-every 7000"
 )
 
 
