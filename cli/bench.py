@@ -149,21 +149,23 @@ def bench(
     from orthrus_mlx.prompts import bundled, from_file
     from orthrus_mlx.verify import encode
 
-    from .verify import progress_bar
+    from .console import notes_console
+    from .progress import Bar
+    from .terminal import no_echo
 
     if plot is not None:
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
     kinds = [prompt.kind for prompt in chosen]
-    with progress_bar() as bar:
+    with no_echo(), Bar(notes_console(), "Writing answers") as bar:
         report = logic.bench(
             loaded,
             list(zip(kinds, encode(tokenizer, chosen), strict=True)),
             frozenset(tokenizer.eos_token_ids),
             logic.Options(max_tokens, rounds, cycle.value, numerics.value, block_size, calibrate),
             against=against is not None,
-            progress=bar("Writing answers"),
+            progress=bar,
         )
     name = model or options.DEMO
     if as_json:
@@ -181,17 +183,19 @@ def _bench_shapes(
 ) -> None:
     from orthrus_mlx import bench_shapes as logic
 
-    from .verify import progress_bar
+    from .console import notes_console
+    from .progress import Bar
+    from .terminal import no_echo
 
     report = logic.ShapesReport(shape, bits)
-    with progress_bar() as bar:
+    with no_echo(), Bar(notes_console(), "Timing passes") as bar:
         logic.measure(
             logic.build(shape, bits),
             report,
             contexts=contexts,
             rows=rows,
             rounds=rounds,
-            progress=bar("Timing passes"),
+            progress=bar,
         )
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))

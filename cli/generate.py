@@ -110,12 +110,12 @@ def generate(
     from orthrus_mlx.generate import stream_generate
 
     from .console import notes_console, say
-    from .prefill import PrefillBar
+    from .progress import prefill_bar, probe_bar
     from .stats import generation_lines
 
     notes = notes_console()
     last: Any = None
-    with PrefillBar(notes) as bar:
+    with prefill_bar(notes) as reading, probe_bar(notes) as probing:
         answer = stream_generate(
             lm,
             tokenizer,
@@ -133,7 +133,8 @@ def generate(
             block_size=block_size,
             calibrate=calibrate,
             prefill_step_size=prefill_step_size,
-            prompt_progress_callback=bar,
+            prompt_progress_callback=reading,
+            probe_progress_callback=probing,
         )
         last = _print_answer(answer)
     if verbose and last is not None:

@@ -10,7 +10,7 @@ from orthrus_mlx.errors import ContextLengthError, OrthrusError
 
 from .console import print_error, say
 from .conversation import Conversation, Turn
-from .prefill import PrefillBar
+from .progress import prefill_bar, probe_bar
 from .reader import Reader, read_message
 from .render import Screen
 from .settings import Settings
@@ -121,13 +121,19 @@ class Chat:
     def _answer(self, question: str, attempt: int) -> Turn | None:
         """Stream an answer to the screen; None if it was stopped before its first token."""
         last: Any = None
-        with answering() as ctrl_c, self._screen, PrefillBar(self.notes, ctrl_c.check) as bar:
+        with (
+            answering() as ctrl_c,
+            self._screen,
+            prefill_bar(self.notes, ctrl_c.check) as reading,
+            probe_bar(self.notes, ctrl_c.check) as probing,
+        ):
             answer = _Answer(self._screen)
             responses = self.session.stream(
                 self.conversation.messages(question),
                 **self.settings.options(attempt),
                 **self._extra_options,
-                prompt_progress_callback=bar,
+                prompt_progress_callback=reading,
+                probe_progress_callback=probing,
             )
             try:
                 with closing(responses):

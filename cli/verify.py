@@ -1,7 +1,5 @@
 """`orthrus-mlx verify`: prove on this device that parallel decoding is lossless."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,6 @@ from .options import examples
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orthrus_mlx.numerics import Probe
     from orthrus_mlx.verify import Report, Row
 
 EXAMPLES = examples(
@@ -100,12 +97,17 @@ def verify(
     from orthrus_mlx.numerics import cached_probe
     from orthrus_mlx.prompts import bundled, from_file
 
+    from .console import notes_console
+    from .progress import Bar, probe_bar
+    from .terminal import no_echo
+
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
     if dtype is not None:
         cast(loaded, dtype)
-    with progress_bar() as bar:
-        probe = cached_probe(loaded, progress=bar("Probing row counts"), fresh=fresh)
+    notes = notes_console()
+    with no_echo(), probe_bar(notes) as probing, Bar(notes, "Comparing answers") as comparing:
+        probe = cached_probe(loaded, progress=probing, fresh=fresh)
         report = logic.verify(
             loaded,
             logic.encode(tokenizer, chosen),
@@ -113,7 +115,7 @@ def verify(
             probe,
             max_tokens=max_tokens,
             against=list(dict.fromkeys(a.value for a in against or [])),
-            progress=bar("Comparing answers"),
+            progress=comparing,
         )
     if as_json:
         import json
@@ -137,44 +139,6 @@ def cast(model: Any, dtype: Dtype) -> None:
     mx.eval(model.parameters())
 
 
-@contextmanager
-def progress_bar() -> "Generator[Callable[[str], Callable[[int, int], None]], None, None]":
-    """Make a maker of progress callbacks, each with a bar of its own where a person looks on."""
-    from .console import is_screen, notes_console
-
-    console = notes_console()
-    if not is_screen(console):
-        yield lambda name: lambda done, total: None
-        return
-
-    from rich import progress
-
-    from .terminal import no_echo
-
-    shown = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-
-    def bar(name: str) -> Callable[[int, int], None]:
-        tasks: list[progress.TaskID] = []
-
-        def advance(done: int, total: int) -> None:
-            if not tasks:  # a probe that is on disk needs no bar
-                tasks.append(shown.add_task(name, total=total))
-            shown.update(tasks[0], completed=done)
-
-        return advance
-
-    with no_echo(), shown:
-        yield bar
-
-
 def print_report(model: str, report: "Report", tokenizer: Any) -> None:
     """Print a report for people, the verdict last."""
     from rich.text import Text
@@ -182,6 +146,7 @@ def print_report(model: str, report: "Report", tokenizer: Any) -> None:
     from orthrus_mlx.verify import describe
 
     from .console import answer_console, for_terminal
+    from .probing import probe_line
 
     console = answer_console()
     facts = report.to_dict()
@@ -201,18 +166,6 @@ def print_report(model: str, report: "Report", tokenizer: Any) -> None:
         console.print()
     style = "bold green" if report.passed else "bold red" if report.faults else "bold yellow"
     console.print(Text(report.verdict, style=style), soft_wrap=True)
-
-
-def probe_line(probe: "Probe") -> str:
-    """Say what the probe found."""
-    classes = [rows for rows in probe.classes if len(rows) > 1]
-    alike = "; ".join(" ".join(map(str, rows)) for rows in classes) or "none"
-    if len(probe.classes) == 1:
-        return f"All row counts agree bit for bit: {alike}."
-    return (
-        f"Row counts that agree bit for bit: {alike}. Others disagree by up to "
-        f"{probe.disagreement:.3g} logits; choices closer than {probe.near_tie:.3g} are near-ties."
-    )
 
 
 def name_of(row: "Row") -> str:

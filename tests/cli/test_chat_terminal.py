@@ -36,12 +36,12 @@ main()
 
 
 class Person:
-    """Types into the chat and looks at the screen."""
+    """Types into the program that a script runs and looks at the screen."""
 
-    def __init__(self, args: list[str], env: dict[str, str], cwd: Path) -> None:
+    def __init__(self, args: list[str], env: dict[str, str], cwd: Path, script: str) -> None:
         self._child = pexpect.spawn(
             sys.executable,
-            ["-c", SLOWLY, "chat", *args],
+            ["-c", script, *args],
             env={**os.environ, **env},
             cwd=str(cwd),
             dimensions=(HEIGHT, WIDTH),
@@ -98,7 +98,7 @@ def chat(tiny16_dir: Path, tmp_path: Path) -> Iterator[Any]:
             "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not say where its cursor is
             **env,
         }
-        person = Person(["--model", str(tiny16_dir), *args], env, tmp_path)
+        person = Person(["chat", "--model", str(tiny16_dir), *args], env, tmp_path, SLOWLY)
         people.append(person)
         return person
 

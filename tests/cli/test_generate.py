@@ -119,7 +119,7 @@ def test_options_reach_the_engine(fake: Fake) -> None:
         "--extra-eos-token", "<end>", "--block-size", "8", "--no-calibrate",
     )  # fmt: skip
     options = fake.generate.options[0]
-    del options["prompt_progress_callback"]
+    del options["prompt_progress_callback"], options["probe_progress_callback"]
     assert options == {
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 4,
         "mode": "ar", "cycle": "one-pass", "numerics": "exact", "stop": ["A", "B"],
@@ -133,7 +133,7 @@ def test_options_reach_the_engine(fake: Fake) -> None:
 def test_the_defaults_are_those_of_mlx_lm(fake: Fake) -> None:
     invoke("generate", "hi")
     options = fake.generate.options[0]
-    del options["prompt_progress_callback"]
+    del options["prompt_progress_callback"], options["probe_progress_callback"]
     assert options == {
         "max_tokens": 100, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
         "seed": None, "mode": "auto", "cycle": "auto", "numerics": "fast", "stop": [],

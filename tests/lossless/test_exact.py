@@ -237,6 +237,22 @@ def test_one_wrong_row_count_is_enough_to_differ(rows: int) -> None:
         assert some_ids(numerics="exact") != right
 
 
+def test_the_first_exact_call_reports_the_progress_of_the_probe() -> None:
+    model, steps = row_kernels.build(max_position_embeddings=64), []
+
+    def note(done: int, total: int) -> None:
+        steps.append((done, total))
+
+    first = mlx_generate(model, PROMPT, (), 4, numerics="exact", probe_progress_callback=note)
+    total = len(steps)
+    assert steps == [(n, total) for n in range(1, total + 1)]
+    again = mlx_generate(model, PROMPT, (), 4, numerics="exact", probe_progress_callback=note)
+    assert (list(first), len(steps)) == (list(again), total)
+    fresh = row_kernels.build(max_position_embeddings=70)
+    assert list(mlx_generate(fresh, PROMPT, (), 4, mode="ar", probe_progress_callback=note))
+    assert len(steps) == total  # fast numerics probe nothing
+
+
 def test_one_layer_is_the_model_cut_short() -> None:
     model = row_kernels.build()
     cut = one_layer(model)

@@ -1,4 +1,4 @@
-"""The progress bar for long prompts: on a terminal, only when it helps, and gone afterwards."""
+"""The progress bars: on a terminal, only when they help, and gone afterwards."""
 
 import io
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from orthrus_mlx.cli.console import for_terminal
-from orthrus_mlx.cli.prefill import PrefillBar
+from orthrus_mlx.cli.progress import prefill_bar, probe_bar
 
 from .vt import Terminal
 
@@ -18,7 +18,7 @@ class Tty(io.StringIO):
 
 def read_prompt(file: io.StringIO, total: int, terminal: bool) -> str:
     console = Console(file=file, force_terminal=terminal, width=80)
-    with PrefillBar(console) as bar:
+    with prefill_bar(console) as bar:
         for done in range(0, total + 1, total // 4):
             bar(done, total)
     return file.getvalue()
@@ -37,12 +37,35 @@ def test_a_short_prompt_or_a_pipe_shows_none() -> None:
     assert read_prompt(io.StringIO(), 8192, terminal=False) == ""
 
 
+def probe(file: io.StringIO, terminal: bool, steps: int = 3) -> str:
+    """A probe of three steps, as far as it comes."""
+    console = Console(file=file, force_terminal=terminal, width=80)
+    with probe_bar(console) as bar:
+        for done in range(1, steps + 1):
+            bar(done, 3)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("steps", [2, 3], ids=["stopped", "whole"])
+def test_the_probe_shows_a_bar_that_goes_away(steps: int) -> None:
+    output = probe(Tty(), terminal=True, steps=steps)
+    assert "Probing row counts" in output
+    terminal = Terminal(80, 20)
+    terminal.feed(output.replace("\n", "\r\n"))
+    assert terminal.lines() == []
+
+
+def test_a_probe_into_a_pipe_or_found_on_disk_shows_none() -> None:
+    assert probe(io.StringIO(), terminal=False) == ""
+    assert probe(Tty(), terminal=True, steps=0) == ""
+
+
 def test_the_check_can_stop_the_reading() -> None:
     def check() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        PrefillBar(Console(), check)(0, 10)
+        prefill_bar(Console(), check)(0, 10)
 
 
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:
