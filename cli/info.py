@@ -1,5 +1,6 @@
-"""`orthrus-mlx info`: what a checkpoint is and what it needs."""
+"""`orthrus-mlx info`: what a checkpoint is, what it needs and what is known of it here."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,7 @@ def info(
     revision: options.RevisionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")] = False,
 ) -> None:
-    """Describe a checkpoint: shape, size of each view, memory needed.
+    """Describe a checkpoint: shape, size of each view, memory needed, exact numerics here.
 
     Reads no weights, and of a Hugging Face id downloads none: kilobytes are enough.
     """
@@ -54,6 +55,7 @@ def print_info(described: "ModelInfo") -> None:
     console.print(facts(described))
     console.print()
     console.print(weights(described))
+    console.print(grid(numerics(described)))
 
 
 def facts(described: "ModelInfo") -> "Table":
@@ -83,6 +85,24 @@ def facts(described: "ModelInfo") -> "Table":
             f"token; {size(described.weight_bytes + limit)} with the context full",
         }
     )
+
+
+def numerics(described: "ModelInfo") -> dict[str, str]:
+    """Say what the probe found on this device, or how to run it."""
+    from orthrus_mlx.numerics import MLX_VERSION, device_name
+
+    from .probing import exact_line, probe_line
+
+    facts = {"Device": f"{device_name()}, mlx {MLX_VERSION}"}
+    if described.probe is None:
+        command = f"orthrus-mlx verify {shlex.quote(described.model)}"
+        unknown = f"unknown: not probed yet; `{command}` does it, as does first use"
+        return facts | {"Exact numerics": unknown}
+    found = {
+        "Exact numerics": exact_line(described.exact_rows),
+        "Probe": probe_line(described.probe),
+    }
+    return facts | found
 
 
 def grid(rows: dict[str, str]) -> "Table":

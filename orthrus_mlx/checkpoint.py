@@ -26,6 +26,7 @@ from .errors import (
     UnsafeCheckpointError,
 )
 from .hub import brief, download, is_hub_id
+from .layout import Layout, Origin, of_parameters, of_tensors
 from .tensors import (
     DIFFUSION_FILE,
     TensorInfo,
@@ -58,6 +59,11 @@ class Checkpoint:
     def files(self) -> list[Path]:
         """The weight files, in name order."""
         return sorted({info.file for info in self.tensors.values()})
+
+    @property
+    def layout(self) -> Layout:
+        """Name, type and shape of every tensor."""
+        return of_tensors(self.tensors)
 
 
 def load(
@@ -251,6 +257,8 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
         weights += [(name, a) for name, a in content.items() if name in tensors]
     model.eval()
     model.load_weights(weights, strict=True)
+    # Last of all that changes which parameters there are: what was measured is found by this.
+    model.origin = Origin(checkpoint.layout, of_parameters(model))
     if not lazy:
         mx.eval(model.parameters())
     return model

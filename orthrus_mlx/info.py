@@ -1,4 +1,7 @@
-"""What a checkpoint is and what it needs, from its config and safetensors headers alone."""
+"""What a checkpoint is and what it needs, from its config and safetensors headers alone.
+
+Also what was measured with it on this device, which is found by the same headers.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,19 @@ from typing import Any
 from . import hub
 from .checkpoint import Checkpoint, check, inspect, local_folder, weight_names
 from .config import ModelConfig, read_json
-from .errors import CheckpointNotFoundError
+from .engine import RowCounts
+from .errors import CheckpointNotFoundError, NumericsError
 from .model import is_diffusion
+from .numerics import MLX_VERSION, Probe, device_name, stored_probe
 from .tensors import (
     DIFFUSION_FILE,
+    DTYPE_NAMES,
     ITEM_SIZES,
     TensorInfo,
     add_tensor,
     packing,
     plain_shapes,
 )
-
-DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class ModelInfo:
         kv_bytes_per_token: size of the one cache, for each token of context.
         has_tokenizer: whether there is a tokenizer.json.
         has_chat_template: whether the tokenizer knows a chat format.
+        probe: what the probe of row counts found on this device; None if it was not run.
     """
 
     model: str
@@ -70,6 +75,7 @@ class ModelInfo:
     kv_bytes_per_token: int
     has_tokenizer: bool
     has_chat_template: bool
+    probe: Probe | None
 
     @property
     def views(self) -> dict[str, ViewInfo]:
@@ -91,9 +97,17 @@ class ModelInfo:
         """Size of the cache when the context is full."""
         return self.kv_bytes_per_token * self.config.max_position_embeddings
 
+    @property
+    def exact_rows(self) -> RowCounts | None:
+        """The row counts of exact numerics on this device; None if there are none, or unknown."""
+        try:
+            return None if self.probe is None else self.probe.row_counts
+        except NumericsError:
+            return None
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        config = asdict(self.config)
+        config, probe = asdict(self.config), self.probe
         config.pop("raw")
         return {
             "model": self.model,
@@ -109,6 +123,13 @@ class ModelInfo:
                 "total_at_context_limit": self.weight_bytes + self.kv_bytes_at_limit,
             },
             "tokenizer": {"present": self.has_tokenizer, "chat_template": self.has_chat_template},
+            "numerics": {
+                "device": device_name(),
+                "mlx": MLX_VERSION,
+                "probe": probe and {**asdict(probe), "near_tie": probe.near_tie},
+                "exact": None if probe is None else self.exact_rows is not None,
+                "exact_rows": self.exact_rows and asdict(self.exact_rows),
+            },
         }
 
 
@@ -169,6 +190,7 @@ def _summarize(
         kv_bytes_per_token=config.num_hidden_layers * per_layer,
         has_tokenizer="tokenizer.json" in names,
         has_chat_template=_has_chat_template(checkpoint.folder, names),
+        probe=stored_probe(checkpoint),
     )
 
 
@@ -185,7 +207,7 @@ def _view_info(shapes: dict[str, tuple[int, ...]], tensors: dict[str, TensorInfo
         path = name.removesuffix(".weight")
         parts = [tensors.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
         size += sum(part.nbytes for part in parts if part is not None)
-        kind = DTYPE_NAMES.get(tensors[name].dtype, "")
+        kind = DTYPE_NAMES[tensors[name].dtype]
         if f"{path}.scales" in tensors:
             pack = packing(path, shape[-1], tensors)
             kind = "{mode}, {bits} bits, groups of {group_size}".format(**pack)

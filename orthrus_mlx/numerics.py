@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from .consensus import Sampling, scores
 from .engine import RowCounts, cut_cache
 from .errors import NumericsError
+from .layout import layout_of
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = (8, 16, 32)  # one-pass forwards of so many AR rows and as many diffusion rows
@@ -47,7 +46,8 @@ RUN_UP, STEP_POSITIONS = 44, 48
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
-FORMAT = 3  # of the cache file
+# Of the cache file. Raise it also when the same checkpoint comes to run other kernels.
+FORMAT = 3
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
@@ -328,7 +328,7 @@ _taken: dict[Path, Probe] = {}
 
 
 def stored_probe(model: Any) -> Probe | None:
-    """The stored result for this model and device, or None."""
+    """The stored result for this model, or this unread `Checkpoint`, on this device, or None."""
     file = _probe_file(model)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -365,13 +365,15 @@ def cache_folder() -> Path:
 
 
 def device_key(model: Any) -> dict[str, Any]:
-    """Everything that decides which kernels run: shapes, packing, device, system, mlx version."""
-    weights: Any = tree_flatten(model.parameters()) if isinstance(model, nn.Module) else []
+    """Everything that decides which kernels run: shapes, packing, device, system, mlx version.
+
+    A `Checkpoint` has the key of the model that is loaded from it; see `layout_of`.
+    """
     return {
         "format": FORMAT,
         "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
         "limits": [model.config.block_size, model.config.max_position_embeddings],
-        "weights": sorted(f"{name} {a.shape} {a.dtype}" for name, a in weights),
+        "weights": list(layout_of(model)),
         "device": device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
         "mlx": MLX_VERSION,

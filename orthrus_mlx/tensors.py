@@ -15,6 +15,13 @@ from .hub import brief
 DIFFUSION_FILE = "orthrus_diff.safetensors"
 FLOATS = ("BF16", "F16", "F32")
 ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "U32": 4, "U8": 1}  # all that a checkpoint may hold
+DTYPE_NAMES = {  # to MLX
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "U32": "uint32",
+    "U8": "uint8",
+}
 
 
 class TensorInfo(NamedTuple):

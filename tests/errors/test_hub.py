@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 from orthrus_mlx import CheckpointNotFoundError, IncompleteCheckpointError, UnsafeCheckpointError
-from orthrus_mlx.checkpoint import inspect, resolve
+from orthrus_mlx.checkpoint import inspect, load_model, resolve
 from orthrus_mlx.info import describe
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import random_config, random_weights, write_checkpoint
@@ -135,6 +135,17 @@ def test_info_downloads_no_weights(published):
     for name, size in published.sent.items():
         if name.endswith(".safetensors"):  # the client asks for the first 100 kB, headers and more
             assert size <= 100_001
+
+
+def test_info_finds_what_was_probed(published, tmp_path, monkeypatch):
+    from orthrus_mlx import numerics
+
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
+    found = numerics.Probe(((1, 2, 4),), (), 0.0, {1: 1.0, 2: 1.0, 4: 1.0})
+    local = load_model(inspect(published.repos[REPO]), lazy=True)
+    assert describe(REPO).probe is None
+    numerics._store(numerics._probe_file(local), found)
+    assert describe(REPO).probe == found
 
 
 def test_info_reads_both_layouts(published, tmp_path):

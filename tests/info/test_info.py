@@ -3,14 +3,22 @@
 import json
 import struct
 import time
+from dataclasses import replace
 from math import prod
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
+from typer.testing import CliRunner
 
-from orthrus_mlx import NotOrthrusError, TensorError, load
+from orthrus_mlx import NotOrthrusError, TensorError, load, numerics
+from orthrus_mlx.checkpoint import inspect, load_model
+from orthrus_mlx.cli.app import app
 from orthrus_mlx.convert import convert
 from orthrus_mlx.info import describe
+from orthrus_mlx.layout import Origin, layout_of, of_parameters
+from orthrus_mlx.model import Model
 from tests.helpers import random_config, random_weights, tensor_shapes, write_checkpoint
 
 # The public checkpoints: config fields, parameters, share of the diffusion view, bytes on disk.
@@ -124,8 +132,6 @@ def test_sizes_are_those_of_the_loaded_model(tiny16_dir, tmp_path, options):
     folder = convert(tiny16_dir, tmp_path / "out", **options)
     info = describe(folder)
     model, _ = load(folder)
-    from mlx.utils import tree_flatten
-
     arrays = [array for _, array in tree_flatten(model.parameters())]
     assert info.weight_bytes == sum(array.nbytes for array in arrays)
     assert info.layout == "mlx"
@@ -164,3 +170,130 @@ def test_unsound_checkpoints(tmp_path):
     weights = random_weights(config) | {"x": mx.zeros((2,))}
     with pytest.raises(TensorError, match="unexpected"):
         describe(write_checkpoint(tmp_path / "extra", config, weights))
+
+
+# ------------------------------------------------------------------- what is known of this device
+
+FOUND = numerics.Probe(
+    classes=((1,), (2, 4), (16, 24)),
+    fused=((16, 16),),
+    disagreement=0.125,
+    cost_ms={1: 1.0, 2: 9.0, 4: 9.0, 8: 9.0, 16: 1.5, 24: 1.5},
+)
+NO_CLASS = replace(FOUND, classes=((1,),), fused=())
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(numerics, "_taken", {})
+
+
+@pytest.fixture
+def checkpoint(tmp_path, own_cache):
+    config = random_config(3, hidden_size=64, intermediate_size=64, num_hidden_layers=2)
+    weights = random_weights(config, dtype=mx.bfloat16)
+    return write_checkpoint(tmp_path / "checkpoint", config, weights, shards=2)
+
+
+def store(model, found):
+    numerics._store(numerics._probe_file(model), found)
+    numerics._taken.clear()  # what `info` shows is on disk
+
+
+def load_weights(folder, lazy=False):
+    return load_model(inspect(folder), lazy=lazy)
+
+
+@pytest.mark.parametrize("packing", [None, {}, {"quantize": True}, {"diffusion_q_bits": 8}])
+def test_what_was_probed_with_the_model_is_found_by_its_headers(checkpoint, tmp_path, packing):
+    """Also the guard of `load_model`: what it makes of the weights changes no key."""
+    folder = checkpoint
+    if packing is not None:
+        folder = convert(checkpoint, tmp_path / "out", **packing)
+    assert describe(folder).probe is None
+    store(load_weights(folder), FOUND)
+    assert describe(folder).probe == FOUND
+    assert describe(folder).probe.cost_ms == FOUND.cost_ms
+    assert numerics.stored_probe(load_weights(folder, lazy=True)) == FOUND
+
+
+def test_other_weights_have_a_probe_of_their_own(checkpoint, tmp_path):
+    store(load_weights(checkpoint), FOUND)
+    quantized = convert(checkpoint, tmp_path / "out", quantize=True)
+    assert describe(quantized).probe is None
+    # Changed after loading, a model is no longer what the checkpoint says.
+    cast, packed = load_weights(checkpoint), load_weights(checkpoint)
+    cast.set_dtype(mx.float32)
+    nn.quantize(packed, group_size=32, bits=4)
+    assert numerics.stored_probe(cast) is numerics.stored_probe(packed) is None
+    assert numerics.stored_probe(load_weights(checkpoint)) == FOUND
+
+
+def test_a_model_made_otherwise_has_the_key_of_a_checkpoint_with_its_weights(checkpoint):
+    loaded = load_weights(checkpoint)
+    assert layout_of(loaded) == of_parameters(loaded)
+    made = Model(inspect(checkpoint).config)
+    made.load_weights(tree_flatten(loaded.parameters()))
+    assert numerics.device_key(made) == numerics.device_key(inspect(checkpoint))
+
+
+def test_how_loading_arranges_the_weights_does_not_matter(checkpoint):
+    """As a loader does that packs q, k and v into one matrix."""
+    stored, model = inspect(checkpoint), load_weights(checkpoint)
+    for layer in model.layers:
+        attention = layer.self_attn
+        parts = [attention.pop(name).weight for name in ("q_proj", "k_proj", "v_proj")]
+        attention.qkv = mx.concatenate(parts)
+    assert layout_of(model) != stored.layout  # packed behind the loader's back
+    model.origin = Origin(stored.layout, of_parameters(model))
+    assert layout_of(model) == stored.layout
+    assert not any("origin" in name for name, _ in tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("found", "exact", "rows"),
+    [
+        (None, None, None),
+        (NO_CLASS, False, None),
+        (FOUND, True, {"verify": [16, 24], "fused": [[16, 16]]}),
+    ],
+)
+def test_json_of_the_probe(checkpoint, found, exact, rows):
+    if found is not None:
+        store(inspect(checkpoint), found)
+    content = json.loads(json.dumps(describe(checkpoint).to_dict()))["numerics"]
+    assert content["exact"] is exact
+    assert content["exact_rows"] == rows
+    assert content["device"] and content["mlx"]
+    if found is None:
+        assert content["probe"] is None
+    else:
+        assert content["probe"]["classes"] == [list(rows) for rows in found.classes]
+        assert content["probe"]["near_tie"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("found", "lines"),
+    [
+        (None, ["unknown: not probed yet; `orthrus-mlx verify {folder}` does it"]),
+        (
+            FOUND,
+            [
+                "available, in passes of 16 24 rows, one-pass 16+16",
+                "bit for bit: 2 4; 16 24. Others disagree by up to 0.125 logits",
+                "choices closer than 0.5 are near-ties",
+            ],
+        ),
+        (NO_CLASS, ["not to be had here: use --numerics fast", "bit for bit: none. Others"]),
+        (replace(FOUND, classes=((1, 2, 4, 8, 16, 24),)), ["All row counts agree bit for bit: 1"]),
+    ],
+)
+def test_the_command_says_what_is_known(checkpoint, monkeypatch, found, lines):
+    if found is not None:
+        store(inspect(checkpoint), found)
+    monkeypatch.setenv("COLUMNS", "300")
+    result = CliRunner().invoke(app, ["info", str(checkpoint)])
+    assert result.exit_code == 0, result.output
+    for line in lines:
+        assert line.format(folder=checkpoint) in result.stdout
