@@ -83,10 +83,10 @@ class Probe:
         usable = [rows for rows in self.classes if rows[-1] > 1]
         if not usable:
             raise NumericsError(
-                "No pass of several rows gives the same bits in every step on this device, so "
-                "exact numerics cannot be had for this model. Use numerics='fast', which counts "
-                "near-ties instead; `orthrus-mlx verify MODEL` shows what the probe found, and "
-                "how often answers differ."
+                "No row count above 1 gives bit-identical rows on this device, so exact numerics "
+                "cannot be had for this model. Use numerics='fast', which counts near-ties "
+                "instead; `orthrus-mlx verify MODEL` shows what the probe found, and how often "
+                "answers differ."
             )
         rows = min(usable, key=self._time_per_token)
         return RowCounts(rows, tuple(pair for pair in self.fused if pair[0] in rows))
