@@ -68,6 +68,7 @@ def build(job: dict[str, Any]) -> tuple[Any, list[list[int]], tuple[int, ...]]:
         model.set_dtype(mx.float32)
     elif bits := BITS.get(job["packing"]):
         nn.quantize(model, group_size=64, bits=bits)
+    model.pack()
     mx.eval(model.parameters())
     return model, prompts, ends
 

@@ -46,12 +46,13 @@ class ScriptedDrafts(Model):
         return self._follow(super().draft(ids, cache), start)
 
     def verify_and_draft(
-        self, ids: mx.array, n_ar: int, cache: list[Any]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
     ) -> tuple[mx.array, mx.array]:
         """The model's one pass, with the script's guesses."""
         start = cache[0].offset
-        verified, drafted = super().verify_and_draft(ids, n_ar, cache)
-        return verified, self._follow(drafted, start)
+        verified, drafted = super().verify_and_draft(ids, n_ar, depths, cache)
+        followed = [self._follow(d, start + n) for d, n in zip(drafted, depths, strict=True)]
+        return verified, mx.stack(followed)
 
     def _follow(self, logits: mx.array, start: int) -> mx.array:
         rows, vocab = logits.shape

@@ -40,7 +40,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.schedule import PLAIN, Auto, Costs, Fixed, Plan, Policy, Scheduler, policies
+from orthrus_mlx.costs import ROWS, layouts
+from orthrus_mlx.schedule import (
+    PLAIN,
+    Auto,
+    Costs,
+    Fixed,
+    Plan,
+    Policy,
+    Scheduler,
+    block_depths,
+    left_over,
+    policies,
+)
 
 DECAY, BEHIND_WRONG = 0.99, 0.8
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
@@ -61,13 +73,15 @@ def cost_table(passes: dict[int, float]) -> Costs:
     return Costs(
         verify={n: price(n) for n in (1, *blocks)},
         draft={n: price(n) for n in blocks},
-        fused={(n, n): 1.2 * price(2 * n) for n in blocks},
+        fused={share: 1.2 * price(n) for n in ROWS for share in layouts(n, 32)},
     )
 
 
 COSTS = {
-    "bf16": cost_table({1: 1.0, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST}),
-    "4-bit": cost_table({1: 1.0, 32: 0.51 / 0.13, 64: 1.00 / 0.13}),
+    "bf16": cost_table(
+        {1: 1, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST, 96: 1.5 * CYCLE_COST}
+    ),
+    "4-bit": cost_table({1: 1.0, 32: 0.51 / 0.13, 64: 1.00 / 0.13, 96: 1.5 / 0.13}),
 }
 
 
@@ -141,8 +155,11 @@ def cycles(scheduler: Scheduler, text: Text, tokens: int) -> Iterator[tuple[Plan
         accepted = drafts.index(False) if False in drafts else len(drafts)
         yield plan, len(drafts), accepted
         scheduler.observe(plan, len(drafts), accepted)
-        ahead = text.guesses(anchor, plan.ahead_rows - 1) if plan.ahead_rows else []
-        pending = ahead[accepted + 1 :]
+        pending = []
+        if (use := left_over(plan, len(drafts), accepted)) is not None:
+            block, overtaken = use
+            begun = anchor + block_depths(len(drafts), plan.blocks)[block]
+            pending = text.guesses(begun, plan.ahead_rows - 1)[overtaken:]
         anchor += accepted + 1
         budget -= accepted + 1
 
@@ -152,7 +169,7 @@ def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
     if plan == PLAIN:
         return costs.of_verify(1)
     if plan.ahead_rows:
-        return costs.of_fused(1 + n_drafts, plan.ahead_rows)
+        return costs.of_fused(1 + n_drafts, plan.ahead_rows * plan.blocks)
     draft = costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0
     return draft + costs.of_verify(1 + n_drafts)
 
@@ -177,8 +194,8 @@ def mean_speed_up(
 FIXED = {
     "two-pass 16": Policy("two-pass", 15),
     "two-pass 32": Policy("two-pass", 31),
-    "one-pass 16+16": Policy("one-pass", 15, 16),
-    "one-pass 8+8": Policy("one-pass", 7, 8),
+    "one-pass 15+16": Policy("one-pass", 14, 16, 1),
+    "one-pass 10+22": Policy("one-pass", 9, 11, 2),
 }
 
 

@@ -136,6 +136,7 @@ def cast(model: Any, dtype: Dtype) -> None:
     if any(name.endswith(".scales") for name, _ in weights):
         raise typer.BadParameter("this checkpoint is quantized", param_hint="--dtype")
     model.set_dtype(getattr(mx, dtype.value))
+    model.pack()
     mx.eval(model.parameters())
 
 

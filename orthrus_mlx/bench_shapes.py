@@ -15,7 +15,7 @@ import mlx.nn as nn
 from .bench import STOCK
 from .config import ModelConfig
 from .consensus import Sampling
-from .engine import Request, cut_cache, decode
+from .engine import Request, RowCounts, cut_cache, decode
 from .engine import prefill as read_prompt
 from .others import StockMlxLm
 from .schedule import PLAIN_POLICY, Fixed, Policy
@@ -28,7 +28,8 @@ SHAPES = {
 }
 VOCAB, MASK = 151936, 151669
 STEPS = 6  # plain steps or cycles in one sample
-PREFILL = 2048  # most prompt tokens that prefill is timed on
+ANY_ROWS = RowCounts()
+PREFILL = 8192  # most prompt tokens that prefill is timed on
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Cost:
 
     Attributes:
         name: "mlx-lm step", "ar step", "verify", "draft", "two-pass" or "one-pass".
-        rows: rows of the pass, of each block in a cycle; 1 for a plain step.
+        rows: rows of the pass, of each view in a cycle; 1 for a plain step.
         context: tokens in the cache.
         ms: median milliseconds.
         steps: median of its time over that of mlx-lm's step in the same round.
@@ -105,6 +106,7 @@ def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
         nn.quantize(model, bits=bits)
     mx.eval(model.parameters())
     model.eval()
+    model.pack()
     return model
 
 
@@ -160,12 +162,17 @@ def _tasks(
         if n < 2:
             continue
         tasks["draft", n] = lambda ids=ids: _timed(lambda: model.draft(ids, cache))  # type: ignore[misc]
-        for kind, policy in (
-            ("two-pass", Policy("two-pass", n - 1)),
-            ("one-pass", Policy("one-pass", n - 1, n)),
-        ):
-            tasks[kind, n] = lambda policy=policy: time_cycles(model, cache, policy)  # type: ignore[misc]
+        for kind in ("two-pass", "one-pass") if n > 3 else ("two-pass",):
+            way = full_cycle(kind, n)
+            tasks[kind, n] = lambda way=way: time_cycles(model, cache, *way)  # type: ignore[misc]
     return tasks
+
+
+def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
+    """Cycles over `n` rows of each view, also where no draft stands, as on random weights."""
+    if kind == "two-pass":
+        return Policy("two-pass", n - 1), ANY_ROWS
+    return Policy("one-pass", n - 1, n // 2), RowCounts(verify=(n,), fused=((n, n),))
 
 
 def _timed(run: Callable[[], mx.array]) -> float:
@@ -192,7 +199,13 @@ def time_steps(stock: Any, cache: list[Any], steps: int = STEPS) -> float:
     return (times[-1] - times[1]) / (steps - 1)
 
 
-def time_cycles(model: Any, cache: list[Any], policy: Policy, steps: int = STEPS) -> float:
+def time_cycles(
+    model: Any,
+    cache: list[Any],
+    policy: Policy,
+    row_counts: RowCounts = ANY_ROWS,
+    steps: int = STEPS,
+) -> float:
     """Seconds for one cycle of the engine, all that it does included."""
     request = Request(
         prompt=[1],
@@ -200,6 +213,7 @@ def time_cycles(model: Any, cache: list[Any], policy: Policy, steps: int = STEPS
         max_tokens=4096,
         sampling=Sampling(),
         mask_token_id=model.config.mask_token_id,
+        row_counts=row_counts,
     )
     run = decode(model, request, Fixed(policy), cache)
     times: dict[int, float] = {}
@@ -253,11 +267,11 @@ def prefill_ratio(model: Any, stock: Any, tokens: int, rounds: int = 3) -> float
 def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
     """Bytes of peak memory of parallel mode, the larger of its two cycles, over AR mode."""
     context, peaks = cache[0].offset, []
-    policies = (PLAIN_POLICY, Policy("two-pass", rows - 1), Policy("one-pass", rows - 1, rows))
-    for policy in policies:
+    ways = (PLAIN_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
+    for way in ways:
         mx.clear_cache()
         mx.reset_peak_memory()
-        time_cycles(model, cache, policy)
+        time_cycles(model, cache, *way)
         peaks.append(mx.get_peak_memory())
         cut_cache(cache, context)
     return max(peaks[1:]) - peaks[0]

@@ -75,7 +75,7 @@ def load(
         path_or_hf_repo: "demo" (the bundled checkpoint), a folder, or a Hub id such as
             "chiennv/Orthrus-Qwen3-1.7B".
         revision: branch, tag or commit of a Hub id.
-        lazy: leave weights on disk until they are first used.
+        lazy: leave weights on disk until they are first used (and projections unjoined).
 
     Returns:
         (model, tokenizer): an `orthrus_mlx.model.Model` and mlx-lm's `TokenizerWrapper`.
@@ -260,6 +260,7 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
     # Last of all that changes which parameters there are: what was measured is found by this.
     model.origin = Origin(checkpoint.layout, of_parameters(model))
     if not lazy:
+        model.pack()
         mx.eval(model.parameters())
     return model
 

@@ -15,11 +15,13 @@ import mlx.core as mx
 
 from .engine import RowCounts, cut_cache
 from .numerics import cache_folder, device_key
-from .schedule import Costs
+from .schedule import BLOCKS, Costs
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
 SIZES = (4, 8, 15, 16, 24, 32, 64)
+# Rows of a one-pass forward in all. How they are shared out matters little to what it costs.
+ROWS = (16, 32, 48, 64, 96)
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
 SLOW = 0.05  # seconds; a pass that takes longer is timed once
@@ -28,7 +30,7 @@ SLOW = 0.05  # seconds; a pass that takes longer is timed once
 NOMINAL = Costs(
     verify={1: 1.0, 2: 1.2, 4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
     draft={4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
-    fused={(4, 4): 1.7, (8, 8): 2.2, (15, 15): 2.4, (16, 16): 2.4, (32, 32): 4.2, (64, 64): 8.0},
+    fused={(4, 10): 2.2, (7, 16): 2.4, (10, 22): 2.5, (15, 32): 3.6, (20, 42): 4.3, (31, 64): 6.5},
 )
 
 
@@ -40,9 +42,11 @@ def calibrate(model: Any, block_size: int) -> Costs:
     stood, as on a CPU, where each row costs the same.
     """
     config = model.config
-    context = max(1, min(CONTEXT, config.max_position_embeddings - 2 * block_size))
+    context = max(1, min(CONTEXT, config.max_position_embeddings - ROWS[-1] - block_size))
     cache = model.make_cache()
-    ids = (mx.arange(2 * block_size + context, dtype=mx.int32) * 7919 + 13) % config.vocab_size
+    ids = (
+        mx.arange(ROWS[-1] + block_size + context, dtype=mx.int32) * 7919 + 13
+    ) % config.vocab_size
     model.hidden(ids[None, :context], cache)
     mx.eval([layer.state for layer in cache])
 
@@ -62,14 +66,37 @@ def calibrate(model: Any, block_size: int) -> Costs:
     for n in [n for n in SIZES if n < block_size] + [block_size]:
         costs.verify[n] = measure(model.verify, ids[:n])
         costs.draft[n] = measure(model.draft, ids[:n])
-        costs.fused[n, n] = measure(model.verify_and_draft, ids[: 2 * n], n)
-        cheapest = min(costs.verify[n] + costs.draft[n], costs.fused[n, n])
-        hopeless = hopeless + 1 if cheapest > n * costs.verify[1] else 0
+        cost = costs.verify[n] + costs.draft[n]
+        hopeless = hopeless + 1 if cost > n * costs.verify[1] else 0
+        if hopeless == 2:
+            break
+    hopeless = 0
+    for n in ROWS:
+        shares = layouts(n, block_size)
+        if not shares:
+            continue
+        rows, ahead = shares[len(shares) // 2]
+        cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
+        costs.fused.update(dict.fromkeys(shares, cost))
+        hopeless = hopeless + 1 if cost > max(rows for rows, _ in shares) * costs.verify[1] else 0
         if hopeless == 2:
             break
     # Everything is weighed against the plain step: time it twice, at both ends.
     costs.verify[1] = min(costs.verify[1], measure(model.verify, ids[:1]))
     return costs
+
+
+def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
+    """How `n` rows can be shared among AR rows and one or more blocks: (AR rows, the blocks').
+
+    The AR rows hold what a block leaves to verify: all of its guesses but two, and the anchor.
+    """
+    lengths = {blocks: (n + 1) // (blocks + 1) for blocks in BLOCKS}
+    return [
+        (length - 1, blocks * length)
+        for blocks, length in lengths.items()
+        if 3 <= length <= block_size
+    ]
 
 
 def device_costs(model: Any, block_size: int) -> Costs:

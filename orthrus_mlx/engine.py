@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from .consensus import Sampling, count_accepted, scores, top_gap
-from .schedule import Plan, Scheduler
+from .schedule import Plan, Scheduler, block_depths, left_over
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
@@ -31,7 +31,7 @@ class DualViewModel(Protocol):
     def verify(self, ids: mx.array, cache: list[Any]) -> mx.array: ...  # noqa: D102
     def draft(self, ids: mx.array, cache: list[Any]) -> mx.array: ...  # noqa: D102
     def verify_and_draft(  # noqa: D102
-        self, ids: mx.array, n_ar: int, cache: list[Any]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
     ) -> tuple[mx.array, mx.array]: ...
 
 
@@ -107,21 +107,30 @@ class RowCounts:
     verify: tuple[int, ...] = ()
     fused: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def most(self) -> int | None:
-        """AR rows that one pass can hold, or None for no limit."""
+    def most(self, ahead: int) -> int | None:
+        """AR rows that a pass with `ahead` diffusion rows can hold, or None for no limit."""
+        if ahead and self.fused:
+            return max(n_ar for n_ar, _ in self.fused)
         return self.verify[-1] if self.verify else None
 
     def fit(self, rows: int) -> int:
         """The smallest allowed count that holds `rows`."""
         return next((n for n in self.verify if n >= rows), rows)
 
-    def fit_fused(self, rows: int, ahead: int) -> tuple[int, int]:
-        """The smallest allowed pair that holds `rows` AR rows; no diffusion rows if none does."""
+    def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
+        """AR rows and the length of a block, for `blocks` of about `length` beside `rows` AR rows.
+
+        The length is 0 if no pair holds so many AR rows.
+        """
         if not self.verify:
-            return rows, ahead
-        pairs = [pair for pair in self.fused if pair[0] >= rows and ahead]
-        return min(pairs, key=sum, default=(self.fit(rows), 0))
+            return rows, length
+        pairs = [p for p in self.fused if p[0] >= rows and length and p[1] % blocks == 0]
+        # As many diffusion rows as asked for, or else the most; then the smallest pass.
+        wanted = length * blocks
+        n_ar, ahead = min(
+            pairs, key=lambda p: (-min(p[1], wanted), sum(p)), default=(self.fit(rows), 0)
+        )
+        return n_ar, ahead // blocks
 
 
 @dataclass(frozen=True)
@@ -174,8 +183,7 @@ class Cycle(NamedTuple):
     """A cycle under way on the device.
 
     `logits` [n, vocab], `choices` [n] and `gaps` [n] belong to AR rows [anchor, drafts...] (and
-    padding after them); `ahead` are the guesses of the diffusion rows beside them, the first for
-    position `start + 1`.
+    padding after them). `ahead` [blocks, length] are the guesses of the blocks beside them.
     """
 
     plan: Plan
@@ -294,7 +302,7 @@ class _Run:
     def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
         """Start `plan` on the device, from anchor [1] (which may still be computed)."""
         start = self.cache[0].offset
-        most = self.request.row_counts.most
+        most = self.request.row_counts.most(plan.ahead_rows)
         n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
         drafts = pending[:n_drafts]
         if plan.draft_rows:
@@ -303,12 +311,14 @@ class _Run:
             drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
         n = 1 + drafts.size
-        n_ar, ahead_rows = self.request.row_counts.fit_fused(n, plan.ahead_rows)
+        n_ar, length = self.request.row_counts.fit_fused(n, plan.ahead_rows, plan.blocks)
         rows = _join(anchor, drafts, self._masks(n_ar - n))
         ahead = None
-        if ahead_rows:
-            ids = _join(rows, anchor, self._masks(ahead_rows - 1))
-            logits, ahead = self.model.verify_and_draft(ids, n_ar, self.cache)
+        if length:
+            depths, masks = block_depths(drafts.size, plan.blocks), self._masks(length - 1)
+            blocks = [part for depth in depths for part in (rows[depth : depth + 1], masks)]
+            ids = _join(rows, *blocks)
+            logits, ahead = self.model.verify_and_draft(ids, n_ar, depths, self.cache)
             ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
         else:
             logits = self.model.verify(rows, self.cache)
@@ -356,8 +366,11 @@ class _Run:
 
     def pending(self, cycle: Cycle, accepted: int) -> mx.array:
         """The guesses of a one-pass cycle that lie beyond what it decided."""
-        # Guess j is for position start + 1 + j; the next anchor sits at start + 1 + accepted.
-        return NO_DRAFTS if cycle.ahead is None else cycle.ahead[accepted + 1 :]
+        use = left_over(cycle.plan, cycle.drafts.size, accepted)
+        if cycle.ahead is None or use is None:
+            return NO_DRAFTS
+        block, overtaken = use
+        return cycle.ahead[block, overtaken:]
 
     def _process(self, cycle: Cycle, drafts: list[int]) -> list[Decoded]:
         """Choose row by row through the logits processors, up to the first draft that falls.

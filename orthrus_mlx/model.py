@@ -7,15 +7,18 @@ those of the public checkpoints, so weights load without a map.
 A forward pass carries AR rows, diffusion rows, or AR rows followed by diffusion rows:
 
 - AR rows continue the cached text, causally, and stay in the cache.
-- Diffusion rows are a block [anchor, mask, ...] that starts at the first uncached position; they
-  see all cached text and the whole block, not the AR rows beside them, and leave no trace.
+- Diffusion rows are blocks [anchor, mask, ...]. The anchor of each is the token of one of the AR
+  rows beside it (where there are none, the first uncached one): a block sees all text before its
+  anchor, and itself, both ways. It leaves no trace.
 
 The model knows nothing of decoding: which rows to run, and what to make of them, is the engine's.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +27,38 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
 from .config import ModelConfig
+
+LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
+
+
+class Rows(NamedTuple):
+    """The rows of one pass.
+
+    Attributes:
+        start: tokens in the cache before it.
+        n_ar: AR rows, which come first.
+        positions: where each row stands, [L]; None where row j stands at `start + j`.
+        mask: which slots the diffusion rows see, [L - n_ar, start + L]; None for all.
+    """
+
+    start: int
+    n_ar: int
+    positions: mx.array | None = None
+    mask: mx.array | None = None
+
+
+class Joined(NamedTuple):
+    """Projections computed as one.
+
+    Attributes:
+        product: the projection with the rows of all parts.
+        weights: the parts' own, of which `product` was made.
+        ends: where each part ends in its output, but for the last.
+    """
+
+    product: nn.Module
+    weights: tuple[mx.array, ...]
+    ends: list[int]
 
 
 class Attention(nn.Module):
@@ -58,25 +93,38 @@ class Attention(nn.Module):
             scaling_config=config.rope_scaling,
             max_position_embeddings=config.max_position_embeddings,
         )
+        self._qkv: Joined | None = None
+        self._qkv_diff: Joined | None = None
 
-    def project(
-        self, x: mx.array, offset: int | mx.array, diffusion: bool
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries, keys and values [B, heads, L, head_dim] of one view; `x` is [B, L, dim].
+    def pack(self) -> None:
+        """Compute q, k and v of a view as one product from now on; see `join`."""
+        self._qkv = join([self.q_proj, self.k_proj, self.v_proj])
+        self._qkv_diff = join([self.q_proj_diff, self.k_proj_diff, self.v_proj_diff])
 
-        Row j sits at position `offset + j`.
+    def project(self, x: mx.array, diffusion: bool) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values [B, L, heads, head_dim] of one view; `x` is [B, L, dim].
+
+        Queries and keys are normed, and not rotated yet.
         """
         B, L, _ = x.shape
         if diffusion:
-            q, k, v = self.q_proj_diff(x), self.k_proj_diff(x), self.v_proj_diff(x)
+            parts, joined = (self.q_proj_diff, self.k_proj_diff, self.v_proj_diff), self._qkv_diff
             q_norm, k_norm = self.q_norm_diff, self.k_norm_diff
         else:
-            q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+            parts, joined = (self.q_proj, self.k_proj, self.v_proj), self._qkv
             q_norm, k_norm = self.q_norm, self.k_norm
-        q = q_norm(q.reshape(B, L, self.n_heads, -1)).transpose(0, 2, 1, 3)
-        k = k_norm(k.reshape(B, L, self.n_kv_heads, -1)).transpose(0, 2, 1, 3)
-        v = v.reshape(B, L, self.n_kv_heads, -1).transpose(0, 2, 1, 3)
-        return self.rope(q, offset=offset), self.rope(k, offset=offset), v
+        q, k, v = products(x, parts, joined)
+        q = q_norm(q.reshape(B, L, self.n_heads, -1))
+        k = k_norm(k.reshape(B, L, self.n_kv_heads, -1))
+        return q, k, v.reshape(B, L, self.n_kv_heads, -1)
+
+    def rotate(self, x: mx.array, rows: Rows) -> mx.array:
+        """Rotary embedding of [1, L, heads, head_dim]; the result is [1, heads, L, head_dim]."""
+        if rows.positions is None:
+            return self.rope(x.transpose(0, 2, 1, 3), offset=rows.start)
+        # Positions that do not simply rise: each row as a text of its own, at its own offset.
+        rotated = self.rope(x[0][:, :, None], offset=rows.positions)  # [L, heads, 1, head_dim]
+        return rotated.transpose(2, 1, 0, 3)
 
     def attend(
         self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
@@ -86,35 +134,31 @@ class Attention(nn.Module):
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
-    def __call__(
-        self, x: mx.array, n_ar: int, cache: KVCache, block_mask: mx.array | None
-    ) -> mx.array:
-        """Attention of `n_ar` AR rows followed by diffusion rows; `x` is [1, L, dim].
-
-        `block_mask` [n_diff, cached + L] hides the AR rows from the diffusion rows; it is only
-        needed when both are present.
-        """
-        start, L = cache.offset, x.shape[1]
-        if n_ar == L:
-            q, k, v = self.project(x, start, diffusion=False)
-            k, v = cache.update_and_fetch(k, v)
-            return self.o_proj(self.attend(q, k, v, "causal" if L > 1 else None))
-        if n_ar == 0:
-            q, k, v = self.project(x, start, diffusion=True)
-            k, v = cache.update_and_fetch(k, v)
-            return self.o_proj_diff(self.attend(q, k, v, None))
-
-        # Both views: one write to the cache, AR rows first, so that they land where they belong.
-        # A second write within one evaluation would make MLX copy the whole cache.
-        q_ar, k_ar, v_ar = self.project(x[:, :n_ar], start, diffusion=False)
-        q, k, v = self.project(x[:, n_ar:], start, diffusion=True)
-        k, v = cache.update_and_fetch(
-            mx.concatenate([k_ar, k], axis=2), mx.concatenate([v_ar, v], axis=2)
+    def __call__(self, x: mx.array, rows: Rows, cache: KVCache) -> mx.array:
+        """Attention of the rows [1, L, dim] of one pass, before the residual."""
+        n = rows.n_ar
+        views = []
+        if n:
+            views.append(self.project(x[:, :n], diffusion=False))
+        if n < x.shape[1]:
+            views.append(self.project(x[:, n:], diffusion=True))
+        q, k, v = (
+            mx.concatenate(both, axis=1) if len(both) > 1 else both[0]
+            for both in zip(*views, strict=True)
         )
-        end = start + n_ar
-        ar = self.attend(q_ar, k[:, :, :end], v[:, :, :end], "causal" if n_ar > 1 else None)
-        diff = self.attend(q, k, v, block_mask)
-        return mx.concatenate([self.o_proj(ar), self.o_proj_diff(diff)], axis=1)
+        # One write to the cache, AR rows first, so that they land where they belong. A second
+        # write within one evaluation would make MLX copy the whole cache.
+        q, k = self.rotate(q, rows), self.rotate(k, rows)
+        k, v = cache.update_and_fetch(k, v.transpose(0, 2, 1, 3))
+        outs = []
+        if n:
+            end = rows.start + n
+            causal = "causal" if n > 1 else None
+            ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], causal)
+            outs.append(self.o_proj(ar))
+        if n < x.shape[1]:
+            outs.append(self.o_proj_diff(self.attend(q[:, :, n:], k, v, rows.mask)))
+        return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 
 
 class MLP(nn.Module):
@@ -126,10 +170,16 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(dim, hidden, bias=False)
         self.up_proj = nn.Linear(dim, hidden, bias=False)
         self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self._gate_up: Joined | None = None
+
+    def pack(self) -> None:
+        """Compute both inner products as one from now on; see `join`."""
+        self._gate_up = join([self.gate_proj, self.up_proj])
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, L, dim] -> [B, L, dim]."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        gate, up = products(x, (self.gate_proj, self.up_proj), self._gate_up)
+        return self.down_proj(swiglu(gate, up))
 
 
 class TransformerBlock(nn.Module):
@@ -142,11 +192,9 @@ class TransformerBlock(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(
-        self, x: mx.array, n_ar: int, cache: KVCache, block_mask: mx.array | None
-    ) -> mx.array:
+    def __call__(self, x: mx.array, rows: Rows, cache: KVCache) -> mx.array:
         """[1, L, dim] -> [1, L, dim]."""
-        h = x + self.self_attn(self.input_layernorm(x), n_ar, cache, block_mask)
+        h = x + self.self_attn(self.input_layernorm(x), rows, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
 
 
@@ -180,20 +228,39 @@ class Model(nn.Module):
         """One mlx-lm `KVCache` a layer, shared by both views."""
         return [KVCache() for _ in self.layers]
 
-    def hidden(self, ids: mx.array, cache: list[KVCache], n_ar: int | None = None) -> mx.array:
-        """Final hidden states [1, L, dim] of rows `ids` [1, L]: `n_ar` AR rows, then a block.
+    def pack(self) -> None:
+        """Compute projections that read the same input as one product from now on.
 
-        On return the cache has grown by the AR rows (all rows where `n_ar` is None).
+        Fewer and larger matrix products; the parameters keep their names. Weights that are
+        replaced later (another type, other packing) are used as they are, unjoined, until the next
+        call.
+        """
+        for layer in self.layers:
+            layer.self_attn.pack()
+            layer.mlp.pack()
+
+    def hidden(
+        self,
+        ids: mx.array,
+        cache: list[KVCache],
+        n_ar: int | None = None,
+        depths: Sequence[int] = (0,),
+    ) -> mx.array:
+        """Final hidden states [1, L, dim] of rows `ids` [1, L]: `n_ar` AR rows, then blocks.
+
+        The blocks are equally long; the anchor of each is the AR row at its depth. On return the
+        cache has grown by the AR rows (all rows where `n_ar` is None).
         """
         L = ids.shape[1]
-        n_ar = L if n_ar is None else n_ar
-        start = cache[0].offset
+        rows = lay_out(cache[0].offset, L if n_ar is None else n_ar, L, depths)
         h = self.model.embed_tokens(ids)
-        mask = block_mask(start, n_ar, L - n_ar) if 0 < n_ar < L else None
-        for layer, layer_cache in zip(self.model.layers, cache, strict=True):
-            h = layer(h, n_ar, layer_cache, mask)
-            if n_ar < L:
-                layer_cache.trim(L - n_ar)
+        for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
+            h = layer(h, rows, layer_cache)
+            if rows.n_ar < L:
+                layer_cache.trim(L - rows.n_ar)
+                # The host waits for these passes: let the device begin while it builds the rest.
+                if i % LAYERS_AT_ONCE == 0:
+                    mx.async_eval(h)
         return h
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -222,19 +289,66 @@ class Model(nn.Module):
         return self.logits(self.hidden(ids[None], cache, n_ar=0)[:, :-1])[0]
 
     def verify_and_draft(
-        self, ids: mx.array, n_ar: int, cache: list[KVCache]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[KVCache]
     ) -> tuple[mx.array, mx.array]:
-        """One pass over `n_ar` AR rows and a block: their logits, as `verify` and `draft` give."""
-        # The head sees every row, though the last is of no use: its row count is then the pass's.
-        logits = self.logits(self.hidden(ids[None], cache, n_ar))[0]
-        return logits[:n_ar], logits[n_ar:-1]
+        """One pass over `n_ar` AR rows and a block for each of `depths`, all of one length.
+
+        Returns the logits of the AR rows, as `verify` gives them, and those of the blocks
+        [blocks, length - 1, vocab_size], as `draft` gives them for a block whose anchor stands
+        `depth` places behind the first AR row.
+        """
+        # The head sees every row, though the last of a block is of no use: its row count is then
+        # the pass's.
+        logits = self.logits(self.hidden(ids[None], cache, n_ar, depths))[0]
+        blocks = logits[n_ar:].reshape(len(depths), -1, logits.shape[-1])
+        return logits[:n_ar], blocks[:, :-1]
 
 
-def block_mask(start: int, n_ar: int, n_diff: int) -> mx.array:
-    """Which slots diffusion rows see: [n_diff, start + n_ar + n_diff], all but the AR rows."""
-    slots = mx.arange(start + n_ar + n_diff)
-    seen = (slots < start) | (slots >= start + n_ar)
-    return mx.broadcast_to(seen, (n_diff, slots.size))
+def lay_out(start: int, n_ar: int, n_rows: int, depths: Sequence[int]) -> Rows:
+    """The rows of a pass: `n_ar` AR rows, then a block for each of `depths`, of equal lengths."""
+    if n_ar in (0, n_rows):
+        return Rows(start, n_ar)
+    n_diff = n_rows - n_ar
+    length = n_diff // len(depths)
+    place = mx.arange(n_diff)
+    depth = mx.repeat(mx.array(depths), length)
+    positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
+    # A block sees the text before its anchor, and its own slots, which come after the AR rows.
+    slot = mx.arange(start + n_rows) - start
+    before = slot < depth[:, None]
+    own = (slot >= n_ar) & ((slot - n_ar) // length == (place // length)[:, None])
+    return Rows(start, n_ar, positions, before | own)
+
+
+def join(parts: Sequence[Any]) -> Joined | None:
+    """One projection in place of `parts`, which read the same input; None if they differ in kind.
+
+    Quantization groups run along the input, so that packed weights join as plain ones do. The
+    parts stay, as views of the joined matrix: no weight is in memory twice.
+    """
+    kinds = {
+        (type(p), *(getattr(p, name, None) for name in ("bits", "group_size", "mode")))
+        for p in parts
+    }
+    if len(kinds) > 1 or any("bias" in p for p in parts):
+        return None
+    product = copy.copy(parts[0])
+    sizes = [p.weight.shape[0] for p in parts]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    for name in [name for name, value in parts[0].items() if isinstance(value, mx.array)]:
+        whole = mx.concatenate([p[name] for p in parts])
+        product[name] = whole
+        for part, view in zip(parts, mx.split(whole, ends), strict=True):
+            part[name] = view
+    mx.eval(product.parameters(), [p.parameters() for p in parts])
+    return Joined(product, tuple(p.weight for p in parts), ends)
+
+
+def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> Sequence[mx.array]:
+    """What each of `parts` makes of `x`, by one product where they are joined."""
+    if joined is None or any(p.weight is not w for p, w in zip(parts, joined.weights, strict=True)):
+        return [part(x) for part in parts]
+    return mx.split(joined.product(x), joined.ends, axis=-1)
 
 
 DIFFUSION_GROUPS = (

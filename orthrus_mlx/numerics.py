@@ -34,7 +34,7 @@ from .errors import NumericsError
 from .layout import layout_of
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
-FUSED = (8, 16, 32)  # one-pass forwards of so many AR rows and as many diffusion rows
+FUSED = ((8, 16), (8, 24), (16, 16), (16, 32), (32, 32))  # (AR rows, diffusion rows)
 CONTEXTS = (600, 1500, 1, 6000)  # with all layers, the first whatever it takes
 POSITIONS = 16  # ids decoded at each
 PATIENCE_MS = 6000.0  # for all of them together, on a device that is slow; the rest with one layer
@@ -47,7 +47,7 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
 # Of the cache file. Raise it also when the same checkpoint comes to run other kernels.
-FORMAT = 3
+FORMAT = 4
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
@@ -130,7 +130,7 @@ def probe(
     """
     most = max(model.config.block_size, 2)
     row_counts = tuple(n for n in row_counts if n <= most)
-    pairs = [(n, n) for n in FUSED if n <= most]
+    pairs = [(n, ahead) for n, ahead in FUSED if max(n, ahead // 2) <= most]
     costs = measure_costs(model, row_counts)
     whole = int(PATIENCE_MS / _duration(costs, pairs))
     legs = plan_legs(model, contexts, steps, whole)
@@ -186,7 +186,7 @@ def _duration(costs: dict[int, float], pairs: list[tuple[int, int]]) -> float:
         return len(_keeps(rows, POSITIONS, ragged))
 
     alone = sum(ms * (passes(n, False) + passes(n, True)) for n, ms in costs.items())
-    fused = sum(2 * costs.get(n, 0.0) * passes(n, True) for n, _ in pairs)
+    fused = sum(3 * costs.get(n, 0.0) * passes(n, True) for n, _ in pairs)
     return max(alone + fused, 1e-3)
 
 
@@ -260,9 +260,9 @@ def _decode(leg: Leg, cache: list[Any], rows: int, *, ragged: bool, ahead: int =
         kept = ids[at : at + keep]
         filler = mx.full((rows - keep,), mask, mx.int32)
         if ahead:
-            block = mx.concatenate([kept[:1], mx.full((ahead - 1,), mask, mx.int32)])
-            everything = mx.concatenate([kept, filler, block])
-            logits, _ = model.verify_and_draft(everything, rows, cache)
+            masks = mx.full((ahead // 2 - 1,), mask, mx.int32)
+            everything = mx.concatenate([kept, filler, kept[:1], masks, kept[-1:], masks])
+            logits, _ = model.verify_and_draft(everything, rows, (0, keep - 1), cache)
         else:
             logits = model.verify(mx.concatenate([kept, filler]), cache)
         outcome: Outcome = (logits[:keep],)

@@ -6,14 +6,24 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass"]
 MODES = ("auto", "parallel", "ar")
 CYCLES = ("auto", "two-pass", "one-pass")
+
+BLOCKS = (1, 2, 3)  # that a one-pass forward may have
+
+# Where the drafts of a cycle come from: its own draft pass, or the cycle before it, from a block
+# that expected just what stood ("fresh") or less ("stale": guessed from further away).
+Source = Literal["two-pass", "fresh", "stale"]
+Rates = dict[Source, list[float]]  # chances to stand by place, given that those before stood
 
 
 class Plan(NamedTuple):
@@ -22,12 +32,15 @@ class Plan(NamedTuple):
     Attributes:
         draft_rows: rows of a draft pass run before the verify pass, anchor included; 0 for none.
         n_drafts: drafts to verify at most: those of the draft pass, or pending from the last cycle.
-        ahead_rows: diffusion rows carried by the verify pass, anchor included; 0 for none.
+        ahead_rows: rows of each diffusion block that the verify pass carries, anchor included; 0
+            for none.
+        blocks: how many such blocks; see `block_depths`.
     """
 
     draft_rows: int = 0
     n_drafts: int = 0
     ahead_rows: int = 0
+    blocks: int = 2
 
     @property
     def plain(self) -> bool:
@@ -36,6 +49,32 @@ class Plan(NamedTuple):
 
 
 PLAIN = Plan()
+
+
+def block_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
+    """Behind how many drafts each block of a one-pass forward is anchored.
+
+    The last one expects all drafts to stand, the first none, others lie evenly between. After the
+    cycle the deepest that did not expect too much is of use; a single one expects all.
+    """
+    return (
+        tuple(round(n_drafts * i / (blocks - 1)) for i in range(blocks))
+        if blocks > 1
+        else (n_drafts,)
+    )
+
+
+def left_over(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | None:
+    """The block of use after a cycle in which `accepted` of `n_drafts` drafts stood, if any.
+
+    Returns its number and how many of its guesses were overtaken.
+    """
+    fitting = [i for i, d in enumerate(block_depths(n_drafts, plan.blocks)) if d <= accepted]
+    if not plan.ahead_rows or not fitting:
+        return None
+    # Guess j of a block is for the j-th position behind its anchor and one more. The next anchor,
+    # which no block knew, sits one behind what stood.
+    return fitting[-1], accepted - block_depths(n_drafts, plan.blocks)[fitting[-1]] + 1
 
 
 class Scheduler(Protocol):
@@ -69,12 +108,14 @@ class Policy:
     Attributes:
         kind: "plain", "two-pass" or "one-pass".
         n_drafts: drafts that a cycle verifies at most.
-        ahead_rows: diffusion rows of a one-pass forward, anchor included.
+        ahead_rows: rows of each diffusion block of a one-pass forward.
+        blocks: how many blocks that has.
     """
 
     kind: Literal["plain", "two-pass", "one-pass"]
     n_drafts: int = 0
     ahead_rows: int = 0
+    blocks: int = 2
 
     def plan(self, budget: int, pending: int) -> Plan:
         """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
@@ -84,7 +125,8 @@ class Policy:
         if self.kind == "one-pass":
             n_drafts = min(pending, self.n_drafts, budget - 1)
             # What is drafted ahead is of use only if something is left to write after this cycle.
-            return Plan(n_drafts=n_drafts, ahead_rows=self.ahead_rows if budget > 2 else 0)
+            ahead_rows = self.ahead_rows if budget > 2 else 0
+            return Plan(n_drafts=n_drafts, ahead_rows=ahead_rows, blocks=self.blocks)
         return PLAIN
 
 
@@ -98,7 +140,7 @@ class Costs:
     Attributes:
         verify: by rows of the pass.
         draft: by rows of the block.
-        fused: by (AR rows, diffusion rows).
+        fused: by (AR rows, diffusion rows in all blocks).
     """
 
     verify: dict[int, float]
@@ -177,28 +219,24 @@ class Acceptance:
 def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
     """What a cycle costs that verifies `n_drafts` drafts."""
     if plan.ahead_rows:
-        return costs.of_fused(1 + n_drafts, plan.ahead_rows)
+        return costs.of_fused(1 + n_drafts, plan.ahead_rows * plan.blocks)
     return (costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0) + costs.of_verify(
         1 + n_drafts
     )
 
 
-def policy_speed(costs: Costs, policy: Policy, rates: list[float]) -> float:
+def policy_speed(costs: Costs, policy: Policy, rates: Rates) -> float:
     """Expected tokens for each unit of time, given the chances to stand by place."""
     if policy.kind == "plain":
         return 1 / costs.of_verify(1)
     if policy.kind == "two-pass":
-        return two_pass_speed(costs, policy.n_drafts, rates)
-    return one_pass_speed(costs, policy.n_drafts, policy.ahead_rows, rates)
+        return two_pass_speed(costs, policy.n_drafts, rates["two-pass"])
+    return one_pass_speed(costs, policy, rates["fresh"], rates["stale"])
 
 
 def expected_accepted(rates: list[float]) -> float:
     """Drafts that stand on average in a cycle over `len(rates)` drafts."""
-    total, chance = 0.0, 1.0
-    for rate in rates:
-        chance *= rate
-        total += chance
-    return total
+    return sum(chances(rates)) - 1
 
 
 def two_pass_speed(costs: Costs, n_drafts: int, rates: list[float]) -> float:
@@ -207,30 +245,69 @@ def two_pass_speed(costs: Costs, n_drafts: int, rates: list[float]) -> float:
     return (1 + expected_accepted(rates[:n_drafts])) / cost
 
 
-def one_pass_speed(costs: Costs, n_drafts: int, ahead_rows: int, rates: list[float]) -> float:
+def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list[float]) -> float:
     """Tokens for each unit of time in the long run of one-pass cycles.
 
-    A cycle with m pending drafts of which a stand leaves `ahead_rows - 2 - a` for the next, so
-    the pending count is a Markov chain; its stationary average is what counts.
+    If a block expected just what stood, all but two of its guesses are left for the next cycle
+    (`fresh` are their chances); if it expected less, fewer are (`stale`). So what is pending is a
+    Markov chain; its stationary average is what counts.
     """
-    stands = [1.0]  # chance that the first a drafts all stand
-    for rate in rates[:n_drafts]:
-        stands.append(stands[-1] * rate)
-    share = [1.0] + [0.0] * n_drafts  # of cycles with m drafts pending
-    for _ in range(12):
-        following, more = [0.0] * (n_drafts + 1), 0.0
-        for a in range(n_drafts, -1, -1):  # a stand: all that were pending, or the next one falls
-            chance = stands[a] * (share[a] + (more * (1 - rates[a]) if more else 0.0))
-            following[max(0, min(n_drafts, ahead_rows - 2 - a))] += chance
+    most = max(0, policy.ahead_rows - 2)
+    full = min(policy.n_drafts, most)  # fresh drafts
+    after = _after_a_fall(full, most, policy.blocks)
+    fresh_stands, stale_stands = chances(fresh[:full]), chances(stale[:full])
+    fresh_falls = [fresh_stands[a] - fresh_stands[a + 1] for a in range(full)]
+    stale_falls = [stale_stands[a] - stale_stands[a + 1] for a in range(full)]
+    renewed = sum(fall for fall, left in zip(fresh_falls, after, strict=True) if left is None)
+    ends = 1 - fresh_stands[full] - renewed  # of a run of cycles with fresh drafts
+    all_fresh, share = 1.0, [0.0] * full + [1.0]  # of cycles with fresh drafts, with m stale ones
+    for _ in range(10):
+        begins, more = share[full] * stale_stands[full], share[full]  # more: with more than a
+        following = [0.0] * (full + 1)
+        for a in range(full - 1, -1, -1):
+            begins += share[a] * stale_stands[a]
+            left = after[a]
+            if left is None:
+                begins += more * stale_falls[a]
+            else:
+                following[left] += more * stale_falls[a]
             more += share[a]
+        # Between fresh and stale the balance is known at once; among the stale, step by step.
+        all_fresh = begins / (begins + ends) if begins + ends else 1.0
+        following = [flow * (1 - all_fresh) for flow in following]
+        for left, fall in zip(after, fresh_falls, strict=True):
+            if left is not None:
+                following[left] += fall * all_fresh
+        if not (total := sum(following)):
+            break
         # Half a step keeps chains that would alternate for ever from doing so.
-        share = [(old + new) / 2 for old, new in zip(share, following, strict=True)]
-    tokens = time = expected = 0.0
+        share = [(old + new / total) / 2 for old, new in zip(share, following, strict=True)]
+    ahead = policy.ahead_rows * policy.blocks
+    tokens = all_fresh * sum(fresh_stands)
+    time = all_fresh * costs.of_fused(1 + full, ahead)
+    expected = 0.0
     for m, weight in enumerate(share):
-        expected += stands[m]  # one for the choice after the drafts, and every draft that stands
-        tokens += weight * expected
-        time += weight * costs.of_fused(1 + m, ahead_rows)
+        expected += stale_stands[m]  # one for the choice after the drafts, and each that stands
+        tokens += (1 - all_fresh) * weight * expected
+        time += (1 - all_fresh) * weight * costs.of_fused(1 + m, ahead)
     return tokens / time
+
+
+@functools.cache
+def _after_a_fall(full: int, most: int, blocks: int) -> list[int | None]:
+    """Stale drafts left for the next cycle where a stood, by a; None where fresh ones are left.
+
+    For cycles with `full` drafts; the few with less are taken to be alike.
+    """
+    plan = Plan(ahead_rows=1, blocks=blocks)
+    uses = [left_over(plan, full, a) for a in range(full)]
+    overtaken = [full + most if use is None else use[1] - 1 for use in uses]
+    return [max(0, min(full, most - n)) if n else None for n in overtaken]
+
+
+def chances(rates: list[float]) -> list[float]:
+    """The chance that the first a drafts all stand, for a from 0 to all of them."""
+    return list(itertools.accumulate(rates, operator.mul, initial=1.0))
 
 
 class Auto:
@@ -244,22 +321,30 @@ class Auto:
     benchmarks/simulate.py.
     """
 
-    FIRST_CREDIT, MOST_CREDIT, INCOME = 3.0, 12.0, 0.02  # plain steps
-    FALLS = 0.15  # share of drafts expected to fall before any was seen
-    FALLS_MORE = 1.6  # how much oftener one-pass drafts fall, made further ahead than two-pass ones
-    PRIOR_WEIGHT, BORROWED_WEIGHT = 24.0, 8.0  # of these, and of what the other kind of cycle shows
-    CHANGE = 1.03  # how much faster another policy must seem to take over
+    FIRST_CREDIT, MOST_CREDIT, INCOME = 2.0, 12.0, 0.015  # plain steps
+    # Share of drafts expected to fall before any was seen, in drafts of a cycle's own draft pass,
+    # and how much oftener those fall that were made in the cycle before.
+    FALLS = 0.15
+    OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
+    PRIOR_WEIGHT, BORROWED_WEIGHT = 24.0, 8.0  # of these, and of what other drafts show
+    CHANGE = 1.1  # how much faster another policy must seem to take over
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 
     def __init__(self, costs: Costs, policies: list[Policy]):
         self.costs = costs
         self.plain_speed = 1 / costs.of_verify(1)
-        self.acceptance = {"two-pass": Acceptance(), "one-pass": Acceptance()}
+        self.acceptance: dict[Source, Acceptance] = {
+            source: Acceptance() for source in self.OFTENER
+        }
         # Only what could pay if every draft stood is ever worth a try.
         self.policies = [
-            p for p in policies if policy_speed(costs, p, [1.0] * p.n_drafts) > self.plain_speed
+            p
+            for p in policies
+            if policy_speed(costs, p, dict.fromkeys(self.OFTENER, [1.0] * p.n_drafts))
+            > self.plain_speed
         ]
+        self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = 0
         self.credit = self.FIRST_CREDIT
         self.untested = False  # drafts were made ahead and not verified yet
@@ -281,10 +366,11 @@ class Auto:
         gain = 1 + accepted - plan_cost(self.costs, plan, n_drafts) * self.plain_speed
         self.credit = min(self.MOST_CREDIT, self.credit + gain)
         self.untested = not n_drafts
+        source: Source = "two-pass" if plan.draft_rows else self.pending
+        use = left_over(plan, n_drafts, accepted)
+        self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
-            self.acceptance["two-pass" if plan.draft_rows else "one-pass"].observe(
-                n_drafts, accepted
-            )
+            self.acceptance[source].observe(n_drafts, accepted)
             self.cycles += 1
             if self.cycles <= self.EARLY or not self.pays or self.cycles % self.REPLAN == 0:
                 self.choose()
@@ -292,23 +378,24 @@ class Auto:
     def choose(self) -> None:
         """Look at all policies: take the fastest, and note whether it beats plain steps."""
         places = max(policy.n_drafts for policy in self.policies)
-        rates = {kind: self.rates(kind, places) for kind in self.acceptance}
-        speeds = {p: policy_speed(self.costs, p, rates[p.kind]) for p in self.policies}
+        rates = {source: self.rates(source, places) for source in self.acceptance}
+        speeds = {p: policy_speed(self.costs, p, rates) for p in self.policies}
         best = max(speeds, key=speeds.__getitem__)
         if speeds[best] > self.CHANGE * speeds.get(self.current, 0.0):
             self.current = best
         self.pays = speeds[self.current] > self.plain_speed
 
-    def rates(self, kind: str, places: int) -> list[float]:
-        """Chances to stand in cycles of one kind, helped by what the other kind has shown."""
-        one_pass = kind == "one-pass"
-        falls = self.FALLS * (self.FALLS_MORE if one_pass else 1)
-        other = self.acceptance["two-pass" if one_pass else "one-pass"]
-        borrowed = min(1.0, other.falls * (self.FALLS_MORE if one_pass else 1 / self.FALLS_MORE))
-        lent = min(other.evidence, self.BORROWED_WEIGHT)
-        weight = self.PRIOR_WEIGHT + lent
-        prior = 1 - (falls * self.PRIOR_WEIGHT + borrowed * lent) / weight
-        return self.acceptance[kind].rates(places, prior, weight)
+    def rates(self, source: Source, places: int) -> list[float]:
+        """Chances to stand of the drafts from one source, helped by what the others have shown."""
+        falls = self.FALLS * self.OFTENER[source]
+        total, weight = falls * self.PRIOR_WEIGHT, self.PRIOR_WEIGHT
+        for other, seen in self.acceptance.items():
+            if other != source:
+                lent = min(seen.evidence, self.BORROWED_WEIGHT)
+                oftener = self.OFTENER[source] / self.OFTENER[other]
+                total += lent * min(1.0, seen.falls * oftener)
+                weight += lent
+        return self.acceptance[source].rates(places, 1 - total / weight, weight)
 
 
 def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
@@ -317,8 +404,13 @@ def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
     if cycle in ("two-pass", "auto"):
         found += [Policy("two-pass", n - 1) for n in costs.draft]
     if cycle in ("one-pass", "auto"):
-        found += [Policy("one-pass", a - 1, d) for a, d in costs.fused]
-    return found
+        found += [
+            Policy("one-pass", min(rows - 1, ahead // blocks - 2), ahead // blocks, blocks)
+            for rows, ahead in costs.fused
+            for blocks in BLOCKS
+            if ahead % blocks == 0 and abs(ahead // blocks - rows) <= rows // 2
+        ]
+    return [p for p in found if p.n_drafts > 0]
 
 
 def make_scheduler(
@@ -339,7 +431,9 @@ def make_scheduler(
         return Fixed(PLAIN_POLICY)
     if mode == "parallel":
         if cycle == "one-pass":
-            return Fixed(Policy("one-pass", block_size - 1, block_size))
+            # As many rows as the two passes of a two-pass cycle have.
+            length = min(block_size, max(3, (2 * block_size + 1) // 3))
+            return Fixed(Policy("one-pass", max(1, length - 2), length))
         return Fixed(Policy("two-pass", block_size - 1))
     known = costs()
     ways = [p for p in policies(known, cycle) if max(p.n_drafts + 1, p.ahead_rows) <= block_size]

@@ -85,6 +85,7 @@ def in_precision(path: str, precision: str) -> tuple[Any, Any]:
         model.set_dtype(mx.float32)
     elif precision.endswith("-bit"):
         nn.quantize(model, group_size=64, bits=int(precision.removesuffix("-bit")))
+    model.pack()
     mx.eval(model.parameters())
     return model, tokenizer
 

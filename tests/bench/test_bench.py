@@ -129,7 +129,7 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(bench_shapes.SHAPES, "qwen3-1.7b", (128, 128, 1, 8, True))
     monkeypatch.setattr(bench_shapes, "VOCAB", 96)
     monkeypatch.setattr(bench_shapes, "MASK", 95)
-    arguments = "bench --shapes qwen3-1.7b --bits 4 --context 8,16 --rows 1,2 --rounds 1 --json"
+    arguments = "bench --shapes qwen3-1.7b --bits 4 --context 8,16 --rows 1,4 --rounds 1 --json"
     result = RUNNER.invoke(app, arguments.split())
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -138,10 +138,10 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
         ("mlx-lm step", 1),
         ("ar step", 1),
         ("verify", 1),
-        ("verify", 2),
-        ("draft", 2),
-        ("two-pass", 2),
-        ("one-pass", 2),
+        ("verify", 4),
+        ("draft", 4),
+        ("two-pass", 4),
+        ("one-pass", 4),
     ]
     assert found["costs"][0]["steps"] == 1.0
     assert set(found["prefill"]) == set(found["extra_memory"]) == {"8", "16"}

@@ -54,14 +54,21 @@ class FakeCache:
         return True
 
 
+class Block(NamedTuple):
+    """Diffusion rows as the model saw them."""
+
+    start: int  # position of the anchor
+    ids: list[int]
+    guesses: list[int]  # what they guessed, the first for position start + 1
+
+
 class Forward(NamedTuple):
     """One forward pass as the model saw it."""
 
     kind: str  # "prefill", "verify", "draft", "both"
     start: int  # cached ids before it
     rows: list[int]  # its AR rows
-    block: list[int]  # its diffusion rows
-    guesses: list[int]  # what these guessed, the first for position start + 1
+    blocks: list[Block]
 
 
 class FakeModel:
@@ -115,31 +122,40 @@ class FakeModel:
     def hidden(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         assert ids.ndim == 2 and ids.shape[0] == 1
         rows = _ints(ids[0])
-        self.log.append(Forward("prefill", cache[0].offset, rows, [], []))
+        self.log.append(Forward("prefill", cache[0].offset, rows, []))
         self._write(rows, 0, cache)
         return mx.zeros((1, len(rows), self.config.hidden_size))
 
     def verify(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         rows, start = _ints(ids), cache[0].offset
-        self.log.append(Forward("verify", start, rows, [], []))
+        self.log.append(Forward("verify", start, rows, []))
         self._write(rows, 0, cache)
         return self._ar_logits(len(rows), cache)
 
     def draft(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         block, start = _ints(ids), cache[0].offset
         guesses = self._guess(block, start)
-        self.log.append(Forward("draft", start, [], block, guesses))
+        self.log.append(Forward("draft", start, [], [Block(start, block, guesses)]))
         self._write([], len(block), cache)
         return self._one_hot(guesses)
 
     def verify_and_draft(
-        self, ids: mx.array, n_ar: int, cache: list[FakeCache]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[FakeCache]
     ) -> tuple[mx.array, mx.array]:
-        rows, block, start = _ints(ids)[:n_ar], _ints(ids)[n_ar:], cache[0].offset
-        guesses = self._guess(block, start)
-        self.log.append(Forward("both", start, rows, block, guesses))
-        self._write(rows, len(block), cache)
-        return self._ar_logits(len(rows), cache), self._one_hot(guesses)
+        rows, rest, start = _ints(ids)[:n_ar], _ints(ids)[n_ar:], cache[0].offset
+        length = len(rest) // len(depths)
+        assert length * len(depths) == len(rest)
+        blocks = []
+        for i, depth in enumerate(depths):
+            block = rest[i * length : (i + 1) * length]
+            # A block sees the rows before its anchor, and is no use if these are wrong.
+            right = rows[:depth] == self.truth[start : start + depth]
+            guesses = self._guess(block, start + depth, seen_right=right)
+            blocks.append(Block(start + depth, block, guesses))
+        self.log.append(Forward("both", start, rows, blocks))
+        self._write(rows, len(rest), cache)
+        ahead = mx.stack([self._one_hot(block.guesses) for block in blocks])
+        return self._ar_logits(len(rows), cache), ahead
 
     # ------------------------------------------------------------------------------ the script
 
@@ -163,10 +179,11 @@ class FakeModel:
             )
         )
 
-    def _guess(self, block: list[int], start: int) -> list[int]:
+    def _guess(self, block: list[int], start: int, seen_right: bool = True) -> list[int]:
         """Right guesses, where the pattern has it, for a well-formed block at the right place."""
         masks = [self.config.mask_token_id] * (len(block) - 1)
         well_formed = block[1:] == masks and self.truth[start : start + 1] == block[:1]
+        well_formed = well_formed and seen_right
         guesses = []
         for position in range(start + 1, start + len(block)):
             true = self.truth[position] if position < len(self.truth) else position

@@ -7,7 +7,7 @@ count of another kernel writes other tokens soon.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -46,9 +46,9 @@ class RowKernels(Model):
 
     kernel: Kernel = staticmethod(by_rows)
 
-    def hidden(self, ids: mx.array, cache: list[Any], n_ar: int | None = None) -> mx.array:
+    def hidden(self, ids: mx.array, cache: list[Any], *more: Any, **named: Any) -> mx.array:
         self.keys_seen = cache[0].offset + ids.shape[1]
-        return super().hidden(ids, cache, n_ar)
+        return super().hidden(ids, cache, *more, **named)
 
     def logits(self, hidden: mx.array) -> mx.array:
         return super().logits(hidden) + self.noise(hidden.shape[-2])
@@ -57,10 +57,15 @@ class RowKernels(Model):
         return self.look_ahead(ids, cache)
 
     def verify_and_draft(
-        self, ids: mx.array, n_ar: int, cache: list[Any]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
     ) -> tuple[mx.array, mx.array]:
-        ahead = self.look_ahead(ids[n_ar:], cache)
-        return super().verify_and_draft(ids, n_ar, cache)[0], ahead
+        start, ahead = cache[0].offset, []
+        for depth, block in zip(depths, ids[n_ar:].reshape(len(depths), -1), strict=True):
+            if depth:
+                super().verify(ids[:depth], cache)
+            ahead.append(self.look_ahead(block, cache))
+            cut_cache(cache, start)
+        return super().verify_and_draft(ids, n_ar, depths, cache)[0], mx.stack(ahead)
 
     def look_ahead(self, block: mx.array, cache: list[Any]) -> mx.array:
         """Guesses that mostly stand, where an untrained view's never do: the AR view, row by row.

@@ -102,10 +102,21 @@ def read_log(
             stats.accepted_tokens += stood
             count_places(stats.drafted_at, n)
             count_places(stats.accepted_at, stood)
-        if forward.block:
-            masks = [mask] * (len(forward.block) - 1)
-            assert forward.block == [full[forward.start], *masks]
-        guessed = dict(enumerate(forward.guesses, start=forward.start + 1))
+        blocks = list(forward.blocks)
+        for block in blocks:
+            masks = [mask] * (len(block.ids) - 1)
+            anchors = forward.rows or [full[forward.start]]
+            assert block.ids == [anchors[block.start - forward.start], *masks]
+        if forward.kind == "both":
+            depths = [block.start - forward.start for block in blocks]
+            assert depths == sorted(depths) and depths[-1] == n
+            assert len(blocks) == 1 or depths[0] == 0
+            blocks = [block for block in blocks if block.start <= forward.start + stood][-1:]
+        guessed = {
+            place: guess
+            for block in blocks
+            for place, guess in enumerate(block.guesses, start=block.start + 1)
+        }
     assert position == len(full) - 1
     return from_draft, stats
 
@@ -134,7 +145,9 @@ class AnySchedule:
         rows = self.data.draw(st.integers(2, MOST_ROWS))
         few = min(self.data.draw(st.integers(0, MOST_ROWS)), budget - 1)
         verify = min(few, pending)
-        plans = [PLAIN, Plan(n_drafts=verify), Plan(n_drafts=verify, ahead_rows=rows)]
+        blocks = self.data.draw(st.integers(1, 4))
+        ahead = Plan(n_drafts=verify, ahead_rows=rows, blocks=blocks)
+        plans = [PLAIN, Plan(n_drafts=verify), ahead]
         if few:
             plans.append(Plan(draft_rows=rows, n_drafts=min(few, rows - 1)))
         return self.data.draw(st.sampled_from(plans))
@@ -157,7 +170,7 @@ def any_costs() -> st.SearchStrategy[Costs]:
         Costs,
         verify=st.dictionaries(rows, price, min_size=1).map(lambda costs: {1: 1.0, **costs}),
         draft=st.dictionaries(rows, price, min_size=1),
-        fused=st.dictionaries(st.tuples(rows, rows), price, min_size=1),
+        fused=st.dictionaries(st.tuples(rows, rows.map(lambda n: 2 * n)), price, min_size=1),
     )
 
 
@@ -175,7 +188,7 @@ def test_auto_is_lossless_whatever_passes_cost(
 def test_exact_row_counts_pad_and_change_nothing(scenario: Scenario, data: st.DataObject) -> None:
     """Whatever class of row counts the probe finds, 1 and one-pass pairs in it or not."""
     counts = data.draw(st.sets(st.integers(1, 12), min_size=1).filter(lambda s: max(s) > 1))
-    pairs = st.tuples(st.sampled_from(sorted(counts)), st.integers(2, 12))
+    pairs = st.tuples(st.sampled_from(sorted(counts)), st.sampled_from([4, 8, 12, 20]))
     row_counts = RowCounts(tuple(sorted(counts)), tuple(data.draw(st.sets(pairs))))
     ways = st.sampled_from([(mode, cycle) for mode, cycle in WAYS if mode != "auto"])
     mode, cycle = data.draw(ways | st.just((None, None)))

@@ -68,7 +68,7 @@ def test_another_block_size_writes_the_same_ids(
 ) -> None:
     """Smaller or larger than what the model was trained with."""
     assert list(scenario.generate(cycle=cycle, block_size=block_size)) == scenario.expected
-    blocks = [len(forward.block) for forward in scenario.model.log]
+    blocks = [len(block.ids) for forward in scenario.model.log for block in forward.blocks]
     assert max(blocks, default=0) <= block_size
 
 

@@ -7,6 +7,7 @@ model whose bits depend on them.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,10 +54,10 @@ class Watched(Model):
         return super().draft(ids, cache)
 
     def verify_and_draft(
-        self, ids: mx.array, n_ar: int, cache: list[Any]
+        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
     ) -> tuple[mx.array, mx.array]:
         self.passes.append((n_ar, ids.size - n_ar))
-        return super().verify_and_draft(ids, n_ar, cache)
+        return super().verify_and_draft(ids, n_ar, depths, cache)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_all_row_counts_of_the_class_come_to_use(watched: Any) -> None:
 def test_the_probe_finds_the_classes() -> None:
     found = row_kernels.probed(row_kernels.build())
     assert found.classes == ((1,), (2, 4), (8, 15), (16, 24, 32))
-    assert found.fused == ((16, 16), (32, 32))  # the rows of (8, 8) run as 16 rows do
+    assert found.fused == ((16, 16), (16, 32), (32, 32))  # 8 rows of 24 or 32 run as 16 do
     assert 0.5 * row_kernels.NOISE < found.disagreement <= 2 * row_kernels.NOISE
     assert found.row_counts.verify in found.classes[1:]
 

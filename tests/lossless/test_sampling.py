@@ -190,7 +190,7 @@ class Constant(FakeModel):
     def _row(self, layers: Any) -> np.ndarray:
         return LOGITS
 
-    def _guess(self, block: list[int], start: int) -> list[int]:
+    def _guess(self, block: list[int], start: int, seen_right: bool = True) -> list[int]:
         return [int(LOGITS.argmax())] * (len(block) - 1)
 
 

@@ -157,9 +157,13 @@ def test_float32_logits_of_the_diffusion_view_match_torch(
             assert relative_error(model.draft(mx.array(block), cache), expected) < 1e-5
             assert cache[0].offset == n
             for n_ar in (1, 5):
-                both = mx.array(ids[n : n + n_ar] + block)
-                ar, ahead = model.verify_and_draft(both, n_ar, cache)
-                assert relative_error(ahead, expected) < 1e-5
+                # One block at the first AR row and one at the last.
+                last = ids[n + n_ar - 1]
+                both = mx.array([*ids[n : n + n_ar], *block, last, *block[1:]])
+                ar, ahead = model.verify_and_draft(both, n_ar, (0, n_ar - 1), cache)
+                assert relative_error(ahead[0], expected) < 1e-5
+                at_last = orthrus_torch.draft_logits(reference, ids[: n + n_ar - 1], last, rows)
+                assert relative_error(ahead[1], at_last[:-1]) < 1e-5
                 expected_ar = orthrus_torch.ar_logits(reference, ids[: n + n_ar])[n:]
                 assert relative_error(ar, expected_ar) < 1e-5
                 assert cache[0].offset == n + n_ar

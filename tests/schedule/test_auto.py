@@ -20,6 +20,7 @@ from orthrus_mlx.schedule import (
     Fixed,
     Plan,
     Policy,
+    left_over,
     make_scheduler,
     plan_cost,
     policies,
@@ -33,6 +34,12 @@ def auto(costs: Costs = METAL, cycle: Any = "auto") -> Auto:
     return Auto(costs, policies(costs, cycle))
 
 
+def pending_after(plan: Plan, n_drafts: int, accepted: int) -> int:
+    """Guesses that a cycle leaves for the next."""
+    use = left_over(plan, n_drafts, accepted)
+    return 0 if use is None else max(0, plan.ahead_rows - 1 - use[1])
+
+
 def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]:
     """Plans and cost of `budget` tokens; `accepted(place)` drafts stand in a cycle begun there."""
     pending, place, spent = 0, 0, 0.0
@@ -44,7 +51,7 @@ def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]
         scheduler.observe(plan, n_drafts, stood)
         spent += plan_cost(scheduler.costs, plan, n_drafts)
         plans.append(plan)
-        pending = max(0, plan.ahead_rows - 2 - stood)
+        pending = pending_after(plan, n_drafts, stood)
         place += stood + 1
     return plans, spent
 
@@ -55,7 +62,7 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
     """Constant acceptance; the oracle compares the expected speed of every policy."""
     costs = NOMINAL if name == "nominal" else COSTS[name]
     ways = [PLAIN_POLICY, *policies(costs, "auto")]
-    rates = [rate] * 64
+    rates: Any = dict.fromkeys(Auto.OFTENER, [rate] * 64)
     best = max(policy_speed(costs, policy, rates) for policy in ways)
     rng, scheduler = random.Random(1), auto(costs)
 
@@ -125,21 +132,21 @@ def test_no_plan_goes_beyond_the_budget(mode: Any, cycle: Any, block: int, seed:
         n_drafts = plan.n_drafts if plan.draft_rows else min(pending, plan.n_drafts)
         accepted = rng.randint(0, n_drafts)
         scheduler.observe(plan, n_drafts, accepted)
-        pending = max(0, plan.ahead_rows - 2 - accepted)
+        pending = pending_after(plan, n_drafts, accepted)
         budget -= accepted + 1
 
 
 def test_drafts_never_pay_where_each_row_costs_the_same() -> None:
-    costs = Costs({1: 1.0, 4: 4.0, 8: 8.0}, {4: 4.0, 8: 8.0}, {(4, 4): 8.0, (8, 8): 16.0})
+    costs = Costs({1: 1.0, 4: 4.0, 8: 8.0}, {4: 4.0, 8: 8.0}, {(4, 10): 14.0, (7, 16): 23.0})
     scheduler = auto(costs)
     assert scheduler.policies == []
     assert run(scheduler, 50, lambda place: 9) == ([PLAIN] * 50, 50.0)
 
 
 def test_policies_are_those_whose_price_is_known() -> None:
-    costs = Costs({1: 1.0, 8: 2.0}, {4: 1.0, 8: 2.0}, {(8, 8): 3.0})
+    costs = Costs({1: 1.0, 8: 2.0}, {4: 1.0, 8: 2.0}, {(7, 16): 3.0})
     assert policies(costs, "two-pass") == [Policy("two-pass", 3), Policy("two-pass", 7)]
-    assert policies(costs, "one-pass") == [Policy("one-pass", 7, 8)]
+    assert policies(costs, "one-pass") == [Policy("one-pass", 6, 8)]
     assert len(policies(costs, "auto")) == 3
 
 
@@ -150,7 +157,7 @@ def test_modes_that_need_no_costs_ask_for_none() -> None:
     fixed = [
         ("ar", "auto", PLAIN_POLICY),
         ("parallel", "auto", Policy("two-pass", 7)),
-        ("parallel", "one-pass", Policy("one-pass", 7, 8)),
+        ("parallel", "one-pass", Policy("one-pass", 3, 5)),
     ]
     for mode, cycle, policy in fixed:
         scheduler: Any = make_scheduler(mode, cycle, 8, costs)  # type: ignore[arg-type]
@@ -158,19 +165,19 @@ def test_modes_that_need_no_costs_ask_for_none() -> None:
 
 
 def test_exact_row_counts_leave_only_their_own_costs() -> None:
-    rows = RowCounts(verify=(8, 16), fused=((8, 8),))
+    rows = RowCounts(verify=(8, 16), fused=((8, 24),))
     left = within(METAL, rows)
     assert left.verify == {8: METAL.verify[8], 16: METAL.verify[16]}
     assert left.of_verify(1) == METAL.verify[8]  # a plain step is padded too
     assert max(left.draft) == 16
-    assert left.fused == {(8, 8): METAL.fused[8, 8]}
+    assert left.fused == {(8, 24): METAL.fused[15, 32]}  # the next that holds them
     assert within(METAL, RowCounts()) is METAL
 
 
 # Reasoning lies near break-even, where one answer is too short to be sure: the bar of 0.97 is
 # missed there (docs/performance.md has the table).
 @pytest.mark.parametrize(
-    ("kind", "share"), [("JSON", 0.95), ("reasoning", 0.9), ("code", 0.97), ("prose", 0.97)]
+    ("kind", "share"), [("JSON", 0.95), ("reasoning", 0.87), ("code", 0.97), ("prose", 0.97)]
 )
 def test_published_kinds_lose_little_to_the_best_fixed_policy(kind: str, share: float) -> None:
     text = Kind.of(SPEED_UPS["1.7B"][kind] * CYCLE_COST)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import costs as costs_module
-from orthrus_mlx.costs import calibrate, device_costs
+from orthrus_mlx.costs import ROWS, calibrate, device_costs, layouts
 from orthrus_mlx.schedule import Costs
 from tests.lossless.fake_model import FakeCache, FakeModel
 
@@ -31,9 +31,9 @@ class Timed(FakeModel):
         self._take("draft", ids.size)
         return super().draft(ids, cache)
 
-    def verify_and_draft(self, ids: Any, n_ar: int, cache: list[FakeCache]) -> Any:
+    def verify_and_draft(self, ids: Any, n_ar: int, depths: Any, cache: list[FakeCache]) -> Any:
         self._take("fused", ids.size)
-        return super().verify_and_draft(ids, n_ar, cache)
+        return super().verify_and_draft(ids, n_ar, depths, cache)
 
     def _take(self, kind: str, rows: int) -> None:
         assert len(self.measured) < 500
@@ -60,16 +60,16 @@ def test_calibration_measures_every_size_of_the_block(clock: Clock) -> None:
     found = calibrate(Timed(clock, lambda rows: 0.001 if rows == 1 else 0.002), 16)
     assert set(found.verify) == {1, 4, 8, 15, 16}
     assert set(found.draft) == {4, 8, 15, 16}
-    assert set(found.fused) == {(4, 4), (8, 8), (15, 15), (16, 16)}
+    assert set(found.fused) == {(n, d) for rows in ROWS for n, d in layouts(rows, 16)}
     assert found.verify[1] == pytest.approx(0.001)
-    assert found.fused[16, 16] == pytest.approx(0.002)
+    assert found.fused[15, 48] == pytest.approx(0.002)
 
 
 def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001 * rows)
     found = calibrate(model, 64)
     assert set(found.draft) == {4, 8}
-    assert max(rows for _, rows in model.measured) == 16
+    assert max(rows for _, rows in model.measured) == 32
 
 
 def test_slow_passes_are_timed_once(clock: Clock) -> None:
