@@ -29,6 +29,11 @@ from mlx_lm.models.rope_utils import initialize_rope
 from .config import ModelConfig
 
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
+# MLX's CUDA backend plans 16-bit attention over several rows anew for each number of keys, which
+# takes 70 ms, and gives up after some hundred plans. Passes of up to so many rows therefore see
+# all slots of the cache there, those not filled yet behind a mask.
+FIXED_SLOTS = hasattr(mx, "cuda") and mx.cuda.is_available()
+MOST_ROWS = 128
 
 
 class Rows(NamedTuple):
@@ -38,13 +43,18 @@ class Rows(NamedTuple):
         start: tokens in the cache before it.
         n_ar: AR rows, which come first.
         positions: where each row stands, [L]; None where row j stands at `start + j`.
-        mask: which slots the diffusion rows see, [L - n_ar, start + L]; None for all.
+        slots: cache slots shown to every row, masked where it may not look; None for those that
+            are filled.
+        ar_mask: which of them the AR rows see.
+        diff_mask: which of them the diffusion rows see.
     """
 
     start: int
     n_ar: int
-    positions: mx.array | None = None
-    mask: mx.array | None = None
+    positions: mx.array | None
+    slots: int | None
+    ar_mask: mx.array | str | None
+    diff_mask: mx.array | None
 
 
 class Joined(NamedTuple):
@@ -143,21 +153,23 @@ class Attention(nn.Module):
         if n < x.shape[1]:
             views.append(self.project(x[:, n:], diffusion=True))
         q, k, v = (
-            mx.concatenate(both, axis=1) if len(both) > 1 else both[0]
+            mx.concatenate(list(both), axis=1) if len(both) > 1 else both[0]
             for both in zip(*views, strict=True)
         )
         # One write to the cache, AR rows first, so that they land where they belong. A second
         # write within one evaluation would make MLX copy the whole cache.
         q, k = self.rotate(q, rows), self.rotate(k, rows)
         k, v = cache.update_and_fetch(k, v.transpose(0, 2, 1, 3))
+        if rows.slots:
+            held: Any = (cache.keys, cache.values)
+            k, v = (a[:, :, : rows.slots] for a in held)
         outs = []
         if n:
-            end = rows.start + n
-            causal = "causal" if n > 1 else None
-            ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], causal)
+            end = rows.slots or rows.start + n
+            ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
             outs.append(self.o_proj(ar))
         if n < x.shape[1]:
-            outs.append(self.o_proj_diff(self.attend(q[:, :, n:], k, v, rows.mask)))
+            outs.append(self.o_proj_diff(self.attend(q[:, :, n:], k, v, rows.diff_mask)))
         return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 
 
@@ -252,8 +264,10 @@ class Model(nn.Module):
         cache has grown by the AR rows (all rows where `n_ar` is None).
         """
         L = ids.shape[1]
-        rows = lay_out(cache[0].offset, L if n_ar is None else n_ar, L, depths)
         h = self.model.embed_tokens(ids)
+        slots = reserve(cache, L) if FIXED_SLOTS and 1 < L <= MOST_ROWS else None
+        n_ar = L if n_ar is None else n_ar
+        rows = lay_out(cache[0].offset, n_ar, L, depths, slots, h.dtype)
         for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
             h = layer(h, rows, layer_cache)
             if rows.n_ar < L:
@@ -304,20 +318,58 @@ class Model(nn.Module):
         return logits[:n_ar], blocks[:, :-1]
 
 
-def lay_out(start: int, n_ar: int, n_rows: int, depths: Sequence[int]) -> Rows:
-    """The rows of a pass: `n_ar` AR rows, then a block for each of `depths`, of equal lengths."""
-    if n_ar in (0, n_rows):
-        return Rows(start, n_ar)
+def lay_out(
+    start: int,
+    n_ar: int,
+    n_rows: int,
+    depths: Sequence[int],
+    slots: int | None = None,
+    dtype: mx.Dtype = mx.float32,
+) -> Rows:
+    """The rows of a pass: `n_ar` AR rows, then a block for each of `depths`, of equal lengths.
+
+    With `slots`, masks are added to the scores, in `dtype`.
+    """
     n_diff = n_rows - n_ar
-    length = n_diff // len(depths)
-    place = mx.arange(n_diff)
-    depth = mx.repeat(mx.array(depths), length)
-    positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
-    # A block sees the text before its anchor, and its own slots, which come after the AR rows.
-    slot = mx.arange(start + n_rows) - start
-    before = slot < depth[:, None]
-    own = (slot >= n_ar) & ((slot - n_ar) // length == (place // length)[:, None])
-    return Rows(start, n_ar, positions, before | own)
+    place, length = mx.arange(n_diff), n_diff // len(depths)
+    depth = mx.repeat(mx.array(list(depths)), length)
+    slot = mx.arange(slots or start + n_rows) - start
+    positions = diff_mask = None
+    ar_mask: mx.array | str | None = "causal" if n_ar > 1 else None
+    if n_ar and n_diff:
+        positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
+    if n_diff and (n_ar or slots):
+        # A block sees the text before its anchor, and its own slots, which follow the AR rows.
+        own = (slot >= n_ar) & (slot < n_rows)
+        own = own & ((slot - n_ar) // length == (place // length)[:, None])
+        diff_mask = (slot < depth[:, None]) | own
+    if slots:
+        ar_mask = added(slot <= mx.arange(n_ar)[:, None], dtype) if n_ar else None
+        diff_mask = None if diff_mask is None else added(diff_mask, dtype)
+    return Rows(start, n_ar, positions, slots, ar_mask, diff_mask)
+
+
+def added(mask: mx.array, dtype: mx.Dtype) -> mx.array:
+    """A mask to be added to attention scores."""
+    return mx.where(mask, mx.array(0, dtype), mx.array(-mx.inf, dtype))
+
+
+def reserve(cache: list[KVCache], rows: int) -> int | None:
+    """Make room for `rows` more tokens; returns the cache's slots, a multiple of its step.
+
+    None for a cache that holds nothing yet.
+    """
+    if cache[0].keys is None:
+        return None
+    slots = -(-(cache[0].offset + rows) // KVCache.step) * KVCache.step
+    for layer in cache:
+        for name in ("keys", "values"):
+            held: Any = getattr(layer, name)
+            if held.shape[2] < slots:
+                room = (0, slots - layer.offset)
+                held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
+                setattr(layer, name, held)
+    return slots
 
 
 def join(parts: Sequence[Any]) -> Joined | None:
@@ -344,11 +396,12 @@ def join(parts: Sequence[Any]) -> Joined | None:
     return Joined(product, tuple(p.weight for p in parts), ends)
 
 
-def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> Sequence[mx.array]:
+def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:
     """What each of `parts` makes of `x`, by one product where they are joined."""
     if joined is None or any(p.weight is not w for p, w in zip(parts, joined.weights, strict=True)):
         return [part(x) for part in parts]
-    return mx.split(joined.product(x), joined.ends, axis=-1)
+    outputs: Any = mx.split(joined.product(x), joined.ends, axis=-1)
+    return list(outputs)
 
 
 DIFFUSION_GROUPS = (

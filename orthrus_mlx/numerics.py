@@ -41,7 +41,7 @@ PATIENCE_MS = 6000.0  # for all of them together, on a device that is slow; the 
 # Attention kernels change at certain numbers of keys, powers of two where the source is known. To
 # use a row count on both sides, its rows must agree also where some steps end below such a number
 # and others above it. With this run-up, the full and the ragged steps of every row count do.
-STEPS = (128, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+STEPS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 RUN_UP, STEP_POSITIONS = 44, 48
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.

@@ -45,7 +45,7 @@ def read_texts(model: Model, ids: mx.array) -> Read:
     h = model.model.embed_tokens(ids)
     for layer in model.layers:
         attention = layer.self_attn
-        q, k, v = attention.project(layer.input_layernorm(h), 0, diffusion=False)
+        q, k, v = rotated(attention, layer.input_layernorm(h), 0, diffusion=False)
         h = h + attention.o_proj(attention.attend(q, k, v, "causal"))
         h = h + layer.mlp(layer.post_attention_layernorm(h))
         keys.append(k)
@@ -113,7 +113,7 @@ def attend(
     B, n_kv, L, D = k_text.shape
     K = x.shape[1]
     A, G = x.shape[0] // B, attention.n_heads // n_kv
-    q, k, v = attention.project(x, starts, diffusion=True)  # [B * A, heads, K, D]
+    q, k, v = rotated(attention, x, starts, diffusion=True)  # [B * A, heads, K, D]
     q = (q * attention.scale).reshape(B, A, n_kv, G, K, D).transpose(0, 2, 3, 1, 4, 5)
     k, v = (a.reshape(B, A, n_kv, 1, K, D).transpose(0, 2, 3, 1, 4, 5) for a in (k, v))
 
@@ -127,6 +127,14 @@ def attend(
     out = weights[..., :L].reshape(B, n_kv, G * A * K, L) @ v_text
     out = out.reshape(B, n_kv, G, A, K, D) + weights[..., L:] @ v
     return out.transpose(0, 3, 4, 1, 2, 5).reshape(B * A, K, attention.n_heads * D)
+
+
+def rotated(
+    attention: Attention, x: mx.array, offset: int | mx.array, diffusion: bool
+) -> list[mx.array]:
+    """Queries, keys and values [B, heads, L, head_dim] of one view, `x` beginning at `offset`."""
+    q, k, v = (a.transpose(0, 2, 1, 3) for a in attention.project(x, diffusion))
+    return [attention.rope(q, offset=offset), attention.rope(k, offset=offset), v]
 
 
 def kl(
