@@ -167,7 +167,7 @@ def cycles(scheduler: Scheduler, text: Text, tokens: int) -> Iterator[tuple[Plan
 def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
     """What one cycle costs."""
     if plan == PLAIN:
-        return costs.of_verify(1)
+        return costs.of_plain()
     if plan.ahead_rows:
         return costs.of_fused(1 + n_drafts, plan.ahead_rows * plan.blocks)
     draft = costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0
@@ -177,7 +177,7 @@ def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
 def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> float:
     """Speed over plain decoding of one answer."""
     time = sum(price(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
-    return tokens * costs.of_verify(1) / time
+    return tokens * costs.of_plain() / time
 
 
 def mean_speed_up(

@@ -8,14 +8,16 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from .engine import RowCounts, cut_cache
+from .consensus import Sampling
+from .engine import Request, RowCounts, cut_cache, decode
 from .numerics import cache_folder, device_key
-from .schedule import BLOCKS, Costs
+from .schedule import BLOCKS, PLAIN_POLICY, Costs, Fixed
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
@@ -24,6 +26,7 @@ SIZES = (4, 8, 15, 16, 24, 32, 64)
 ROWS = (16, 32, 48, 64, 96)
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
+PLAIN_STEPS = 8
 SLOW = 0.05  # seconds; a pass that takes longer is timed once
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
@@ -61,13 +64,13 @@ def calibrate(model: Any, block_size: int) -> Costs:
                 break
         return min(times[1:])
 
-    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {})
+    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {}, plain_step(model, cache))
     hopeless = 0
     for n in [n for n in SIZES if n < block_size] + [block_size]:
         costs.verify[n] = measure(model.verify, ids[:n])
         costs.draft[n] = measure(model.draft, ids[:n])
         cost = costs.verify[n] + costs.draft[n]
-        hopeless = hopeless + 1 if cost > n * costs.verify[1] else 0
+        hopeless = hopeless + 1 if cost > n * costs.of_plain() else 0
         if hopeless == 2:
             break
     hopeless = 0
@@ -78,12 +81,26 @@ def calibrate(model: Any, block_size: int) -> Costs:
         rows, ahead = shares[len(shares) // 2]
         cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
         costs.fused.update(dict.fromkeys(shares, cost))
-        hopeless = hopeless + 1 if cost > max(rows for rows, _ in shares) * costs.verify[1] else 0
+        hopeless = hopeless + 1 if cost > max(n for n, _ in shares) * costs.of_plain() else 0
         if hopeless == 2:
             break
     # Everything is weighed against the plain step: time it twice, at both ends.
-    costs.verify[1] = min(costs.verify[1], measure(model.verify, ids[:1]))
-    return costs
+    return replace(costs, plain=min(costs.of_plain(), plain_step(model, cache)))
+
+
+def plain_step(model: Any, cache: list[Any]) -> float:
+    """Seconds for a plain step as the engine runs it: the next one starts before it is read."""
+    context = cache[0].offset
+    config = model.config
+    request = Request([1], frozenset(), PLAIN_STEPS + 3, Sampling(), config.mask_token_id)
+    times: list[float] = []
+    with contextlib.closing(decode(model, request, Fixed(PLAIN_POLICY), cache)) as run:
+        for _ in run:
+            times.append(time.perf_counter())
+            if len(times) == PLAIN_STEPS + 2 or (len(times) > 2 and times[-1] - times[-2] > SLOW):
+                break
+    cut_cache(cache, context)
+    return (times[-1] - times[1]) / (len(times) - 2)
 
 
 def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
@@ -119,6 +136,7 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
         verify={n: costs.of_verify(n) for n in row_counts.verify},
         draft={n: cost for n, cost in costs.draft.items() if n <= most},
         fused={pair: costs.of_fused(*pair) for pair in row_counts.fused},
+        plain=costs.of_plain() * costs.of_verify(row_counts.verify[0]) / costs.of_verify(1),
     )
 
 
@@ -129,6 +147,7 @@ def _read(file: Path) -> Costs | None:
             verify={int(n): float(c) for n, c in raw["verify"].items()},
             draft={int(n): float(c) for n, c in raw["draft"].items()},
             fused={(int(a), int(d)): float(c) for a, d, c in raw["fused"]},
+            plain=None if raw["plain"] is None else float(raw["plain"]),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, or written by another version: measure again
@@ -140,6 +159,7 @@ def _write(file: Path, costs: Costs) -> None:
         "verify": costs.verify,
         "draft": costs.draft,
         "fused": [(a, d, c) for (a, d), c in costs.fused.items()],
+        "plain": costs.plain,
     }
     partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:

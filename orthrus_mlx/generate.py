@@ -27,7 +27,8 @@ class GenerationResponse:
         prompt_tokens: prompt ids of this call.
         prompt_tps: prompt ids read a second, up to the first token.
         generation_tokens: ids written so far.
-        generation_tps: ids written a second, from the first one on.
+        generation_tps: ids written a second since the prompt was read. (mlx-lm counts from the
+            first id on; here that one brings others with it.)
         peak_memory: peak memory of the process's MLX arrays, in GB (10^9 bytes).
         finish_reason: "stop" (end token or stop string), "length", or None while writing.
         forward_passes: passes over the layers so far, prefill apart; a two-pass cycle has two.
@@ -186,9 +187,27 @@ def stream_generate(
     else:
         ids = prompt
     ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    run = decode_request(model, ids, ends, max_tokens, **options)
+    clock = _Clock(options.pop("prompt_progress_callback", None))
+    run = decode_request(
+        model, ids, ends, max_tokens, prompt_progress_callback=clock.progress, **options
+    )
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
-    return _respond(model, run, tokenizer.detokenizer, ends, stops)
+    return _respond(model, run, tokenizer.detokenizer, ends, stops, clock)
+
+
+class _Clock:
+    """Notes when the prompt was read, and passes its progress on."""
+
+    def __init__(self, on_progress: Progress | None):
+        self.on_progress = on_progress
+        self.prompt_read = 0.0
+
+    def progress(self, done: int, total: int) -> None:
+        """As `prompt_progress_callback`."""
+        if done == total:
+            self.prompt_read = time.perf_counter()
+        if self.on_progress is not None:
+            self.on_progress(done, total)
 
 
 def _respond(
@@ -197,6 +216,7 @@ def _respond(
     detokenizer: Any,
     ends: Collection[int],
     stops: StopStrings,
+    clock: _Clock,
 ) -> Generator[GenerationResponse, None, None]:
     from mlx_lm.generate import wired_limit
 
@@ -209,7 +229,8 @@ def _respond(
             prompt_tokens=stats.prompt_tokens,
             prompt_tps=stats.prompt_tokens / max(first - started, 1e-9),
             generation_tokens=stats.generation_tokens,
-            generation_tps=stats.generation_tokens / max(time.perf_counter() - first, 1e-9),
+            generation_tps=stats.generation_tokens
+            / max(time.perf_counter() - clock.prompt_read, 1e-9),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
             forward_passes=stats.forward_passes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import GenerationResponse as MlxLmResponse
 
-from orthrus_mlx import DecodeStats, GenerationResponse, mlx_generate, stream_generate
+from orthrus_mlx import DecodeStats, GenerationResponse, generate, mlx_generate, stream_generate
 from tests.lossless.fake_model import FakeModel
 from tests.lossless.scenarios import UNTIMED, WAYS
 
@@ -158,6 +159,22 @@ def test_a_response_has_every_field_of_mlx_lms_and_ours() -> None:
     assert set(theirs) <= set(ours)
     added = {"forward_passes", "cycles", "drafted_tokens", "accepted_tokens", "seed"}
     assert added <= set(ours)
+
+
+def test_the_speed_counts_from_the_prompt_on(tokenizer: Any, monkeypatch: Any) -> None:
+    """Also where all that was written came with the first token."""
+    now = [0.0]
+    monkeypatch.setattr(generate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Slow(Writer):
+        def verify(self, ids: Any, cache: Any) -> Any:
+            now[0] += 2.0
+            return super().verify(ids, cache)
+
+    model = Slow(tokenizer.encode("abc", add_special_tokens=False))
+    for n in (1, 100):
+        *_, last = stream_generate(model, tokenizer, [0], n, mode="parallel")
+        assert last.generation_tps == pytest.approx(last.generation_tokens / (2.0 * last.cycles))
 
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import costs as costs_module
-from orthrus_mlx.costs import ROWS, calibrate, device_costs, layouts
+from orthrus_mlx.costs import ROWS, calibrate, device_costs, layouts, within
+from orthrus_mlx.engine import RowCounts
 from orthrus_mlx.schedule import Costs
 from tests.lossless.fake_model import FakeCache, FakeModel
 
@@ -65,6 +66,19 @@ def test_calibration_measures_every_size_of_the_block(clock: Clock) -> None:
     assert found.fused[15, 48] == pytest.approx(0.002)
 
 
+def test_a_plain_step_is_timed_as_the_engine_runs_it(clock: Clock) -> None:
+    class Slow(Timed):
+        def verify(self, ids: Any, cache: list[FakeCache]) -> Any:
+            if cache[0].offset == costs_module.CONTEXT:  # all but the steps behind a first one
+                self.clock.now += 0.01
+            return super().verify(ids, cache)
+
+    found = calibrate(Slow(clock, lambda rows: 0.001 if rows == 1 else 0.002), 8)
+    assert found.verify[1] == pytest.approx(0.011)
+    assert found.of_plain() == found.plain == pytest.approx(0.001)
+    assert within(found, RowCounts(verify=(8,))).of_plain() == pytest.approx(0.001 * 12 / 11)
+
+
 def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001 * rows)
     found = calibrate(model, 64)
@@ -75,14 +89,19 @@ def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
 def test_slow_passes_are_timed_once(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.2)
     calibrate(model, 4)
-    assert len(model.measured) == 2 * 5  # a warm-up and one pass each; the plain step twice
+    blocks = [kind for kind, rows in model.measured if rows > 1]
+    assert sorted(blocks) == sorted(["verify", "draft", "fused"] * 2)  # a warm-up and one pass each
+    assert len(model.measured) - len(blocks) <= 12  # and few plain steps, though measured thrice
 
 
 def test_calibration_leaves_no_trace_in_the_cache_it_measures_with(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001)
     calibrate(model, 8)
-    starts = {forward.start for forward in model.log if forward.kind != "prefill"}
-    assert starts == {costs_module.CONTEXT}
+    passes = [forward for forward in model.log if forward.kind != "prefill"]
+    blocks = [forward for forward in passes if forward.blocks or len(forward.rows) > 1]
+    assert {forward.start for forward in blocks} == {costs_module.CONTEXT}
+    plain = {forward.start for forward in passes if forward not in blocks}
+    assert min(plain) == costs_module.CONTEXT and max(plain) <= costs_module.CONTEXT + 10
 
 
 @pytest.fixture
