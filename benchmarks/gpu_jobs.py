@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from orthrus_mlx import numerics
 from orthrus_mlx.checkpoint import resolve
 from orthrus_mlx.compare import Answer, Difference, Tally, common_length, first_difference, write
@@ -18,28 +20,29 @@ from .scripted import ScriptedDrafts, every_length, usual_lengths
 
 CYCLES = ("two-pass", "one-pass")
 SAMPLINGS = {"greedy": 0.0, "T=0.8": 0.8}
+WARM_UP = 1  # rounds not timed: the first compiles kernels
 Save = Callable[[dict[str, Any]], None]
 
 
 class Clock:
-    """Says when the time of a job is up."""
+    """Says when the time of a job is up; set once the model is there and probed."""
 
     def __init__(self, seconds: float):
         self.started = time.monotonic()
         self.seconds = seconds
 
-    def left(self, share: float = 1.0) -> bool:
-        """Whether less than this share of the time has passed."""
-        return time.monotonic() - self.started < self.seconds * share
+    def left(self) -> bool:
+        """Whether there is time left."""
+        return time.monotonic() - self.started < self.seconds
 
 
 def run(job: dict[str, Any], save: Save) -> None:
     """Do one job, saving its result whenever there is more of it."""
-    clock = Clock(job["budget"])
+    started = time.monotonic()
     result: dict[str, Any] = {"job": job, "rows": []}
     kinds = {"lossless": lossless, "torch": against_torch, "cost": cost}
-    kinds[job["kind"]](job, clock, result, save)
-    result["seconds"] = round(time.monotonic() - clock.started, 1)
+    kinds[job["kind"]](job, result, save)
+    result["seconds"] = round(time.monotonic() - started, 1)
     result["complete"] = True
     save(result)
 
@@ -47,21 +50,25 @@ def run(job: dict[str, Any], save: Save) -> None:
 # --------------------------------------------------------------------- parallel against plain
 
 
-def lossless(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) -> None:
-    """Parallel against AR mode, exact and then fast, greedy and sampled, both cycles."""
+def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
+    """Parallel against AR mode, greedy and sampled, both cycles: exact, then fast if time is left.
+
+    Both answer one prompt at least.
+    """
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
     save(result)
+    clock = Clock(job["budget"])
     scripted = ScriptedDrafts.of(model) if job["model"] == "random" else None
     ways = ["exact", "fast"] if isinstance(result["probe"]["row_counts"], dict) else ["fast"]
-    for numerics_kind, share in zip(ways, (0.65, 1.0), strict=False):
+    for numerics_kind in ways:
         rows = compare_cycles(job, model, scripted, prompts, ends, numerics_kind, found.near_tie)
         shown = result["rows"]
         for done, tallies in rows:
             result["rows"] = shown + tallies
             if done % 16 == 0:
                 save(result)
-            if not clock.left(share):
+            if not clock.left():
                 break
         save(result)
 
@@ -155,7 +162,7 @@ def add_reached(totals: list[int], answer: Answer) -> None:
 # ------------------------------------------------------------------------------- against torch
 
 
-def against_torch(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) -> None:
+def against_torch(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
     """Greedy ids of the torch reference against AR mode and both cycles."""
     import torch
 
@@ -167,6 +174,8 @@ def against_torch(job: dict[str, Any], clock: Clock, result: dict[str, Any], sav
     model, prompts, ends = build(job)
     reference = orthrus_torch.load(resolve(job["model"]), dtype, device)
     found = take_probe(model, job, result)
+    save(result)
+    clock = Clock(job["budget"])
     ways: dict[str, tuple[Any, Any]] = {"ar": ("ar", "auto")}
     ways |= {cycle: ("parallel", cycle) for cycle in CYCLES}
     tallies = {way: Tally() for way in [*ways, "torch two-pass"]}
@@ -174,24 +183,13 @@ def against_torch(job: dict[str, Any], clock: Clock, result: dict[str, Any], sav
         mine: dict[str, Answer] = {}
         for way, (mode, cycle) in ways.items():
             mine[way] = write(
-                model,
-                prompt,
-                ends,
-                job["max_tokens"],
-                Sampling(),
-                mode=mode,
-                cycle=cycle,
-                keep_logits=way == "ar",
+                model, prompt, ends, job["max_tokens"], Sampling(), mode=mode, cycle=cycle
             )
         theirs = Answer(orthrus_torch.greedy_ar(reference, prompt, job["max_tokens"], ends))
         two_pass, _ = orthrus_torch.greedy_two_pass(reference, prompt, job["max_tokens"], ends)
         mine["torch two-pass"] = Answer(two_pass)
         for way, answer in mine.items():
-            # The gap is read off this package's AR logits, as far as the AR answers agree.
-            logits = mine["ar"].logits[: common_length(theirs.ids, mine["ar"].ids) + 1]
-            place = common_length(theirs.ids, answer.ids)
-            judge = Answer(theirs.ids, logits if place < len(logits) else [])
-            difference = difference_of(number, prompt, judge, answer, found.near_tie)
+            difference = judged(model, number, prompt, theirs.ids, answer.ids, found.near_tie)
             tallies[way].add(theirs, answer, difference)
         result["rows"] = [
             {
@@ -210,22 +208,29 @@ def against_torch(job: dict[str, Any], clock: Clock, result: dict[str, Any], sav
     save(result)
 
 
-def difference_of(
-    number: int, prompt: Sequence[int], expected: Answer, found: Answer, bound: float
+def judged(
+    model: Any,
+    number: int,
+    prompt: Sequence[int],
+    expected: list[int],
+    found: list[int],
+    bound: float,
 ) -> Difference | None:
-    """The first difference; where no logits tell the gap, it counts as infinite."""
-    if expected.logits or expected.ids == found.ids:
-        return first_difference(number, len(prompt), expected, found.ids, Sampling(), bound)
-    place = common_length(expected.ids, found.ids)
-    want, have = [*expected.ids, None][place], [*found.ids, None][place]
-    return Difference(number, place, want, have, float("inf"), 0, False)
+    """The first difference, its gap as this package's AR view sees it after the ids before it."""
+    if expected == found:
+        return None
+    place = common_length(expected, found)
+    read = mx.array([[*prompt, *expected[:place]]])
+    row = model.logits(model.hidden(read, model.make_cache())[:, -1])[0]  # [vocab_size]
+    answer = Answer(expected, [row] * (place + 1))  # only the last of them is looked at
+    return first_difference(number, len(prompt), answer, found, Sampling(), bound)
 
 
 # ----------------------------------------------------------------------------- what exactness costs
 
 
-def cost(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) -> None:
-    """Tokens per second of every mode, exact and fast, taking turns."""
+def cost(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
+    """Tokens per second of every mode, exact and fast, taking turns; two rounds or more."""
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
     # The other jobs shared the device: time the row counts again, alone, and choose by that.
@@ -257,13 +262,14 @@ def cost(job: dict[str, Any], clock: Clock, result: dict[str, Any], save: Save) 
             numerics=kind,
         )
 
+    clock = Clock(job["budget"])
     number = 0
-    while number == 0 or (clock.left() and number < len(prompts)):
+    while number < WARM_UP + 2 or (clock.left() and number < len(prompts)):
         order = ways[number % 6 :] + ways[: number % 6] if number else ways
         answers[number] = turn(number, "exact", "ar")  # the script, and a warm-up
         for kind, mode in order:
             answer = turn(number, kind, mode)
-            if number:  # the first round compiles kernels
+            if number >= WARM_UP:
                 assert answer.stats is not None
                 record = (len(answer.ids), answer.seconds, answer.stats.forward_passes)
                 speeds[kind, mode].append(record)

@@ -3,7 +3,8 @@
 Compares parallel with AR mode on trained checkpoints and on random weights of the 1.7B shapes
 (near-ties everywhere; drafts follow a script under which every number of drafts comes to stand),
 in bf16, 8 and 4 bits, greedy and sampled, exact and fast; then with torch, where it is installed;
-then times exact against fast. Every job runs in a process of its own and within its time.
+then times exact against fast. Every job runs in a process of its own and within its time, which
+starts once its model is built and probed; exact mode comes first.
 
     python benchmarks/gpu_proof.py --model demo --model FOLDER=PROMPTS.json --out proof.json
 
@@ -20,6 +21,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ PACKINGS = ("bf16", "8bit", "4bit")
 # On CUDA, bf16 attention over several rows is planned anew for each number of keys, and more than
 # 512 plans count as an error by default.
 CUDA_SETTINGS = {"MLX_CUDA_SDPA_CACHE_SIZE": "100000", "MLX_ENABLE_CACHE_THRASHING_CHECK": "0"}
-GRACE = 45.0  # seconds that a job may take beyond its budget before it is killed
+# Seconds that a job may take beyond its budget before it is killed: to build its model, to compile
+# kernels (over 100 s where nothing is compiled yet, most of it for quantized weights), to probe.
+GRACE = 240.0
 
 
 def main() -> None:
@@ -68,7 +73,7 @@ def parse() -> argparse.Namespace:
     add("--random-prompts", type=int, default=16, help="prompts for the random weights; 0: skip")
     add("--random-tokens", type=int, default=96, help="tokens written to each of them")
     add("--workers", type=int, help="jobs at a time; 0: in this process [6 on CUDA, else 1]")
-    add("--budget-seconds", type=float, default=110, help="for each job of the comparisons")
+    add("--budget-seconds", type=float, default=240, help="for each job of the comparisons")
     add("--cost-seconds", type=float, default=12, help="for each timing; 0: skip")
     add("--only", choices=("compare", "cost"), help="only this part")
     add("--no-torch", action="store_true", help="leave the comparison with torch out")
@@ -147,10 +152,32 @@ def cost_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
     common = {"kind": "cost", "smoke": args.smoke, "budget": args.cost_seconds}
     at_random = {"model": "random", "count": 12, "max_tokens": args.random_tokens}
     models: list[dict[str, Any]] = [at_random] if args.random_prompts else []
+    most = min(128, args.max_tokens)
     for name, prompts in args.model:
-        models.append({"model": name, "prompts": prompts, "count": 48, "max_tokens": 128})
+        models.append({"model": name, "prompts": prompts, "count": 48, "max_tokens": most})
     packings = ("bf16",) if args.smoke else ("bf16", "4bit")
     return [{**common, **model, "packing": p} for model in models for p in packings]
+
+
+@dataclass
+class Running:
+    """A job under way."""
+
+    process: subprocess.Popen[str]
+    job: dict[str, Any]
+    file: Path  # its result, from the end of its probe on
+    log: Path
+    started: float
+
+
+def next_job(waiting: list[tuple[int, dict[str, Any]]], running: list[Running]) -> int | None:
+    """Which of the waiting jobs may start: one whose packing no other job is still probing.
+
+    Two of them would compile the same kernels, and probe the same model twice.
+    """
+    probing = {one.job["packing"] for one in running if not one.file.exists()}
+    ready = (at for at, (_, job) in enumerate(waiting) if job["packing"] not in probing)
+    return next(ready, None)
 
 
 def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[dict[str, Any]]:
@@ -160,10 +187,10 @@ def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[
             yield do_here(job)
         return
     waiting = list(enumerate(jobs))
-    running: list[tuple[subprocess.Popen[str], dict[str, Any], Path, Path, float]] = []
+    running: list[Running] = []
     while waiting or running:
-        while waiting and len(running) < workers:
-            number, job = waiting.pop(0)
+        while len(running) < workers and (at := next_job(waiting, running)) is not None:
+            number, job = waiting.pop(at)
             file = scratch / f"{job['kind']}-{number}.json"
             log = file.with_suffix(".log")
             # The reference computes float32 in full precision; MLX must then too.
@@ -179,18 +206,18 @@ def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[
                     stderr=subprocess.STDOUT,
                     text=True,
                 )
-            running.append((process, job, file, log, time.monotonic()))
+            running.append(Running(process, job, file, log, time.monotonic()))
         time.sleep(0.05)
-        for entry in list(running):
-            process, job, file, log, started = entry
-            late = time.monotonic() - started > job["budget"] + GRACE
-            if process.poll() is None and not late:
+        for one in list(running):
+            ended = one.process.poll() is not None
+            late = not ended and time.monotonic() - one.started > one.job["budget"] + GRACE
+            if not (ended or late):
                 continue
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-            running.remove(entry)
-            yield collect(job, file, log, "killed: over its time" if late else "")
+            if late:
+                one.process.kill()
+                one.process.wait()
+            running.remove(one)
+            yield collect(one.job, one.file, one.log, "killed: over its time" if late else "")
 
 
 def python_path() -> str:
@@ -236,19 +263,29 @@ def print_result(result: dict[str, Any]) -> None:
     if probe := result.get("probe"):
         print(
             f"  probe {probe['seconds']} s: classes {probe['classes']}, fused {probe['fused']}, "
-            f"disagreement {probe['disagreement']:.4g}; exact uses {probe['row_counts']}"
+            f"disagreement {probe['disagreement']:.4g}; {exact_counts(probe)}"
         )
     for row in result["rows"]:
         print("  " + (cost_line(row) if job["kind"] == "cost" else comparison_line(row)))
         for d in row.get("differences", [])[: 4 if row.get("numerics") != "exact" else 32]:
-            gap = "?" if d["gap"] is None else f"{d['gap']:.4g}"
-            print(
-                f"      prompt {d['prompt']} token {d['place']}: {d['expected']} / {d['found']}, "
-                f"gap {gap}, rank {d['rank']}{', near-tie' if d['near_tie'] else ''}"
-            )
+            print("      " + difference_line(d))
     if "error" in result:
         print(f"  FAILED: {result['error']}")
     sys.stdout.flush()
+
+
+def exact_counts(probe: dict[str, Any]) -> str:
+    """The row counts of exact mode."""
+    counts = probe["row_counts"]
+    return f"exact uses {counts}" if isinstance(counts, dict) else "no exact mode"
+
+
+def difference_line(d: dict[str, Any]) -> str:
+    """One place where two answers part."""
+    line = f"prompt {d['prompt']} token {d['place']}: {d['expected']} / {d['found']}, "
+    if d["gap"] is None:
+        return line + "one had ended"
+    return line + f"gap {d['gap']:.4g}, rank {d['rank']}{', near-tie' if d['near_tie'] else ''}"
 
 
 def comparison_line(row: dict[str, Any]) -> str:
@@ -261,16 +298,21 @@ def comparison_line(row: dict[str, Any]) -> str:
     if row["cycles"]:
         line += f", {row['tokens'] / row['cycles']:.2f} tokens a cycle"
     if "accepted_at" in row:
-        lengths = [
-            a - b for a, b in zip(row["accepted_at"], [*row["accepted_at"][1:], 0], strict=True)
-        ]
-        seen = sum(count > 0 for count in lengths) + (row["cycles"] > sum(lengths))
-        line += f", {seen} of {len(lengths) + 1} accepted lengths seen"
+        line += f", {accepted_lengths(row['accepted_at'], row['cycles'])}"
     if row["prompts"] > row["same_prompts"]:
         line += f"; {row['near_ties']} near-ties (bound {row['bound']:.4g})"
     if row["prompts"] < row["asked"]:
         line += f"  [time was up after {row['prompts']} of {row['asked']}]"
     return line
+
+
+def accepted_lengths(accepted_at: list[int], cycles: int) -> str:
+    """How many of the possible numbers of drafts came to stand in some cycle."""
+    if not accepted_at:
+        return "no drafts"
+    at_least = [cycles, *accepted_at, 0]  # cycles in which 0, 1, 2, ... drafts stood, or more
+    seen = sum(more < here for here, more in pairwise(at_least))
+    return f"{seen} of {len(accepted_at) + 1} accepted lengths seen"
 
 
 def cost_line(row: dict[str, Any]) -> str:
