@@ -38,6 +38,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orthrus_mlx.costs import ROWS, layouts
@@ -144,7 +145,14 @@ class Text:
         return right
 
 
-def cycles(scheduler: Scheduler, text: Text, tokens: int) -> Iterator[tuple[Plan, int, int]]:
+class Guesses(Protocol):
+    """What is guessed at each place of a text."""
+
+    def guesses(self, anchor: int, count: int) -> list[bool]:
+        """Whether guesses for the `count` places behind the anchor's are right."""
+
+
+def cycles(scheduler: Scheduler, text: Guesses, tokens: int) -> Iterator[tuple[Plan, int, int]]:
     """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts that stood)."""
     anchor, budget = 0, tokens
     pending: list[bool] = []

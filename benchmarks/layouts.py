@@ -1,0 +1,185 @@
+"""Tokens per forward of two-pass and one-pass cycles, by kind of text and by layout of the rows.
+
+The AR view answers each prompt once, greedily, and the diffusion view drafts a whole block behind
+every token of the answer. That table says what any schedule would have drafted where, so that the
+schedules can be replayed on it by the hundred; a pass counts as one forward whatever its rows.
+
+    python benchmarks/layouts.py demo [--per-kind 4] [--table demo.json]
+    python benchmarks/layouts.py FOLDER=PROMPTS.json
+
+PROMPTS is a JSON list of {"kind", "prompt": ids}; without it, held-out questions of the demo are
+asked. With --table the drafts are kept in that file, and read from it if it is there.
+
+One simplification: a shorter block is taken to guess what the first rows of a whole one do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.simulate import cycles
+from orthrus_mlx.schedule import BLOCKS, Fixed, Policy
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer and what would have been drafted in it.
+
+    Attributes:
+        kind: of the prompt.
+        tokens: the answer's ids.
+        drafts: by tokens written, what a block drafts for the places from there on.
+    """
+
+    kind: str
+    tokens: list[int]
+    drafts: list[list[int]]
+
+    def guesses(self, anchor: int, count: int) -> list[bool]:
+        """As `simulate.Text.guesses`: whether each of `count` guesses behind `anchor` is right."""
+        places = self.tokens[anchor : anchor + count]
+        places += [-1] * (count - len(places))  # behind the end nothing is right
+        drafts = self.drafts[anchor] if anchor < len(self.drafts) else []
+        drafts = drafts[:count] + [-2] * (count - len(drafts))
+        return [a == b for a, b in zip(places, drafts, strict=True)]
+
+
+def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int) -> Answer:
+    """Let both views write after one prompt."""
+    import mlx.core as mx
+
+    from orthrus_mlx import mlx_generate
+    from orthrus_mlx.engine import cut_cache
+
+    cache = model.make_cache()
+    tokens: list[int] = []
+    drafts: list[list[int]] = []
+    masks = [model.config.mask_token_id] * (model.config.block_size - 1)
+    for token in mlx_generate(model, prompt, ends, limit, mode="ar"):
+        tokens.append(token)
+    text = prompt + tokens
+    model.hidden(mx.array([text[: len(prompt) - 1]]), cache)
+    for place in range(len(prompt) - 1, len(text) - 1):
+        block = mx.argmax(model.draft(mx.array([text[place], *masks]), cache), axis=-1)
+        guesses: Any = block.tolist()
+        drafts.append(guesses)
+        model.hidden(mx.array([[text[place]]]), cache)
+        mx.eval([layer.state for layer in cache])
+    cut_cache(cache, 0)
+    return Answer(kind, tokens, drafts)
+
+
+def forwards(policy: Policy, answer: Answer) -> int:
+    """Passes over the layers that `policy` takes for an answer."""
+    passes = cycles(Fixed(policy), answer, len(answer.tokens))
+    return sum(2 if plan.draft_rows else 1 for plan, _, _ in passes)
+
+
+def two_pass(block_size: int) -> Iterator[Policy]:
+    """Every number of drafts."""
+    for n_drafts in range(1, block_size):
+        yield Policy("two-pass", n_drafts)
+
+
+def one_pass(rows: int, block_size: int) -> Iterator[Policy]:
+    """Every way to share out `rows` rows, or less where blocks are at their longest."""
+    for blocks in BLOCKS:
+        for n_ar in range(2, block_size + 1):
+            length = min(block_size, (rows - n_ar) // blocks)
+            if length >= 3:
+                yield Policy("one-pass", n_ar - 1, length, blocks)
+
+
+def best(policies: Iterator[Policy], answers: list[Answer]) -> tuple[Policy, int]:
+    """The policy with the fewest passes for all answers, and these."""
+    counts = {policy: sum(forwards(policy, a) for a in answers) for policy in policies}
+    return min(counts.items(), key=lambda item: item[1])
+
+
+def show(policy: Policy) -> str:
+    """A layout in a cell of the table."""
+    if policy.kind == "two-pass":
+        return f"{policy.n_drafts} drafts"
+    return f"{policy.n_drafts + 1}+{policy.blocks}x{policy.ahead_rows}"
+
+
+def report(answers: list[Answer], block_size: int, budgets: tuple[int, ...] = (32, 64)) -> None:
+    """Print the table: each kind at its own best layout, then all of them together."""
+    by_kind: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_kind[answer.kind].append(answer)
+    columns: dict[str, Callable[[], Iterator[Policy]]] = {"two-pass": lambda: two_pass(block_size)}
+    for rows in budgets:
+        columns[f"one-pass, {rows} rows"] = lambda rows=rows: one_pass(rows, block_size)  # type: ignore[misc]
+    titles = [title for name in columns for title in (name, "layout")]
+    print(f"| kind | tokens | {' | '.join(titles)} |")
+    print("|---|---:|" + "---:|---|" * len(columns))
+    totals: dict[str, int] = defaultdict(int)
+    tokens = sum(len(a.tokens) for a in answers)
+    worst = dict.fromkeys(columns, float("inf"))
+    for kind, some in sorted(by_kind.items()):
+        n = sum(len(a.tokens) for a in some)
+        cells, reference = [], 0
+        for name, policies in columns.items():
+            policy, passes = best(policies(), some)
+            reference = reference or passes
+            worst[name] = min(worst[name], reference / passes)
+            totals[name] += passes
+            cells.append(f"{n / passes:.2f} | {show(policy)}")
+        print(f"| {kind} | {n} | {' | '.join(cells)} |")
+    print(f"| **all** | {tokens} | {' | '.join(f'{tokens / t:.2f} |' for t in totals.values())} |")
+    for name, passes in totals.items():
+        if name != "two-pass":
+            over = totals["two-pass"] / passes
+            print(f"\n{name}: {over:.2f} of two-pass overall, {worst[name]:.2f} on the worst kind.")
+
+
+def main() -> None:
+    """Make or read the table of drafts, replay, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", metavar="MODEL[=PROMPTS]", help="a folder, a Hub id or 'demo'")
+    parser.add_argument("--per-kind", type=int, default=4, help="questions of each kind")
+    parser.add_argument("--max-tokens", type=int, default=320, help="the longest answer")
+    parser.add_argument("--table", type=Path, help="keep the drafts in this file")
+    args = parser.parse_args()
+    from rich.progress import track
+
+    from orthrus_mlx import load
+
+    name, _, prompts = args.model.partition("=")
+    model, tokenizer = load(name)
+    if args.table and args.table.exists():
+        answers = [Answer(**entry) for entry in json.loads(args.table.read_text())]
+    else:
+        cases = read_cases(prompts, tokenizer, args.per_kind)
+        ends = tokenizer.eos_token_ids
+        answers = [
+            read_answer(model, kind, ids, ends, args.max_tokens)
+            for kind, ids in track(cases, description="Drafting", transient=True)
+        ]
+        if args.table:
+            args.table.write_text(json.dumps([vars(answer) for answer in answers]))
+    report(answers, model.config.block_size)
+
+
+def read_cases(prompts: str, tokenizer: Any, per_kind: int) -> list[tuple[str, list[int]]]:
+    """Kinds and prompts, from a file or from the demo's held-out questions."""
+    if prompts:
+        return [(case["kind"], case["prompt"]) for case in json.loads(Path(prompts).read_text())]
+    from orthrus_mlx.session import encode_chat
+    from recipes.demo.corpus import evaluation
+
+    questions = evaluation(per_kind, seed=1)
+    return [(q.kind, encode_chat(tokenizer, q.prompt)[0]) for q in questions]
+
+
+if __name__ == "__main__":
+    main()
