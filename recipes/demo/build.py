@@ -9,28 +9,41 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from . import corpus, rows, tokenizer
 
 STAGES = ("corpus", "tokenizer", "base", "drafting", "evaluation")
 TOKENIZER_CONVERSATIONS = 40_000
-DRAFTING = (
-    "--iters 14000 --batch-size 64 --anchors 16 --max-seq-length 512 --learning-rate 1.2e-3 "
-    "--steps-per-report 200 --steps-per-eval 7000 --save-every 7000"
+
+
+class Round(NamedTuple):
+    """A training run of the diffusion view, on the first conversations of the base's data."""
+
+    conversations: int
+    options: str
+
+
+DRAFTING = "--batch-size 64 --anchors 16 --max-seq-length 512 --steps-per-report 200"
+# The second round starts from the first one's checkpoint.
+ROUNDS = (
+    Round(60_000, "--iters 14000 --learning-rate 1.2e-3 --steps-per-eval 7000 --save-every 7000"),
+    Round(120_000, "--iters 6000 --learning-rate 6e-4 --steps-per-eval 0 --save-every 6000"),
 )
 
 
-def write_corpus(work: Path, count: int, drafting: int, seed: int) -> None:
-    """The data of the base, and a part of it in a folder of its own for the drafting view."""
+def write_corpus(work: Path, count: int, seed: int) -> None:
+    """The data of the base, and parts of it for the rounds of the diffusion view."""
     corpus.write(work / "data", train=count, valid=400, per_kind=25, seed=seed)
-    folder = work / "drafting"
-    folder.mkdir(exist_ok=True)
-    shutil.copyfile(work / "data" / "valid.jsonl", folder / "valid.jsonl")
-    with (
-        (work / "data" / "train.jsonl").open(encoding="utf-8") as source,
-        (folder / "train.jsonl").open("w", encoding="utf-8") as target,
-    ):
-        target.writelines(itertools.islice(source, drafting))
+    for number, training in enumerate(ROUNDS, start=1):
+        folder = work / f"drafting-{number}"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(work / "data" / "valid.jsonl", folder / "valid.jsonl")
+        with (
+            (work / "data" / "train.jsonl").open(encoding="utf-8") as source,
+            (folder / "train.jsonl").open("w", encoding="utf-8") as target,
+        ):
+            target.writelines(itertools.islice(source, training.conversations))
 
 
 def train_tokenizer(work: Path) -> None:
@@ -48,11 +61,16 @@ def train_base(work: Path, options: list[str]) -> None:
 
 
 def train_drafting(work: Path, out: Path, options: list[str]) -> None:
-    """The diffusion view, by the trainer that users have."""
-    command = [sys.executable, "-m", "orthrus_mlx.cli", "train"]
-    command += ["--model", str(work / "base"), "--data", str(work / "drafting")]
-    command += ["--output", str(out), "--block-size", "32", *options]
-    subprocess.run(command, check=True)
+    """The diffusion view, by the trainer that users have; `options` go to both rounds, last."""
+    between = work / "round-1"
+    shutil.rmtree(between, ignore_errors=True)
+    models = (work / "base", between, out)  # each round: from one to the next
+    for number, training in enumerate(ROUNDS, start=1):
+        command = [sys.executable, "-m", "orthrus_mlx.cli", "train", "--block-size", "32"]
+        command += ["--model", str(models[number - 1]), "--output", str(models[number])]
+        command += ["--data", str(work / f"drafting-{number}"), *DRAFTING.split()]
+        print(f"-- round {number}", flush=True)
+        subprocess.run([*command, *training.options.split(), *options], check=True)
 
 
 def base_hashes(folder: Path) -> dict[str, str]:
@@ -95,26 +113,26 @@ def main() -> None:
     )
     parser.add_argument("--stage", choices=STAGES, action="append", help="only this; repeatable")
     parser.add_argument("--conversations", type=int, default=400_000)
-    parser.add_argument("--drafting-conversations", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", default="", help='options of the base, as "--steps 100"')
-    parser.add_argument("--drafting", default="", help='options of the trainer, as "--iters 100"')
+    parser.add_argument(
+        "--drafting", default="", help='options of the trainer in both rounds, as "--iters 100"'
+    )
     args = parser.parse_args()
 
     work, out = args.work, args.out
+    chosen = args.stage or STAGES
+    if "drafting" in chosen and out.exists():  # said now, not after twenty minutes
+        raise SystemExit(f"{out} exists already. Remove it, or name another --out.")
     work.mkdir(parents=True, exist_ok=True)
-    base = args.base.split()
-    drafting = (args.drafting or DRAFTING).split()
     stages = {
-        "corpus": lambda: write_corpus(
-            work, args.conversations, args.drafting_conversations, args.seed
-        ),
+        "corpus": lambda: write_corpus(work, args.conversations, args.seed),
         "tokenizer": lambda: train_tokenizer(work),
-        "base": lambda: train_base(work, base),
-        "drafting": lambda: train_drafting(work, out, drafting),
+        "base": lambda: train_base(work, args.base.split()),
+        "drafting": lambda: train_drafting(work, out, args.drafting.split()),
         "evaluation": lambda: (check_unchanged(work, out), evaluate(out, work)),
     }
-    for stage in args.stage or STAGES:
+    for stage in chosen:
         start = time.perf_counter()
         print(f"== {stage}", flush=True)
         stages[stage]()
