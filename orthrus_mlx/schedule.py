@@ -164,8 +164,17 @@ class Costs:
 
     def of_fused(self, rows: int, ahead: int) -> float:
         """Cost of a one-pass forward."""
-        fitting = [c for (a, d), c in self.fused.items() if a >= rows and d >= ahead]
-        return min(fitting) if fitting else max(self.fused.values())
+        return self.of_each_fused(rows, ahead)[rows - 1]
+
+    def of_each_fused(self, most: int, ahead: int) -> list[float]:
+        """The same for 1 to `most` AR rows."""
+        fitting = sorted((a, c) for (a, d), c in self.fused.items() if d >= ahead)
+        cheapest, costs = max(self.fused.values()), []
+        for rows in range(most, 0, -1):
+            while fitting and fitting[-1][0] >= rows:
+                cheapest = min(cheapest, fitting.pop()[1])
+            costs.append(cheapest)
+        return costs[::-1]
 
 
 def _at(costs: dict[int, float], rows: int) -> float:
@@ -270,7 +279,8 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list
     renewed = sum(fall for fall, left in zip(fresh_falls, after, strict=True) if left is None)
     ends = 1 - fresh_stands[full] - renewed  # of a run of cycles with fresh drafts
     all_fresh, share = 1.0, [0.0] * full + [1.0]  # of cycles with fresh drafts, with m stale ones
-    for _ in range(10):
+    for _ in range(12):
+        before = all_fresh
         begins, more = share[full] * stale_stands[full], share[full]  # more: with more than a
         following = [0.0] * (full + 1)
         for a in range(full - 1, -1, -1):
@@ -291,14 +301,17 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list
             break
         # Half a step keeps chains that would alternate for ever from doing so.
         share = [(old + new / total) / 2 for old, new in zip(share, following, strict=True)]
+        if abs(all_fresh - before) < 0.003:
+            break
     ahead = policy.ahead_rows * policy.blocks
+    prices = costs.of_each_fused(1 + full, ahead)
     tokens = all_fresh * sum(fresh_stands)
-    time = all_fresh * costs.of_fused(1 + full, ahead)
+    time = all_fresh * prices[full]
     expected = 0.0
     for m, weight in enumerate(share):
         expected += stale_stands[m]  # one for the choice after the drafts, and each that stands
         tokens += (1 - all_fresh) * weight * expected
-        time += (1 - all_fresh) * weight * costs.of_fused(1 + m, ahead)
+        time += (1 - all_fresh) * weight * prices[m]
     return tokens / time
 
 
