@@ -92,12 +92,14 @@ class Probe:
         return RowCounts(rows, tuple(pair for pair in self.fused if pair[0] in rows))
 
     def _time_per_token(self, rows: tuple[int, ...]) -> float:
-        """Milliseconds a token, plain or with the most drafts, whichever is faster."""
+        """Milliseconds a token, plain or with the best number of drafts."""
         total = 0.0
         for stands in (0.5, 0.7, 0.9):  # the chance that a draft stands
-            tokens = (1 - stands ** rows[-1]) / (1 - stands)  # in a cycle
-            drafting = 2 * self.cost_ms[rows[-1]] / tokens  # a draft pass costs about the same
-            total += min(self.cost_ms[rows[0]], drafting)
+            best = self.cost_ms[rows[0]]
+            for n in rows:
+                tokens = (1 - stands**n) / (1 - stands)  # in a cycle of n - 1 drafts
+                best = min(best, 2 * self.cost_ms[n] / tokens)  # a draft pass costs about the same
+            total += best
         return total
 
     @property
