@@ -331,14 +331,16 @@ def lay_out(
     With `slots`, masks are added to the scores, in `dtype`.
     """
     n_diff = n_rows - n_ar
+    ar_mask: mx.array | str | None = "causal" if n_ar > 1 else None
+    if not slots and n_rows in (n_ar, n_diff):  # one view, and all that is filled to see
+        return Rows(start, n_ar, None, None, ar_mask, None)
     place, length = mx.arange(n_diff), n_diff // len(depths)
     depth = mx.repeat(mx.array(list(depths)), length)
     slot = mx.arange(slots or start + n_rows) - start
     positions = diff_mask = None
-    ar_mask: mx.array | str | None = "causal" if n_ar > 1 else None
     if n_ar and n_diff:
         positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
-    if n_diff and (n_ar or slots):
+    if n_diff:
         # A block sees the text before its anchor, and its own slots, which follow the AR rows.
         own = (slot >= n_ar) & (slot < n_rows)
         own = own & ((slot - n_ar) // length == (place // length)[:, None])
