@@ -44,7 +44,7 @@ def main() -> None:
         # Probes are taken here and now, and shared by the jobs.
         os.environ["ORTHRUS_MLX_CACHE"] = scratch
         started = time.monotonic()
-        report: dict[str, Any] = {"device": describe_device(), "results": []}
+        report: dict[str, Any] = {"device": describe_device(), "results": [], "seconds": 0.0}
         print(report["device"], flush=True)
         phases = {"compare": (correctness_jobs(args), args.workers), "cost": (cost_jobs(args), 1)}
         for jobs, workers in [phases[args.only]] if args.only else phases.values():

@@ -172,7 +172,8 @@ def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
     """Cycles over `n` rows of each view, also where no draft stands, as on random weights."""
     if kind == "two-pass":
         return Policy("two-pass", n - 1), ANY_ROWS
-    return Policy("one-pass", n - 1, n // 2), RowCounts(verify=(n,), fused=((n, n),))
+    blocks = 1 if n % 2 else 2
+    return Policy("one-pass", n - 1, n // blocks, blocks), RowCounts((n,), ((n, n),))
 
 
 def _timed(run: Callable[[], mx.array]) -> float:

@@ -257,6 +257,7 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
         weights += [(name, a) for name, a in content.items() if name in tensors]
     model.eval()
     model.load_weights(weights, strict=True)
+    del weights, content  # or joining would keep every weight in memory twice
     # Last of all that changes which parameters there are: what was measured is found by this.
     model.origin = Origin(checkpoint.layout, of_parameters(model))
     if not lazy:

@@ -131,11 +131,18 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
     """The costs that are left where exact numerics pad every pass to `row_counts`."""
     if not row_counts.verify:
         return costs
-    most = row_counts.verify[-1]
+    least, most = row_counts.verify[0], row_counts.verify[-1]
+    # What is larger than anything measured could not pay: measuring stops there.
+    rows = [n for n in row_counts.verify if n == least or n <= max(costs.verify)]
+    pairs = [
+        (n, ahead)
+        for n, ahead in row_counts.fused
+        if any(a >= n and d >= ahead for a, d in costs.fused)
+    ]
     return Costs(
-        verify={n: costs.of_verify(n) for n in row_counts.verify},
+        verify={n: costs.of_verify(n) for n in rows},
         draft={n: cost for n, cost in costs.draft.items() if n <= most},
-        fused={pair: costs.of_fused(*pair) for pair in row_counts.fused},
+        fused={pair: costs.of_fused(*pair) for pair in pairs},
         plain=costs.of_plain() * costs.of_verify(row_counts.verify[0]) / costs.of_verify(1),
     )
 

@@ -31,7 +31,8 @@ from .config import ModelConfig
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
 # MLX's CUDA backend plans 16-bit attention over several rows anew for each number of keys, which
 # takes 70 ms, and gives up after some hundred plans. Passes of up to so many rows therefore see
-# all slots of the cache there, those not filled yet behind a mask.
+# a power of two of the cache's slots there, those not filled yet behind a mask. (Kernels may change
+# wherever that number does; `numerics.STEPS` are all such places.)
 FIXED_SLOTS = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
 
@@ -62,13 +63,20 @@ class Joined(NamedTuple):
 
     Attributes:
         product: the projection with the rows of all parts.
-        weights: the parts' own, of which `product` was made.
+        parts: of which it was made, each with the arrays that it had.
         ends: where each part ends in its output, but for the last.
     """
 
     product: nn.Module
-    weights: tuple[mx.array, ...]
+    parts: list[tuple[nn.Module, dict[str, mx.array]]]
     ends: list[int]
+
+    def still_of(self, parts: Sequence[nn.Module]) -> bool:
+        """Whether these are the parts, and still have the arrays that they had."""
+        return all(
+            part is known and all(part[name] is array for name, array in arrays.items())
+            for part, (known, arrays) in zip(parts, self.parts, strict=True)
+        )
 
 
 class Attention(nn.Module):
@@ -243,13 +251,22 @@ class Model(nn.Module):
     def pack(self) -> None:
         """Compute projections that read the same input as one product from now on.
 
-        Fewer and larger matrix products; the parameters keep their names. Weights that are
-        replaced later (another type, other packing) are used as they are, unjoined, until the next
-        call.
+        Fewer and larger matrix products; the parameters keep their names. Weights or modules that
+        are replaced later (another type, other packing, an adapter) are used as they are, unjoined,
+        until the next call. Weights changed in place are not noticed: call it again.
         """
         for layer in self.layers:
             layer.self_attn.pack()
             layer.mlp.pack()
+
+    @property
+    def joined(self) -> bool:
+        """Whether passes run joined projections (where these can be joined at all)."""
+        attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
+        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        gate_up = (mlp.gate_proj, mlp.up_proj)
+        pairs = ((attention._qkv, qkv), (mlp._gate_up, gate_up))
+        return any(joined is not None and joined.still_of(parts) for joined, parts in pairs)
 
     def hidden(
         self,
@@ -357,13 +374,13 @@ def added(mask: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 def reserve(cache: list[KVCache], rows: int) -> int | None:
-    """Make room for `rows` more tokens; returns the cache's slots, a multiple of its step.
+    """Make room for `rows` more tokens; returns how many slots to show, a power of two.
 
     None for a cache that holds nothing yet.
     """
     if cache[0].keys is None:
         return None
-    slots = -(-(cache[0].offset + rows) // KVCache.step) * KVCache.step
+    slots = max(128, 1 << (cache[0].offset + rows - 1).bit_length())
     for layer in cache:
         for name in ("keys", "values"):
             held: Any = getattr(layer, name)
@@ -384,23 +401,25 @@ def join(parts: Sequence[Any]) -> Joined | None:
         (type(p), *(getattr(p, name, None) for name in ("bits", "group_size", "mode")))
         for p in parts
     }
-    if len(kinds) > 1 or any("bias" in p for p in parts):
+    known = type(parts[0]) in (nn.Linear, nn.QuantizedLinear)
+    if not known or len(kinds) > 1 or any("bias" in p for p in parts):
         return None
     product = copy.copy(parts[0])
     sizes = [p.weight.shape[0] for p in parts]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    for name in [name for name, value in parts[0].items() if isinstance(value, mx.array)]:
+    names = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
+    for name in names:
         whole = mx.concatenate([p[name] for p in parts])
         product[name] = whole
         for part, view in zip(parts, mx.split(whole, ends), strict=True):
             part[name] = view
     mx.eval(product.parameters(), [p.parameters() for p in parts])
-    return Joined(product, tuple(p.weight for p in parts), ends)
+    return Joined(product, [(p, {name: p[name] for name in names}) for p in parts], ends)
 
 
 def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:
     """What each of `parts` makes of `x`, by one product where they are joined."""
-    if joined is None or any(p.weight is not w for p, w in zip(parts, joined.weights, strict=True)):
+    if joined is None or not joined.still_of(parts):
         return [part(x) for part in parts]
     outputs: Any = mx.split(joined.product(x), joined.ends, axis=-1)
     return list(outputs)

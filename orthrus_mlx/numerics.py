@@ -47,7 +47,7 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
 # Of the cache file. Raise it also when the same checkpoint comes to run other kernels.
-FORMAT = 4
+FORMAT = 5
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
@@ -369,6 +369,8 @@ def cache_folder() -> Path:
 def device_key(model: Any) -> dict[str, Any]:
     """Everything that decides which kernels run: shapes, packing, device, system, mlx version.
 
+    Joined projections are other products than separate ones, and may run other kernels.
+
     A `Checkpoint` has the key of the model that is loaded from it; see `layout_of`.
     """
     return {
@@ -376,6 +378,7 @@ def device_key(model: Any) -> dict[str, Any]:
         "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
         "limits": [model.config.block_size, model.config.max_position_embeddings],
         "weights": list(layout_of(model)),
+        "joined": getattr(model, "joined", True),  # as loading leaves them
         "device": device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
         "mlx": MLX_VERSION,

@@ -452,7 +452,7 @@ def make_scheduler(
     if mode == "ar":
         return Fixed(PLAIN_POLICY)
     if mode == "parallel":
-        if cycle == "one-pass":
+        if cycle == "one-pass" and block_size > 2:  # a block of two leaves nothing to verify
             # As many rows as the two passes of a two-pass cycle have.
             length = min(block_size, max(3, (2 * block_size + 1) // 3))
             return Fixed(Policy("one-pass", max(1, length - 2), length))

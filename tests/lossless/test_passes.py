@@ -11,6 +11,7 @@ import pytest
 from orthrus_mlx import mlx_generate
 from orthrus_mlx import model as model_module
 from orthrus_mlx.model import join
+from orthrus_mlx.numerics import STEPS, device_key
 
 from . import row_kernels
 from .scenarios import WAYS
@@ -67,6 +68,45 @@ def test_weights_replaced_after_joining_are_used() -> None:
     assert all(map(mx.array_equal, logits(model), expected))
 
 
+def test_a_module_put_in_the_place_of_a_projection_is_used() -> None:
+    """As adapters do; it need not even have a weight."""
+
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner = inner
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return 2 * self.inner(x)
+
+    models = [row_kernels.build(row_kernels.Model) for _ in range(2)]
+    models[0].pack()
+    assert models[0].joined and not models[1].joined
+    for model in models:
+        for layer in model.layers:
+            layer.mlp.gate_proj = Doubled(layer.mlp.gate_proj)
+            layer.self_attn.v_proj = Doubled(layer.self_attn.v_proj)
+    assert all(map(mx.array_equal, logits(models[0]), logits(models[1])))
+    assert not models[0].joined
+    models[0].pack()  # what cannot be joined is left alone
+    assert all(map(mx.array_equal, logits(models[0]), logits(models[1])))
+
+
+def test_scales_replaced_after_joining_are_used() -> None:
+    model = row_kernels.build(row_kernels.Model, hidden_size=64, intermediate_size=64)
+    nn.quantize(model, bits=4, group_size=32)
+    model.pack()
+    model.set_dtype(mx.bfloat16)  # the packed integers stay
+    assert {a.dtype for a in logits(model)} == {mx.bfloat16}
+
+
+def test_what_was_measured_joined_is_not_taken_for_separate() -> None:
+    model = row_kernels.build(row_kernels.Model)
+    separate = device_key(model)
+    model.pack()
+    assert device_key(model) != separate
+
+
 def test_projections_of_different_kinds_are_not_joined() -> None:
     plain, biased = nn.Linear(64, 32, bias=False), nn.Linear(64, 32)
     packed = [nn.QuantizedLinear(64, 32, bias=False, bits=bits) for bits in (4, 4, 8)]
@@ -85,6 +125,22 @@ def test_a_cache_shown_whole_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(model_module, "FIXED_SLOTS", True)
         for a, b in zip(filled, logits(model, n), strict=True):
             assert mx.allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_the_slots_shown_change_only_where_the_probe_looks() -> None:
+    model = row_kernels.build(row_kernels.Model)
+    cache = model.make_cache()
+    model.hidden(mx.array([[1, 2, 3]]), cache)
+    seen = {}
+    for n in range(5, 3000, 7):
+        for layer in cache:
+            layer.offset = n - 2
+            layer.keys, layer.values = mx.zeros((1, 1, n, 16)), mx.zeros((1, 1, n, 16))
+        slots = model_module.reserve(cache, 2)
+        assert slots is not None and slots >= n and cache[0].keys.shape[2] >= slots
+        seen[n] = slots
+    changes = {a for a, b in zip(seen.values(), list(seen.values())[1:], strict=False) if a != b}
+    assert changes <= set(STEPS)
 
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)

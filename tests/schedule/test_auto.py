@@ -174,6 +174,16 @@ def test_exact_row_counts_leave_only_their_own_costs() -> None:
     assert within(METAL, RowCounts()) is METAL
 
 
+def test_exact_row_counts_beyond_what_was_measured_are_left_out() -> None:
+    """Measuring stops where nothing can pay: what is larger has no price, and no use."""
+    costs = Costs({1: 1.0, 4: 3.0, 8: 6.0}, {4: 3.0, 8: 6.0}, {(7, 8): 9.0})
+    left = within(costs, RowCounts(verify=(2, 8, 32), fused=((8, 16), (32, 32))))
+    assert left.verify == {2: 3.0, 8: 6.0} and left.fused == {}
+    assert Auto(left, policies(left, "auto")).policies is not None
+    none = within(Costs({1: 1.0, 2: 1.5}, {2: 1.5}, {}), RowCounts((2,), ((8, 16),)))
+    assert none.fused == {} and none.of_plain() == 1.5
+
+
 # Reasoning lies near break-even, where one answer is too short to be sure: the bar of 0.97 is
 # missed there (docs/performance.md has the table).
 @pytest.mark.parametrize(
