@@ -142,7 +142,7 @@ def test_info_finds_what_was_probed(published, tmp_path, monkeypatch):
 
     monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
     found = numerics.Probe(((1, 2, 4),), (), 0.0, {1: 1.0, 2: 1.0, 4: 1.0})
-    local = load_model(inspect(published.repos[REPO]), lazy=True)
+    local = load_model(inspect(published.repos[REPO]))
     assert describe(REPO).probe is None
     numerics._store(numerics._probe_file(local), found)
     assert describe(REPO).probe == found
