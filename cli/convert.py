@@ -2,16 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import options
 from .options import examples
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXAMPLES = examples(
     f"orthrus-mlx convert --hf-path {options.REAL_MODEL} -q --mlx-path orthrus-4bit",
@@ -109,14 +105,17 @@ def convert(
     The result also loads in stock mlx-lm, as plain Qwen3. It appears whole or not at all, and
     takes about as much memory as the largest tensor, whatever the model's size.
     """
+    from rich.progress import DownloadColumn
+
     from orthrus_mlx.convert import convert as run
     from orthrus_mlx.info import describe
 
     from .console import notes_console, say
     from .info import print_info
+    from .progress import Bar
 
     notes = notes_console()
-    with _ConversionBar(notes) as bar:
+    with Bar(notes, "Converting", amount=DownloadColumn, tenths=True) as bar:
         folder = run(
             hf_path,
             mlx_path,
@@ -134,58 +133,3 @@ def convert(
     say(notes, f"Wrote {mlx_path}. Try it: orthrus-mlx chat --model {mlx_path}")
     if upload_repo is not None:
         say(notes, f"Uploaded to https://huggingface.co/{upload_repo}")
-
-
-class _ConversionBar:
-    """Shows how much is converted: a bar on a terminal, else a line at every tenth."""
-
-    def __init__(self, console: "Console") -> None:
-        self._console = console
-        self._progress: Any = None
-        self._tenths = 0
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes are converted."""
-        from .console import is_screen, say
-
-        if is_screen(self._console):
-            self._draw(done, total)
-        elif done * 10 // total > self._tenths:
-            self._tenths = done * 10 // total
-            say(self._console, f"Converting: {self._tenths * 10} %")
-
-    def _draw(self, done: int, total: int) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("[dim]Converting[/dim]"),
-                BarColumn(),
-                DownloadColumn(),
-                Remaining(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=total)
-            self._progress.start()
-        self._progress.update(self._task, completed=done)
-        if done >= total:
-            self.close()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    def __enter__(self) -> "_ConversionBar":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
