@@ -42,18 +42,9 @@ from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orthrus_mlx.costs import ROWS, layouts
-from orthrus_mlx.schedule import (
-    PLAIN,
-    Auto,
-    Costs,
-    Fixed,
-    Plan,
-    Policy,
-    Scheduler,
-    block_depths,
-    left_over,
-    policies,
-)
+from orthrus_mlx.plans import PLAIN, Plan, Policy, block_depths, left_over
+from orthrus_mlx.schedule import Auto, Fixed, Scheduler, policies
+from orthrus_mlx.speeds import Costs
 
 DECAY, BEHIND_WRONG = 0.99, 0.8
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,8 @@ from .consensus import Sampling
 from .engine import Request, RowCounts, cut_cache, decode
 from .engine import prefill as read_prompt
 from .others import StockMlxLm
-from .schedule import PLAIN_POLICY, Fixed, Policy
+from .plans import PLAIN_POLICY, Policy
+from .schedule import Fixed
 
 # (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in all.
 SHAPES = {
@@ -153,18 +155,17 @@ def _tasks(
     model: Any, stock: Any, cache: list[Any], rows: Sequence[int]
 ) -> dict[tuple[str, int], Callable[[], float]]:
     tasks: dict[tuple[str, int], Callable[[], float]] = {
-        (f"{STOCK} step", 1): lambda: time_steps(stock, cache),
-        ("ar step", 1): lambda: time_cycles(model, cache, PLAIN_POLICY),
+        (f"{STOCK} step", 1): partial(time_steps, stock, cache),
+        ("ar step", 1): partial(time_cycles, model, cache, PLAIN_POLICY),
     }
     for n in rows:
         ids = (mx.arange(n, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
-        tasks["verify", n] = lambda ids=ids: _timed(lambda: model.verify(ids, cache))  # type: ignore[misc]
+        tasks["verify", n] = partial(_timed, model.verify, ids, cache)
         if n < 2:
             continue
-        tasks["draft", n] = lambda ids=ids: _timed(lambda: model.draft(ids, cache))  # type: ignore[misc]
+        tasks["draft", n] = partial(_timed, model.draft, ids, cache)
         for kind in ("two-pass", "one-pass") if n > 3 else ("two-pass",):
-            way = full_cycle(kind, n)
-            tasks[kind, n] = lambda way=way: time_cycles(model, cache, *way)  # type: ignore[misc]
+            tasks[kind, n] = partial(time_cycles, model, cache, *full_cycle(kind, n))
     return tasks
 
 
@@ -176,9 +177,9 @@ def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
     return Policy("one-pass", n - 1, n // blocks, blocks), RowCounts((n,), ((n, n),))
 
 
-def _timed(run: Callable[[], mx.array]) -> float:
+def _timed(run: Callable[..., mx.array], *arguments: Any) -> float:
     start = time.perf_counter()
-    mx.eval(run())
+    mx.eval(run(*arguments))
     return time.perf_counter() - start
 
 

@@ -17,7 +17,9 @@ import mlx.core as mx
 from .consensus import Sampling
 from .engine import Request, RowCounts, cut_cache, decode
 from .numerics import cache_folder, device_key
-from .schedule import BLOCKS, PLAIN_POLICY, Costs, Fixed
+from .plans import BLOCKS, PLAIN_POLICY
+from .schedule import Fixed
+from .speeds import Costs
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from .consensus import Sampling, count_accepted, scores, top_gap
-from .schedule import Plan, Scheduler, block_depths, left_over
+from .plans import Plan, block_depths, left_over
+from .schedule import Scheduler
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]

@@ -16,7 +16,6 @@ The model knows nothing of decoding: which rows to run, and what to make of them
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
 from .config import ModelConfig
+from .joined import Joined, join, products
 
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
 # MLX's CUDA backend plans 16-bit attention over several rows anew for each number of keys, which
@@ -56,27 +56,6 @@ class Rows(NamedTuple):
     slots: int | None
     ar_mask: mx.array | str | None
     diff_mask: mx.array | None
-
-
-class Joined(NamedTuple):
-    """Projections computed as one.
-
-    Attributes:
-        product: the projection with the rows of all parts.
-        parts: of which it was made, each with the arrays that it had.
-        ends: where each part ends in its output, but for the last.
-    """
-
-    product: nn.Module
-    parts: list[tuple[nn.Module, dict[str, mx.array]]]
-    ends: list[int]
-
-    def still_of(self, parts: Sequence[nn.Module]) -> bool:
-        """Whether these are the parts, and still have the arrays that they had."""
-        return all(
-            part is known and all(part[name] is array for name, array in arrays.items())
-            for part, (known, arrays) in zip(parts, self.parts, strict=True)
-        )
 
 
 class Attention(nn.Module):
@@ -389,40 +368,6 @@ def reserve(cache: list[KVCache], rows: int) -> int | None:
                 held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
                 setattr(layer, name, held)
     return slots
-
-
-def join(parts: Sequence[Any]) -> Joined | None:
-    """One projection in place of `parts`, which read the same input; None if they differ in kind.
-
-    Quantization groups run along the input, so that packed weights join as plain ones do. The
-    parts stay, as views of the joined matrix: no weight is in memory twice.
-    """
-    kinds = {
-        (type(p), *(getattr(p, name, None) for name in ("bits", "group_size", "mode")))
-        for p in parts
-    }
-    known = type(parts[0]) in (nn.Linear, nn.QuantizedLinear)
-    if not known or len(kinds) > 1 or any("bias" in p for p in parts):
-        return None
-    product = copy.copy(parts[0])
-    sizes = [p.weight.shape[0] for p in parts]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    names = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
-    for name in names:
-        whole = mx.concatenate([p[name] for p in parts])
-        product[name] = whole
-        for part, view in zip(parts, mx.split(whole, ends), strict=True):
-            part[name] = view
-    mx.eval(product.parameters(), [p.parameters() for p in parts])
-    return Joined(product, [(p, {name: p[name] for name in names}) for p in parts], ends)
-
-
-def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:
-    """What each of `parts` makes of `x`, by one product where they are joined."""
-    if joined is None or not joined.still_of(parts):
-        return [part(x) for part in parts]
-    outputs: Any = mx.split(joined.product(x), joined.ends, axis=-1)
-    return list(outputs)
 
 
 DIFFUSION_GROUPS = (

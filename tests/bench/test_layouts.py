@@ -11,7 +11,8 @@ from benchmarks.layouts import Answer, best, forwards, one_pass, read_answer, tw
 from orthrus_mlx import load
 from orthrus_mlx.consensus import Sampling
 from orthrus_mlx.engine import Request, decode
-from orthrus_mlx.schedule import Fixed, Policy
+from orthrus_mlx.plans import Policy
+from orthrus_mlx.schedule import Fixed
 
 EOS = frozenset({2})
 

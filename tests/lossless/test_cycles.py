@@ -15,7 +15,9 @@ from mlx_lm.sample_utils import make_logits_processors
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.costs import NOMINAL
 from orthrus_mlx.engine import RowCounts, decode
-from orthrus_mlx.schedule import PLAIN, Costs, Plan, make_scheduler
+from orthrus_mlx.plans import PLAIN, Plan
+from orthrus_mlx.schedule import make_scheduler
+from orthrus_mlx.speeds import Costs
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios

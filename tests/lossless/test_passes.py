@@ -10,7 +10,7 @@ import pytest
 
 from orthrus_mlx import mlx_generate
 from orthrus_mlx import model as model_module
-from orthrus_mlx.model import join
+from orthrus_mlx.joined import join
 from orthrus_mlx.numerics import STEPS, device_key
 
 from . import row_kernels

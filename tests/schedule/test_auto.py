@@ -12,20 +12,9 @@ from hypothesis import strategies as st
 from benchmarks.simulate import COSTS, CYCLE_COST, SPEED_UPS, Kind, Text, cycles, mean_speed_up
 from orthrus_mlx.costs import NOMINAL, within
 from orthrus_mlx.engine import RowCounts
-from orthrus_mlx.schedule import (
-    PLAIN,
-    PLAIN_POLICY,
-    Auto,
-    Costs,
-    Fixed,
-    Plan,
-    Policy,
-    left_over,
-    make_scheduler,
-    plan_cost,
-    policies,
-    policy_speed,
-)
+from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, left_over
+from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
+from orthrus_mlx.speeds import Costs, plan_cost, policy_speed
 
 METAL = COSTS["bf16"]
 

@@ -9,15 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthrus_mlx.schedule import (
-    Acceptance,
+from orthrus_mlx.plans import Plan, Policy, block_depths, left_over
+from orthrus_mlx.schedule import Acceptance
+from orthrus_mlx.speeds import (
     Costs,
-    Plan,
-    Policy,
     Rates,
-    block_depths,
     expected_accepted,
-    left_over,
     one_pass_speed,
     plan_cost,
     policy_speed,

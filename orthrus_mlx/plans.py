@@ -1,0 +1,91 @@
+"""One cycle, and the ways to run cycles: which rows a pass has, and what it leaves for the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+BLOCKS = (1, 2, 3)  # that a one-pass forward may have
+
+
+class Plan(NamedTuple):
+    """One cycle.
+
+    Attributes:
+        draft_rows: rows of a draft pass run before the verify pass, anchor included; 0 for none.
+        n_drafts: drafts to verify at most: those of the draft pass, or pending from the last cycle.
+        ahead_rows: rows of each diffusion block that the verify pass carries, anchor included; 0
+            for none.
+        blocks: how many such blocks; see `block_depths`.
+    """
+
+    draft_rows: int = 0
+    n_drafts: int = 0
+    ahead_rows: int = 0
+    blocks: int = 2
+
+    @property
+    def plain(self) -> bool:
+        """Whether this is one ordinary AR step."""
+        return self == PLAIN
+
+
+PLAIN = Plan()
+
+
+def block_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
+    """Behind how many drafts each block of a one-pass forward is anchored.
+
+    The last one expects all drafts to stand, the first none, others lie evenly between. After the
+    cycle the deepest that did not expect too much is of use; a single one expects all.
+    """
+    return (
+        tuple(round(n_drafts * i / (blocks - 1)) for i in range(blocks))
+        if blocks > 1
+        else (n_drafts,)
+    )
+
+
+def left_over(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | None:
+    """The block of use after a cycle in which `accepted` of `n_drafts` drafts stood, if any.
+
+    Returns its number and how many of its guesses were overtaken.
+    """
+    fitting = [i for i, d in enumerate(block_depths(n_drafts, plan.blocks)) if d <= accepted]
+    if not plan.ahead_rows or not fitting:
+        return None
+    # Guess j of a block is for the j-th position behind its anchor and one more. The next anchor,
+    # which no block knew, sits one behind what stood.
+    return fitting[-1], accepted - block_depths(n_drafts, plan.blocks)[fitting[-1]] + 1
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A way to run cycles.
+
+    Attributes:
+        kind: "plain", "two-pass" or "one-pass".
+        n_drafts: drafts that a cycle verifies at most.
+        ahead_rows: rows of each diffusion block of a one-pass forward.
+        blocks: how many blocks that has.
+    """
+
+    kind: Literal["plain", "two-pass", "one-pass"]
+    n_drafts: int = 0
+    ahead_rows: int = 0
+    blocks: int = 2
+
+    def plan(self, budget: int, pending: int) -> Plan:
+        """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
+        if self.kind == "two-pass":
+            n_drafts = min(self.n_drafts, budget - 1)
+            return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else PLAIN
+        if self.kind == "one-pass":
+            n_drafts = min(pending, self.n_drafts, budget - 1)
+            # What is drafted ahead is of use only if something is left to write after this cycle.
+            ahead_rows = self.ahead_rows if budget > 2 else 0
+            return Plan(n_drafts=n_drafts, ahead_rows=ahead_rows, blocks=self.blocks)
+        return PLAIN
+
+
+PLAIN_POLICY = Policy("plain")
