@@ -21,12 +21,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.simulate import cycles
-from orthrus_mlx.schedule import BLOCKS, Fixed, Policy
+from orthrus_mlx.plans import BLOCKS, Policy
+from orthrus_mlx.schedule import Fixed
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ def report(answers: list[Answer], block_size: int, budgets: tuple[int, ...] = (3
     by_kind: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_kind[answer.kind].append(answer)
-    columns: dict[str, Callable[[], Iterator[Policy]]] = {"two-pass": lambda: two_pass(block_size)}
+    columns: dict[str, Callable[[], Iterator[Policy]]]
+    columns = {"two-pass": partial(two_pass, block_size)}
     for rows in budgets:
-        columns[f"one-pass, {rows} rows"] = lambda rows=rows: one_pass(rows, block_size)  # type: ignore[misc]
+        columns[f"one-pass, {rows} rows"] = partial(one_pass, rows, block_size)
     titles = [title for name in columns for title in (name, "layout")]
     print(f"| kind | tokens | {' | '.join(titles)} |")
     print("|---|---:|" + "---:|---|" * len(columns))
