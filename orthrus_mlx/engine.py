@@ -121,11 +121,15 @@ class RowCounts:
     def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
         """AR rows and the length of a block, for `blocks` of about `length` beside `rows` AR rows.
 
-        The length is 0 if no pair holds so many AR rows.
+        The length is 0 if no pair holds so many AR rows and a guess in each block.
         """
         if not self.verify:
             return rows, length
-        pairs = [p for p in self.fused if p[0] >= rows and length and p[1] % blocks == 0]
+        pairs = [
+            (n_ar, ahead)
+            for n_ar, ahead in self.fused
+            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 2 * blocks
+        ]
         # As many diffusion rows as asked for, or else the most; then the smallest pass.
         wanted = length * blocks
         n_ar, ahead = min(

@@ -82,6 +82,25 @@ def only_the_class(passes: list[tuple[int, int]]) -> bool:
     return {p for p in passes if p[0]} <= allowed  # a draft pass has no AR rows
 
 
+@pytest.mark.parametrize(
+    ("rows", "length", "blocks", "fitted"),
+    [
+        (3, 4, 2, (8, 4)),
+        (3, 9, 2, (8, 12)),  # the most that is allowed, since less was found
+        (8, 16, 3, (8, 8)),
+        (3, 4, 12, (8, 2)),
+        (3, 4, 24, (4, 0)),  # a block of an anchor alone would draft nothing
+        (9, 4, 2, (12, 0)),
+        (3, 0, 2, (4, 0)),
+    ],
+)
+def test_a_one_pass_forward_takes_a_pair_that_holds_its_rows_and_drafts_something(
+    rows: int, length: int, blocks: int, fitted: tuple[int, int]
+) -> None:
+    found = RowCounts(verify=(4, 12), fused=((8, 8), (8, 24)))
+    assert found.fit_fused(rows, length, blocks) == fitted
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("n", [1, 3, 12, 40], ids=lambda n: f"{n} tokens")
 @pytest.mark.parametrize(("mode", "cycle"), [*WAYS, ("auto", "auto")])
