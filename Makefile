@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 
-.PHONY: demo chat test lint types check clean
+.PHONY: demo chat test fuzz lint types check clean
 
 demo: .venv/installed
 	$(BIN)/orthrus-mlx generate --mode parallel "$(QUESTION)"
@@ -13,6 +13,10 @@ chat: .venv/installed
 
 test: .venv/tested
 	$(BIN)/python -m pytest -n 2
+
+# The property tests again, with examples that no run has seen: for hours if you like.
+fuzz: .venv/tested
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule
 
 lint: .venv/linted
 	$(BIN)/ruff check .
