@@ -1,16 +1,15 @@
 """Tokens per forward of two-pass and one-pass cycles, by kind of text and by layout of the rows.
 
-The AR view answers each prompt once, greedily, and the diffusion view drafts a whole block behind
-every token of the answer. That table says what any schedule would have drafted where, so that the
-schedules can be replayed on it by the hundred; a pass counts as one forward whatever its rows.
+The AR view answers each prompt once, greedily, and the diffusion view drafts blocks of several
+lengths behind every token of the answer. That table says what any schedule would have drafted
+where, so that schedules can be replayed on it by the hundred; a pass counts as one forward whatever
+its rows.
 
     python benchmarks/layouts.py demo [--per-kind 4] [--table demo.json]
     python benchmarks/layouts.py FOLDER=PROMPTS.json
 
 PROMPTS is a JSON list of {"kind", "prompt": ids}; without it, held-out questions of the demo are
 asked. With --table the drafts are kept in that file, and read from it if it is there.
-
-One simplification: a shorter block is taken to guess what the first rows of a whole one do.
 """
 
 from __future__ import annotations
@@ -31,6 +30,10 @@ from orthrus_mlx.plans import BLOCKS, Policy
 from orthrus_mlx.schedule import Fixed
 
 
+LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
+AT_ONCE = 8  # places drafted from in one pass
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer and what would have been drafted in it.
@@ -38,19 +41,23 @@ class Answer:
     Attributes:
         kind: of the prompt.
         tokens: the answer's ids.
-        drafts: by tokens written, what a block drafts for the places from there on.
+        drafts: by length of the block, then by tokens written: the guesses for the places from
+            there on.
     """
 
     kind: str
     tokens: list[int]
-    drafts: list[list[int]]
+    drafts: dict[int, list[list[int]]]
 
     def guesses(self, anchor: int, count: int) -> list[bool]:
         """As `simulate.Text.guesses`: whether each of `count` guesses behind `anchor` is right."""
         places = self.tokens[anchor : anchor + count]
         places += [-1] * (count - len(places))  # behind the end nothing is right
-        drafts = self.drafts[anchor] if anchor < len(self.drafts) else []
-        drafts = drafts[:count] + [-2] * (count - len(drafts))
+        if anchor >= len(self.tokens):
+            return [False] * count
+        # Only the last block of an answer is of another length than the policy's.
+        length = min(n for n in self.drafts if n > count)
+        drafts = self.drafts[length][anchor][:count]
         return [a == b for a, b in zip(places, drafts, strict=True)]
 
 
@@ -61,21 +68,24 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
     from orthrus_mlx import mlx_generate
     from orthrus_mlx.engine import cut_cache
 
-    cache = model.make_cache()
-    tokens: list[int] = []
-    drafts: list[list[int]] = []
-    masks = [model.config.mask_token_id] * (model.config.block_size - 1)
-    for token in mlx_generate(model, prompt, ends, limit, mode="ar"):
-        tokens.append(token)
-    text = prompt + tokens
-    model.hidden(mx.array([text[: len(prompt) - 1]]), cache)
-    for place in range(len(prompt) - 1, len(text) - 1):
-        block = mx.argmax(model.draft(mx.array([text[place], *masks]), cache), axis=-1)
-        guesses: Any = block.tolist()
-        drafts.append(guesses)
-        model.hidden(mx.array([[text[place]]]), cache)
-        mx.eval([layer.state for layer in cache])
-    cut_cache(cache, 0)
+    tokens = list(mlx_generate(model, prompt, ends, limit, mode="ar"))
+    block_size, mask = model.config.block_size, model.config.mask_token_id
+    lengths = [n for n in LENGTHS if n < block_size] + [block_size]
+    drafts: dict[int, list[list[int]]] = {length: [] for length in lengths}
+    cache, start = model.make_cache(), len(prompt) - 1
+    if start:
+        model.hidden(mx.array([prompt[:-1]]), cache)
+    text = prompt[-1:] + tokens[:-1]
+    for place in range(0, len(text), AT_ONCE):
+        anchors = text[place : place + AT_ONCE]
+        for length in lengths:
+            cut_cache(cache, start + place)
+            blocks = [id for anchor in anchors for id in (anchor, *[mask] * (length - 1))]
+            depths = range(len(anchors))
+            rows = mx.array(anchors + blocks)
+            _, logits = model.verify_and_draft(rows, len(anchors), depths, cache)
+            guesses: Any = mx.argmax(logits, axis=-1).tolist()
+            drafts[length] += guesses
     return Answer(kind, tokens, drafts)
 
 
@@ -85,18 +95,19 @@ def forwards(policy: Policy, answer: Answer) -> int:
     return sum(2 if plan.draft_rows else 1 for plan, _, _ in passes)
 
 
-def two_pass(block_size: int) -> Iterator[Policy]:
+def two_pass(lengths: list[int]) -> Iterator[Policy]:
     """Every number of drafts."""
-    for n_drafts in range(1, block_size):
-        yield Policy("two-pass", n_drafts)
+    for length in lengths:
+        yield Policy("two-pass", length - 1)
 
 
-def one_pass(rows: int, block_size: int) -> Iterator[Policy]:
-    """Every way to share out `rows` rows, or less where blocks are at their longest."""
-    for blocks in BLOCKS:
-        for n_ar in range(2, block_size + 1):
-            length = min(block_size, (rows - n_ar) // blocks)
-            if length >= 3:
+def one_pass(rows: int, lengths: list[int]) -> Iterator[Policy]:
+    """Every way to share out at most `rows` rows; alternating passes have one beside the block."""
+    for length in lengths:
+        if length < rows:
+            yield Policy("alternating", length - 2, length, 1)
+        for blocks in BLOCKS:
+            for n_ar in range(2, min(length, rows - blocks * length) + 1):
                 yield Policy("one-pass", n_ar - 1, length, blocks)
 
 
@@ -110,18 +121,21 @@ def show(policy: Policy) -> str:
     """A layout in a cell of the table."""
     if policy.kind == "two-pass":
         return f"{policy.n_drafts} drafts"
+    if policy.kind == "alternating":
+        return f"1+{policy.ahead_rows}, {policy.n_drafts + 1}"
     return f"{policy.n_drafts + 1}+{policy.blocks}x{policy.ahead_rows}"
 
 
-def report(answers: list[Answer], block_size: int, budgets: tuple[int, ...] = (32, 64)) -> None:
+def report(answers: list[Answer], budgets: tuple[int, ...] = (32, 64)) -> None:
     """Print the table: each kind at its own best layout, then all of them together."""
+    lengths = sorted(answers[0].drafts)
     by_kind: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_kind[answer.kind].append(answer)
     columns: dict[str, Callable[[], Iterator[Policy]]]
-    columns = {"two-pass": partial(two_pass, block_size)}
+    columns = {"two-pass": partial(two_pass, lengths)}
     for rows in budgets:
-        columns[f"one-pass, {rows} rows"] = partial(one_pass, rows, block_size)
+        columns[f"one-pass, {rows} rows"] = partial(one_pass, rows, lengths)
     titles = [title for name in columns for title in (name, "layout")]
     print(f"| kind | tokens | {' | '.join(titles)} |")
     print("|---|---:|" + "---:|---|" * len(columns))
@@ -160,7 +174,7 @@ def main() -> None:
     name, _, prompts = args.model.partition("=")
     model, tokenizer = load(name)
     if args.table and args.table.exists():
-        answers = [Answer(**entry) for entry in json.loads(args.table.read_text())]
+        answers = [read_entry(entry) for entry in json.loads(args.table.read_text())]
     else:
         cases = read_cases(prompts, tokenizer, args.per_kind)
         ends = tokenizer.eos_token_ids
@@ -170,7 +184,13 @@ def main() -> None:
         ]
         if args.table:
             args.table.write_text(json.dumps([vars(answer) for answer in answers]))
-    report(answers, model.config.block_size)
+    report(answers)
+
+
+def read_entry(entry: dict[str, Any]) -> Answer:
+    """An answer from the file of a table, whose keys are strings."""
+    drafts = {int(length): guesses for length, guesses in entry["drafts"].items()}
+    return Answer(entry["kind"], entry["tokens"], drafts)
 
 
 def read_cases(prompts: str, tokenizer: Any, per_kind: int) -> list[tuple[str, list[int]]]:

@@ -14,8 +14,9 @@ Assumptions, all of them:
    33 to 64 rows cost double. 4-bit: 0.51 ms against 0.13 up to 32 rows on an M3 Max, and 1.00
    beyond; below 17 rows nothing is published for it, so they get the price of 32.
    `gemv_wide`, newer than all of these figures, is left out; it can only make small blocks cheaper.
-2. A one-pass forward costs a pass over all its rows, and the reading of the diffusion view's
-   weights on top: a fifth more (they are 17.0 / 19.0 / 15.6 % of all parameters).
+2. Of a one-pass forward, what the views share costs as a pass over all its rows, and the attention
+   weights of each view, a fifth of a model, as a pass over its own (the diffusion view's are 17.0 /
+   19.0 / 15.6 % of all parameters).
 3. Tokens per cycle of a kind: the published speed-up times 4.2, at blocks of 16. 4-bit drafts
    stand as often as bf16 ones (published: at most 2 % less).
 4. A guess j places behind its anchor is right with chance q x 0.99^(j-1) as long as the guesses
@@ -41,12 +42,13 @@ from pathlib import Path
 from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.costs import ROWS, layouts
+from orthrus_mlx.costs import ALTERNATING, ROWS, layouts
 from orthrus_mlx.plans import PLAIN, Plan, Policy, block_depths, left_over
 from orthrus_mlx.schedule import Auto, Fixed, Scheduler, policies
 from orthrus_mlx.speeds import Costs
 
 DECAY, BEHIND_WRONG = 0.99, 0.8
+OWN = 0.2  # of a model's weights are the attention projections of one view
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
 SPEED_UPS = {
     "1.7B": {"JSON": 2.06, "reasoning": 1.38, "code": 0.83, "prose": 0.71},
@@ -61,11 +63,16 @@ def cost_table(passes: dict[int, float]) -> Costs:
     def price(rows: int) -> float:
         return next(cost for most, cost in passes.items() if rows <= most)
 
+    def fused(n_ar: int, ahead: int) -> float:
+        return (1 - OWN) * price(n_ar + ahead) + OWN * (price(n_ar) + price(ahead))
+
     blocks = (4, 8, 16, 24, 32)  # as `costs.calibrate` tries them
+    shares = [share for n in ROWS for share in layouts(n, 32)]
+    shares += [(1, n - 1) for n in ALTERNATING if n <= 32]
     return Costs(
         verify={n: price(n) for n in (1, *blocks)},
         draft={n: price(n) for n in blocks},
-        fused={share: 1.2 * price(n) for n in ROWS for share in layouts(n, 32)},
+        fused={share: fused(*share) for share in shares},
     )
 
 
@@ -195,6 +202,7 @@ FIXED = {
     "two-pass 32": Policy("two-pass", 31),
     "one-pass 15+16": Policy("one-pass", 14, 16, 1),
     "one-pass 10+22": Policy("one-pass", 9, 11, 2),
+    "alternating 1+15": Policy("alternating", 13, 15, 1),
 }
 
 

@@ -295,7 +295,9 @@ def print_shapes(report: "ShapesReport") -> None:
     for cost in report.costs:
         if before and cost.context != before:
             grid.add_section()
-        rows = f"{cost.rows}+{cost.rows}" if cost.name == "one-pass" else str(cost.rows)
+        n = cost.rows
+        layouts = {"one-pass": f"{n}+{n}", "alternating": f"1+{n - 1}, {n - 2}"}
+        rows = layouts.get(cost.name, str(n))
         half = (cost.high - cost.low) / 2
         grid.add_row(
             f"{cost.context}" if cost.context != before else "",

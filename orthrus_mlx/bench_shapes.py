@@ -29,7 +29,8 @@ SHAPES = {
     "qwen3-8b": (4096, 12288, 36, 32, False),
 }
 VOCAB, MASK = 151936, 151669
-STEPS = 6  # plain steps or cycles in one sample
+CYCLES = ("two-pass", "one-pass", "alternating")
+STEPS = 6  # plain steps or cycles in one sample; even, so that both of two alternating ones count
 ANY_ROWS = RowCounts()
 PREFILL = 8192  # most prompt tokens that prefill is timed on
 
@@ -39,8 +40,10 @@ class Cost:
     """What one thing costs at one context length.
 
     Attributes:
-        name: "mlx-lm step", "ar step", "verify", "draft", "two-pass" or "one-pass".
-        rows: rows of the pass, of each view in a cycle; 1 for a plain step.
+        name: "mlx-lm step", "ar step", "verify", "draft", or a cycle: "two-pass", "one-pass" or
+            "alternating" (both of its passes).
+        rows: rows of the pass, of each view in a cycle; 1 for a plain step; in all, of the larger
+            of two alternating passes.
         context: tokens in the cache.
         ms: median milliseconds.
         steps: median of its time over that of mlx-lm's step in the same round.
@@ -164,7 +167,7 @@ def _tasks(
         if n < 2:
             continue
         tasks["draft", n] = partial(_timed, model.draft, ids, cache)
-        for kind in ("two-pass", "one-pass") if n > 3 else ("two-pass",):
+        for kind in CYCLES if n > 3 else CYCLES[:1]:
             tasks[kind, n] = partial(time_cycles, model, cache, *full_cycle(kind, n))
     return tasks
 
@@ -173,6 +176,8 @@ def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
     """Cycles over `n` rows of each view, also where no draft stands, as on random weights."""
     if kind == "two-pass":
         return Policy("two-pass", n - 1), ANY_ROWS
+    if kind == "alternating":
+        return Policy("alternating", n - 3, n - 1, 1), ANY_ROWS
     blocks = 1 if n % 2 else 2
     return Policy("one-pass", n - 1, n // blocks, blocks), RowCounts((n,), ((n, n),))
 
@@ -208,7 +213,7 @@ def time_cycles(
     row_counts: RowCounts = ANY_ROWS,
     steps: int = STEPS,
 ) -> float:
-    """Seconds for one cycle of the engine, all that it does included."""
+    """Seconds for one cycle of the engine, all that it does included; for two that alternate."""
     request = Request(
         prompt=[1],
         eos_token_ids=frozenset(),
@@ -226,7 +231,8 @@ def time_cycles(
             break
     run.close()
     mx.synchronize()
-    return (times[steps + 2] - times[2]) / steps
+    seconds = (times[steps + 2] - times[2]) / steps
+    return 2 * seconds if policy.kind == "alternating" else seconds
 
 
 def filled_cache(model: Any, context: int) -> list[Any]:

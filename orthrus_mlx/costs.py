@@ -24,8 +24,9 @@ from .speeds import Costs
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
 SIZES = (4, 8, 15, 16, 24, 32, 64)
-# Rows of a one-pass forward in all. How they are shared out matters little to what it costs.
+# Rows of a one-pass forward in all. How they are shared out matters little to what it costs,
 ROWS = (16, 32, 48, 64, 96)
+ALTERNATING = (8, 16, 24, 32, 64)  # unless all but one of them draft
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
 PLAIN_STEPS = 8
@@ -35,7 +36,10 @@ SLOW = 0.05  # seconds; a pass that takes longer is timed once
 NOMINAL = Costs(
     verify={1: 1.0, 2: 1.2, 4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
     draft={4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
-    fused={(4, 10): 2.2, (7, 16): 2.4, (10, 22): 2.5, (15, 32): 3.6, (20, 42): 4.3, (31, 64): 6.5},
+    fused={
+        **{(1, 7): 1.6, (1, 15): 2.05, (1, 31): 2.2},
+        **{(4, 10): 2.2, (7, 16): 2.4, (10, 22): 2.5, (15, 32): 3.6, (20, 42): 4.3, (31, 64): 6.5},
+    },
 )
 
 
@@ -73,6 +77,14 @@ def calibrate(model: Any, block_size: int) -> Costs:
         costs.draft[n] = measure(model.draft, ids[:n])
         cost = costs.verify[n] + costs.draft[n]
         hopeless = hopeless + 1 if cost > n * costs.of_plain() else 0
+        if hopeless == 2:
+            break
+    hopeless = 0
+    for n in [n for n in ALTERNATING if n <= block_size + 1]:
+        cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
+        costs.fused[1, n - 1] = cost
+        cost += costs.of_verify(n - 2)  # of all that a draft leaves, which is n - 3
+        hopeless = hopeless + 1 if cost > (n - 1) * costs.of_plain() else 0
         if hopeless == 2:
             break
     hopeless = 0
@@ -120,7 +132,8 @@ def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
 
 def device_costs(model: Any, block_size: int) -> Costs:
     """The costs for this model on this device, from disk where they were measured before."""
-    key = json.dumps([device_key(model), block_size], sort_keys=True).encode()
+    sizes = [block_size, SIZES, ROWS, ALTERNATING]
+    key = json.dumps([device_key(model), sizes], sort_keys=True).encode()
     file = cache_folder() / f"costs-{hashlib.sha256(key).hexdigest()[:24]}.json"
     found = _read(file)
     if found is None:

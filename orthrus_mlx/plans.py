@@ -64,13 +64,16 @@ class Policy:
     """A way to run cycles.
 
     Attributes:
-        kind: "plain", "two-pass" or "one-pass".
+        kind: "plain"; "two-pass": draft and verify, from the same anchor; "one-pass": verify, and
+            draft for the next cycle in the same pass; "alternating": the like, drafting only where
+            there is nothing to verify, so that a plain step and its draft take turns with passes
+            that do no more than verify.
         n_drafts: drafts that a cycle verifies at most.
         ahead_rows: rows of each diffusion block of a one-pass forward.
         blocks: how many blocks that has.
     """
 
-    kind: Literal["plain", "two-pass", "one-pass"]
+    kind: Literal["plain", "two-pass", "one-pass", "alternating"]
     n_drafts: int = 0
     ahead_rows: int = 0
     blocks: int = 2
@@ -80,12 +83,13 @@ class Policy:
         if self.kind == "two-pass":
             n_drafts = min(self.n_drafts, budget - 1)
             return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else PLAIN
-        if self.kind == "one-pass":
-            n_drafts = min(pending, self.n_drafts, budget - 1)
-            # What is drafted ahead is of use only if something is left to write after this cycle.
-            ahead_rows = self.ahead_rows if budget > 2 else 0
-            return Plan(n_drafts=n_drafts, ahead_rows=ahead_rows, blocks=self.blocks)
-        return PLAIN
+        if self.kind == "plain":
+            return PLAIN
+        n_drafts = min(pending, self.n_drafts, budget - 1)
+        # What is drafted ahead is of use only if something is left to write after this cycle.
+        if budget > 2 and not (n_drafts and self.kind == "alternating"):
+            return Plan(n_drafts=n_drafts, ahead_rows=self.ahead_rows, blocks=self.blocks)
+        return Plan(n_drafts=n_drafts) if n_drafts else PLAIN
 
 
 PLAIN_POLICY = Policy("plain")

@@ -193,6 +193,8 @@ def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
             for blocks in BLOCKS
             if ahead % blocks == 0 and abs(ahead // blocks - rows) <= rows // 2
         ]
+        longest = {ahead for _, ahead in costs.fused}
+        found += [Policy("alternating", ahead - 2, ahead, 1) for ahead in sorted(longest)]
     return [p for p in found if p.n_drafts > 0]
 
 

@@ -81,6 +81,8 @@ def policy_speed(costs: Costs, policy: Policy, rates: Rates) -> float:
         return 1 / costs.of_plain()
     if policy.kind == "two-pass":
         return two_pass_speed(costs, policy.n_drafts, rates["two-pass"])
+    if policy.kind == "alternating":
+        return alternating_speed(costs, policy, rates["fresh"])
     return one_pass_speed(costs, policy, rates["fresh"], rates["stale"])
 
 
@@ -93,6 +95,16 @@ def two_pass_speed(costs: Costs, n_drafts: int, rates: list[float]) -> float:
     """Tokens for each unit of time when every cycle drafts and verifies `n_drafts`."""
     cost = costs.of_draft(n_drafts + 1) + costs.of_verify(n_drafts + 1)
     return (1 + expected_accepted(rates[:n_drafts])) / cost
+
+
+def alternating_speed(costs: Costs, policy: Policy, fresh: list[float]) -> float:
+    """Tokens for each unit of time when passes that draft take turns with passes that verify.
+
+    Each of the two writes one token, and the second also the drafts that stand.
+    """
+    drafts = fresh[: min(policy.n_drafts, policy.ahead_rows - 2)]
+    cost = costs.of_fused(1, policy.ahead_rows * policy.blocks) + costs.of_verify(1 + len(drafts))
+    return (2 + expected_accepted(drafts)) / cost
 
 
 def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list[float]) -> float:

@@ -142,6 +142,7 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
         ("draft", 4),
         ("two-pass", 4),
         ("one-pass", 4),
+        ("alternating", 4),
     ]
     assert found["costs"][0]["steps"] == 1.0
     assert set(found["prefill"]) == set(found["extra_memory"]) == {"8", "16"}

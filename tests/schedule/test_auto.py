@@ -133,10 +133,22 @@ def test_drafts_never_pay_where_each_row_costs_the_same() -> None:
 
 
 def test_policies_are_those_whose_price_is_known() -> None:
-    costs = Costs({1: 1.0, 8: 2.0}, {4: 1.0, 8: 2.0}, {(7, 16): 3.0})
-    assert policies(costs, "two-pass") == [Policy("two-pass", 3), Policy("two-pass", 7)]
-    assert policies(costs, "one-pass") == [Policy("one-pass", 6, 8)]
-    assert len(policies(costs, "auto")) == 3
+    costs = Costs({1: 1.0, 8: 2.0}, {4: 1.0, 8: 2.0}, {(7, 16): 3.0, (1, 7): 2.0})
+    two_pass = [Policy("two-pass", 3), Policy("two-pass", 7)]
+    one_pass = [Policy("one-pass", 6, 8), *(Policy("alternating", n - 2, n, 1) for n in (7, 16))]
+    assert policies(costs, "two-pass") == two_pass
+    assert policies(costs, "one-pass") == one_pass
+    assert policies(costs, "auto") == two_pass + one_pass
+
+
+def test_alternating_passes_draft_where_nothing_is_left_to_verify() -> None:
+    policy = Policy("alternating", 5, 7, 1)
+    drafting = Plan(ahead_rows=7, blocks=1)
+    assert policy.plan(budget=9, pending=0) == drafting
+    assert policy.plan(budget=9, pending=5) == Plan(n_drafts=5)
+    assert policy.plan(budget=4, pending=5) == Plan(n_drafts=3)
+    assert policy.plan(budget=2, pending=0) == PLAIN
+    assert policy.plan(budget=1, pending=5) == PLAIN
 
 
 def test_modes_that_need_no_costs_ask_for_none() -> None:

@@ -58,6 +58,18 @@ def test_two_pass_speed(n_drafts: int, rates: list[float]) -> None:
     assert two_pass_speed(COSTS, n_drafts, rates) == pytest.approx(tokens / cost)
 
 
+@given(st.integers(3, 8), st.lists(CHANCES, min_size=7, max_size=7))
+@SMALL
+def test_alternating_speed(length: int, rates: list[float]) -> None:
+    """A pass that drafts, then one that verifies what the first's own choice left of them."""
+    n = length - 2
+    tokens = sum((2 + a) * chance for a, chance in outcomes(rates[:n]).items())
+    cost = COSTS.of_fused(1, length) + COSTS.of_verify(n + 1)
+    policy = Policy("alternating", n, length, 1)
+    found = policy_speed(COSTS, policy, {"two-pass": [], "fresh": rates, "stale": []})
+    assert found == pytest.approx(tokens / cost)
+
+
 @given(
     st.sampled_from([(1, 3, 2), (3, 4, 2), (1, 8, 2), (5, 8, 2), (6, 8, 2), (6, 8, 1), (3, 8, 1)]),
     st.lists(st.floats(0.05, 0.95), min_size=7, max_size=7),
