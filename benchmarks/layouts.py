@@ -29,7 +29,6 @@ from benchmarks.simulate import cycles
 from orthrus_mlx.plans import BLOCKS, Policy
 from orthrus_mlx.schedule import Fixed
 
-
 LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
 AT_ONCE = 8  # places drafted from in one pass
 
