@@ -14,9 +14,9 @@ chat: .venv/installed
 test: .venv/tested
 	$(BIN)/python -m pytest -n 2
 
-# The property tests again, with examples that no run has seen: for hours if you like.
+# The property tests again, with examples that no run has seen.
 fuzz: .venv/tested
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule tests/api
 
 lint: .venv/linted
 	$(BIN)/ruff check .

@@ -188,6 +188,8 @@ def main() -> None:
 
 def read_entry(entry: dict[str, Any]) -> Answer:
     """An answer from the file of a table, whose keys are strings."""
+    if not isinstance(entry["drafts"], dict):
+        sys.exit("This table was written by an older version: delete it, and it is made anew.")
     drafts = {int(length): guesses for length, guesses in entry["drafts"].items()}
     return Answer(entry["kind"], entry["tokens"], drafts)
 

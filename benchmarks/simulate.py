@@ -50,6 +50,7 @@ from orthrus_mlx.speeds import Costs
 DECAY, BEHIND_WRONG = 0.99, 0.8
 OWN = 0.2  # of a model's weights are the attention projections of one view
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
+LONGEST = 32  # block
 SPEED_UPS = {
     "1.7B": {"JSON": 2.06, "reasoning": 1.38, "code": 0.83, "prose": 0.71},
     "4B": {"JSON": 2.26, "reasoning": 1.59, "code": 0.90, "prose": 0.80},
@@ -67,8 +68,8 @@ def cost_table(passes: dict[int, float]) -> Costs:
         return (1 - OWN) * price(n_ar + ahead) + OWN * (price(n_ar) + price(ahead))
 
     blocks = (4, 8, 16, 24, 32)  # as `costs.calibrate` tries them
-    shares = [share for n in ROWS for share in layouts(n, 32)]
-    shares += [(1, n - 1) for n in ALTERNATING if n <= 32]
+    shares = [share for n in ROWS for share in layouts(n, LONGEST)]
+    shares += [(1, n - 1) for n in ALTERNATING if n <= LONGEST]
     return Costs(
         verify={n: price(n) for n in (1, *blocks)},
         draft={n: price(n) for n in blocks},
@@ -192,7 +193,9 @@ def mean_speed_up(
     """Speed-up over `answers` answers, those of mode="auto" where `policy` is None."""
     times = 0.0
     for seed in range(answers):
-        scheduler = Auto(costs, policies(costs, "auto")) if policy is None else Fixed(policy)
+        scheduler = (
+            Auto(costs, policies(costs, "auto", LONGEST)) if policy is None else Fixed(policy)
+        )
         times += 1 / speed_up(scheduler, costs, Text(kind, seed), tokens)
     return answers / times
 
@@ -219,6 +222,7 @@ def main() -> None:
     print("|---|---|---|" + "---:|" * (1 + len(names)))
     for label in COSTS if args.costs == "all" else [args.costs]:
         costs = COSTS[label]
+        ways = policies(costs, "auto", LONGEST)
         for model, kinds in SPEED_UPS.items():
             for name, published in kinds.items():
                 kind = Kind.of(published * CYCLE_COST, args.bursty)
@@ -226,7 +230,7 @@ def main() -> None:
                 row = [mean_speed_up(policy, costs, kind, *size) for policy in FIXED.values()]
                 best = max(
                     1.0,
-                    *(mean_speed_up(p, costs, kind, *size) for p in policies(costs, "auto")),
+                    *(mean_speed_up(p, costs, kind, *size) for p in ways),
                 )
                 auto = mean_speed_up(None, costs, kind, *size)
                 cells = [*(f"{x:.2f}" for x in row), f"{best:.2f}", f"**{auto:.2f}**"]

@@ -173,7 +173,10 @@ def _tasks(
 
 
 def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
-    """Cycles over `n` rows of each view, also where no draft stands, as on random weights."""
+    """Cycles over `n` rows of each view, also where no draft stands, as on random weights.
+
+    Of alternating passes the first has `n` rows.
+    """
     if kind == "two-pass":
         return Policy("two-pass", n - 1), ANY_ROWS
     if kind == "alternating":

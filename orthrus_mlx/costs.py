@@ -24,9 +24,10 @@ from .speeds import Costs
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
 SIZES = (4, 8, 15, 16, 24, 32, 64)
-# Rows of a one-pass forward in all. How they are shared out matters little to what it costs,
+# Rows of a one-pass forward in all. How they are shared out matters little to what it costs.
 ROWS = (16, 32, 48, 64, 96)
-ALTERNATING = (8, 16, 24, 32, 64)  # unless all but one of them draft
+# The same where all rows but one draft, and the view of that one does next to nothing.
+ALTERNATING = (8, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
 PLAIN_STEPS = 8
@@ -83,8 +84,9 @@ def calibrate(model: Any, block_size: int) -> Costs:
     for n in [n for n in ALTERNATING if n <= block_size + 1]:
         cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
         costs.fused[1, n - 1] = cost
-        cost += costs.of_verify(n - 2)  # of all that a draft leaves, which is n - 3
-        hopeless = hopeless + 1 if cost > (n - 1) * costs.of_plain() else 0
+        drafts = min(n - 3, max(costs.verify) - 1)  # left to verify
+        cost += costs.of_verify(1 + drafts)
+        hopeless = hopeless + 1 if cost > (2 + drafts) * costs.of_plain() else 0
         if hopeless == 2:
             break
     hopeless = 0

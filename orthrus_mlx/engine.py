@@ -76,7 +76,10 @@ class DecodeStats:
 
     @property
     def tokens_per_cycle(self) -> float:
-        """Tokens for each cycle, the paper's "acceptance length"."""
+        """Tokens for each cycle, the paper's "acceptance length" where all cycles are two-pass.
+
+        Of two alternating passes each counts as a cycle.
+        """
         return self.generation_tokens / self.cycles if self.cycles else 0.0
 
     @property
@@ -121,14 +124,15 @@ class RowCounts:
     def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
         """AR rows and the length of a block, for `blocks` of about `length` beside `rows` AR rows.
 
-        The length is 0 if no pair holds so many AR rows and a guess in each block.
+        The length is 0 if no pair holds so many AR rows, and in each block a guess that the next
+        token does not overtake.
         """
         if not self.verify:
             return rows, length
         pairs = [
             (n_ar, ahead)
             for n_ar, ahead in self.fused
-            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 2 * blocks
+            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 3 * blocks
         ]
         # As many diffusion rows as asked for, or else the most; then the smallest pass.
         wanted = length * blocks

@@ -101,8 +101,9 @@ def mlx_generate(
         mode: "parallel" always drafts full blocks, "ar" never drafts, "auto" decides as it goes
             from what passes cost on this device (measured at first use, then kept on disk) and
             from how many drafts stand.
-        cycle: "two-pass" (the paper's) or "one-pass" (ours); "auto" leaves the choice to
-            mode="auto", and is the paper's in mode="parallel".
+        cycle: "two-pass" (the paper's) or "one-pass" (ours: no pass drafts only; in mode="auto"
+            not every pass drafts); "auto" leaves the choice to mode="auto", and is the paper's in
+            mode="parallel".
         numerics: "fast" picks row counts by cost alone; "exact" keeps every pass within row counts
             that this device was found to compute bit-identically, so that every mode gives the
             same ids in any precision. The first exact call probes the device (some seconds, then

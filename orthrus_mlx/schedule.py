@@ -181,8 +181,11 @@ class Auto:
         return self.acceptance[source].rates(places, 1 - total / weight, weight)
 
 
-def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
-    """The ways to draft, with cycles that `cycle` allows, that `costs` knows the price of."""
+def policies(costs: Costs, cycle: CycleKind, block_size: int) -> list[Policy]:
+    """The ways to draft that `cycle` and the block size allow, and `costs` knows the price of.
+
+    "one-pass" allows alternating passes too.
+    """
     found = []
     if cycle in ("two-pass", "auto"):
         found += [Policy("two-pass", n - 1) for n in costs.draft]
@@ -193,9 +196,10 @@ def policies(costs: Costs, cycle: CycleKind) -> list[Policy]:
             for blocks in BLOCKS
             if ahead % blocks == 0 and abs(ahead // blocks - rows) <= rows // 2
         ]
-        longest = {ahead for _, ahead in costs.fused}
-        found += [Policy("alternating", ahead - 2, ahead, 1) for ahead in sorted(longest)]
-    return [p for p in found if p.n_drafts > 0]
+        most = max(costs.verify) - 1  # drafts; exact numerics, or what was measured, end there
+        for ahead in sorted({ahead for _, ahead in costs.fused}):
+            found.append(Policy("alternating", min(ahead - 2, most), ahead, 1))
+    return [p for p in found if p.n_drafts > 0 and max(p.n_drafts + 1, p.ahead_rows) <= block_size]
 
 
 def make_scheduler(
@@ -221,5 +225,4 @@ def make_scheduler(
             return Fixed(Policy("one-pass", max(1, length - 2), length))
         return Fixed(Policy("two-pass", block_size - 1))
     known = costs()
-    ways = [p for p in policies(known, cycle) if max(p.n_drafts + 1, p.ahead_rows) <= block_size]
-    return Auto(known, ways)
+    return Auto(known, policies(known, cycle, block_size))

@@ -102,9 +102,8 @@ def alternating_speed(costs: Costs, policy: Policy, fresh: list[float]) -> float
 
     Each of the two writes one token, and the second also the drafts that stand.
     """
-    drafts = fresh[: min(policy.n_drafts, policy.ahead_rows - 2)]
-    cost = costs.of_fused(1, policy.ahead_rows * policy.blocks) + costs.of_verify(1 + len(drafts))
-    return (2 + expected_accepted(drafts)) / cost
+    cost = costs.of_fused(1, policy.ahead_rows) + costs.of_verify(1 + policy.n_drafts)
+    return (2 + expected_accepted(fresh[: policy.n_drafts])) / cost
 
 
 def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list[float]) -> float:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.simulate import COSTS, CYCLE_COST, SPEED_UPS, Kind, Text, cycles, mean_speed_up
+from benchmarks.simulate import (
+    COSTS,
+    CYCLE_COST,
+    LONGEST,
+    SPEED_UPS,
+    Kind,
+    Text,
+    cycles,
+    mean_speed_up,
+)
 from orthrus_mlx.costs import NOMINAL, within
 from orthrus_mlx.engine import RowCounts
 from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, left_over
@@ -20,7 +29,7 @@ METAL = COSTS["bf16"]
 
 
 def auto(costs: Costs = METAL, cycle: Any = "auto") -> Auto:
-    return Auto(costs, policies(costs, cycle))
+    return Auto(costs, policies(costs, cycle, LONGEST))
 
 
 def pending_after(plan: Plan, n_drafts: int, accepted: int) -> int:
@@ -50,7 +59,7 @@ def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]
 def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -> None:
     """Constant acceptance; the oracle compares the expected speed of every policy."""
     costs = NOMINAL if name == "nominal" else COSTS[name]
-    ways = [PLAIN_POLICY, *policies(costs, "auto")]
+    ways = [PLAIN_POLICY, *policies(costs, "auto", LONGEST)]
     rates: Any = dict.fromkeys(Auto.OFTENER, [rate] * 64)
     best = max(policy_speed(costs, policy, rates) for policy in ways)
     rng, scheduler = random.Random(1), auto(costs)
@@ -106,7 +115,7 @@ def test_equal_observations_give_equal_plans() -> None:
     st.integers(2, 32),
     st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=40)
 def test_no_plan_goes_beyond_the_budget(mode: Any, cycle: Any, block: int, seed: int) -> None:
     scheduler = make_scheduler(mode, cycle, block, lambda: NOMINAL)
     rng, budget, pending = random.Random(seed), 60, 0
@@ -135,10 +144,20 @@ def test_drafts_never_pay_where_each_row_costs_the_same() -> None:
 def test_policies_are_those_whose_price_is_known() -> None:
     costs = Costs({1: 1.0, 8: 2.0}, {4: 1.0, 8: 2.0}, {(7, 16): 3.0, (1, 7): 2.0})
     two_pass = [Policy("two-pass", 3), Policy("two-pass", 7)]
-    one_pass = [Policy("one-pass", 6, 8), *(Policy("alternating", n - 2, n, 1) for n in (7, 16))]
-    assert policies(costs, "two-pass") == two_pass
-    assert policies(costs, "one-pass") == one_pass
-    assert policies(costs, "auto") == two_pass + one_pass
+    one_pass = [Policy("one-pass", 6, 8), Policy("alternating", 5, 7, 1)]
+    longer = [Policy("alternating", 7, 16, 1)]  # which verifies no more than has a price
+    assert policies(costs, "two-pass", 32) == two_pass
+    assert policies(costs, "one-pass", 32) == one_pass + longer
+    assert policies(costs, "auto", 8) == two_pass + one_pass
+    assert policies(costs, "auto", 7) == two_pass[:1] + one_pass[1:]
+
+
+def test_exact_numerics_offer_no_cycle_that_verifies_more_than_the_class_holds() -> None:
+    for verify in ((2, 8), (8, 16), (8, 15, 32)):
+        pairs = tuple((n, ahead) for n in verify[-2:] for ahead in (16, 24, 32))
+        found = policies(within(METAL, RowCounts(verify, pairs)), "auto", 32)
+        assert {p.kind for p in found} == {"two-pass", "one-pass", "alternating"}
+        assert max(p.n_drafts for p in found) < verify[-1]
 
 
 def test_alternating_passes_draft_where_nothing_is_left_to_verify() -> None:
@@ -147,7 +166,7 @@ def test_alternating_passes_draft_where_nothing_is_left_to_verify() -> None:
     assert policy.plan(budget=9, pending=0) == drafting
     assert policy.plan(budget=9, pending=5) == Plan(n_drafts=5)
     assert policy.plan(budget=4, pending=5) == Plan(n_drafts=3)
-    assert policy.plan(budget=2, pending=0) == PLAIN
+    assert policy.plan(budget=3, pending=0) == PLAIN  # there is one token to gain, for two passes
     assert policy.plan(budget=1, pending=5) == PLAIN
 
 
@@ -180,7 +199,7 @@ def test_exact_row_counts_beyond_what_was_measured_are_left_out() -> None:
     costs = Costs({1: 1.0, 4: 3.0, 8: 6.0}, {4: 3.0, 8: 6.0}, {(7, 8): 9.0})
     left = within(costs, RowCounts(verify=(2, 8, 32), fused=((8, 16), (32, 32))))
     assert left.verify == {2: 3.0, 8: 6.0} and left.fused == {}
-    assert Auto(left, policies(left, "auto")).policies is not None
+    assert Auto(left, policies(left, "auto", 32)).policies is not None
     none = within(Costs({1: 1.0, 2: 1.5}, {2: 1.5}, {}), RowCounts((2,), ((8, 16),)))
     assert none.fused == {} and none.of_plain() == 1.5
 
@@ -192,6 +211,6 @@ def test_exact_row_counts_beyond_what_was_measured_are_left_out() -> None:
 )
 def test_published_kinds_lose_little_to_the_best_fixed_policy(kind: str, share: float) -> None:
     text = Kind.of(SPEED_UPS["1.7B"][kind] * CYCLE_COST)
-    fixed = [mean_speed_up(p, METAL, text, 1024, 4) for p in policies(METAL, "auto")]
+    fixed = [mean_speed_up(p, METAL, text, 1024, 4) for p in policies(METAL, "auto", LONGEST)]
     best = max(1.0, *fixed)
     assert mean_speed_up(None, METAL, text, 1024, 4) >= share * best

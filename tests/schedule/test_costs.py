@@ -12,6 +12,7 @@ import pytest
 from orthrus_mlx import costs as costs_module
 from orthrus_mlx.costs import ROWS, calibrate, device_costs, layouts, within
 from orthrus_mlx.engine import RowCounts
+from orthrus_mlx.schedule import Auto, policies
 from orthrus_mlx.speeds import Costs
 from tests.lossless.fake_model import FakeCache, FakeModel
 
@@ -85,6 +86,14 @@ def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     found = calibrate(model, 64)
     assert set(found.draft) == {4, 8}
     assert max(rows for _, rows in model.measured) == 32
+
+
+def test_what_is_measured_never_makes_a_loss_look_like_a_gain(clock: Clock) -> None:
+    """Passes that draft beside a plain step are measured with more rows than verify passes."""
+    model = Timed(clock, lambda rows: 0.001 * (1 if rows == 1 else 1.5 + rows / 2))
+    found = calibrate(model, 32)
+    assert max(found.verify) == 8 and (1, 15) in found.fused
+    assert Auto(found, policies(found, "auto", 32)).policies == []
 
 
 def test_slow_passes_are_timed_once(clock: Clock) -> None:

@@ -22,7 +22,7 @@ from orthrus_mlx.speeds import (
 )
 
 CHANCES = st.floats(0, 1, allow_subnormal=False)
-SMALL = settings(deadline=None, max_examples=25, derandomize=True)
+SMALL = settings(deadline=None, max_examples=25)
 COSTS = Costs(
     verify={1: 1.0, 2: 1.5, 4: 1.7, 8: 2.0},
     draft={2: 1.1, 4: 1.6, 8: 2.2},
