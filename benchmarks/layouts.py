@@ -48,15 +48,14 @@ class Answer:
     tokens: list[int]
     drafts: dict[int, list[list[int]]]
 
-    def guesses(self, anchor: int, count: int) -> list[bool]:
-        """As `simulate.Text.guesses`: whether each of `count` guesses behind `anchor` is right."""
-        places = self.tokens[anchor : anchor + count]
-        places += [-1] * (count - len(places))  # behind the end nothing is right
+    def guesses(self, anchor: int, length: int) -> list[bool]:
+        """As `simulate.Text.guesses`."""
+        places = self.tokens[anchor : anchor + length]
+        places += [-1] * (length - len(places))  # behind the end nothing is right
         if anchor >= len(self.tokens):
-            return [False] * count
+            return [False] * length
         # Only the last block of an answer is of another length than the policy's.
-        length = min(n for n in self.drafts if n > count)
-        drafts = self.drafts[length][anchor][:count]
+        drafts = self.drafts[min(n for n in self.drafts if n >= length)][anchor][:length]
         return [a == b for a, b in zip(places, drafts, strict=True)]
 
 
@@ -84,13 +83,14 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
             rows = mx.array(anchors + blocks)
             _, logits = model.verify_and_draft(rows, len(anchors), depths, cache)
             guesses: Any = mx.argmax(logits, axis=-1).tolist()
-            drafts[length] += guesses
+            # Two-pass cycles ask for the whole of a block; what its last row says is never used.
+            drafts[length] += [g + [-1] * (length - len(g)) for g in guesses]
     return Answer(kind, tokens, drafts)
 
 
 def forwards(policy: Policy, answer: Answer) -> int:
     """Passes over the layers that `policy` takes for an answer."""
-    passes = cycles(Fixed(policy), answer, len(answer.tokens))
+    passes = cycles(Fixed(policy), answer, len(answer.tokens), max(answer.drafts))
     return sum(2 if plan.draft_rows else 1 for plan, _, _ in passes)
 
 
@@ -103,11 +103,12 @@ def two_pass(lengths: list[int]) -> Iterator[Policy]:
 def one_pass(rows: int, lengths: list[int]) -> Iterator[Policy]:
     """Every way to share out at most `rows` rows; alternating passes have one beside the block."""
     for length in lengths:
+        left = min(length, lengths[-1] - 1) - 1  # drafts
         if length < rows:
-            yield Policy("alternating", length - 2, length, 1)
+            yield Policy("alternating", left, length, 1)
         for blocks in BLOCKS:
-            for n_ar in range(2, min(length, rows - blocks * length) + 1):
-                yield Policy("one-pass", n_ar - 1, length, blocks)
+            for n_drafts in range(1, min(left, rows - blocks * length - 1) + 1):
+                yield Policy("one-pass", n_drafts, length, blocks)
 
 
 def best(policies: Iterator[Policy], answers: list[Answer]) -> tuple[Policy, int]:

@@ -131,12 +131,12 @@ class Text:
         self.first = self.draw.randrange(len(kind.chances))
         self.hardness: list[float] = []
 
-    def guesses(self, anchor: int, count: int) -> list[bool]:
-        """Whether guesses for the `count` places behind the anchor's are right."""
-        while len(self.hardness) <= anchor + count:
+    def guesses(self, anchor: int, length: int) -> list[bool]:
+        """Whether the guess of each row of a block is right, the first for the next place."""
+        while len(self.hardness) <= anchor + length:
             self.hardness.append(self.draw.random())
         right: list[bool] = []
-        for depth in range(count):
+        for depth in range(length):
             place = anchor + 1 + depth
             stretch = self.first + place // self.kind.stretch
             chance = self.kind.chances[stretch % len(self.kind.chances)] * DECAY**depth
@@ -147,17 +147,22 @@ class Text:
 class Guesses(Protocol):
     """What is guessed at each place of a text."""
 
-    def guesses(self, anchor: int, count: int) -> list[bool]:
-        """Whether guesses for the `count` places behind the anchor's are right."""
+    def guesses(self, anchor: int, length: int) -> list[bool]:
+        """Whether the guess of each row of a block is right, the first for the next place."""
 
 
-def cycles(scheduler: Scheduler, text: Guesses, tokens: int) -> Iterator[tuple[Plan, int, int]]:
-    """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts that stood)."""
+def cycles(
+    scheduler: Scheduler, text: Guesses, tokens: int, block_size: int = LONGEST
+) -> Iterator[tuple[Plan, int, int]]:
+    """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts that stood).
+
+    Blocks of `block_size` guess one place less than they have rows; see `Model.verify_and_draft`.
+    """
     anchor, budget = 0, tokens
     pending: list[bool] = []
     while budget > 0:
         plan = scheduler.plan(budget, len(pending))
-        guesses = text.guesses(anchor, plan.draft_rows - 1) if plan.draft_rows else pending
+        guesses = text.guesses(anchor, plan.draft_rows)[:-1] if plan.draft_rows else pending
         drafts = guesses[: plan.n_drafts]
         accepted = drafts.index(False) if False in drafts else len(drafts)
         yield plan, len(drafts), accepted
@@ -166,7 +171,7 @@ def cycles(scheduler: Scheduler, text: Guesses, tokens: int) -> Iterator[tuple[P
         if (use := left_over(plan, len(drafts), accepted)) is not None:
             block, overtaken = use
             begun = anchor + block_depths(len(drafts), plan.blocks)[block]
-            pending = text.guesses(begun, plan.ahead_rows - 1)[overtaken:]
+            pending = text.guesses(begun, plan.ahead_rows)[overtaken : block_size - 1]
         anchor += accepted + 1
         budget -= accepted + 1
 
@@ -203,9 +208,9 @@ def mean_speed_up(
 FIXED = {
     "two-pass 16": Policy("two-pass", 15),
     "two-pass 32": Policy("two-pass", 31),
-    "one-pass 15+16": Policy("one-pass", 14, 16, 1),
+    "one-pass 16+16": Policy("one-pass", 15, 16, 1),
     "one-pass 10+22": Policy("one-pass", 9, 11, 2),
-    "alternating 1+15": Policy("alternating", 13, 15, 1),
+    "alternating 1+15": Policy("alternating", 14, 15, 1),
 }
 
 

@@ -296,7 +296,7 @@ def print_shapes(report: "ShapesReport") -> None:
         if before and cost.context != before:
             grid.add_section()
         n = cost.rows
-        layouts = {"one-pass": f"{n}+{n}", "alternating": f"1+{n - 1}, {n - 2}"}
+        layouts = {"one-pass": f"{n}+{n}", "alternating": f"1+{n - 1}, {n - 1}"}
         rows = layouts.get(cost.name, str(n))
         half = (cost.high - cost.low) / 2
         grid.add_row(

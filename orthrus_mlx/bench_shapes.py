@@ -180,7 +180,7 @@ def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
     if kind == "two-pass":
         return Policy("two-pass", n - 1), ANY_ROWS
     if kind == "alternating":
-        return Policy("alternating", n - 3, n - 1, 1), ANY_ROWS
+        return Policy("alternating", n - 2, n - 1, 1), ANY_ROWS
     blocks = 1 if n % 2 else 2
     return Policy("one-pass", n - 1, n // blocks, blocks), RowCounts((n,), ((n, n),))
 

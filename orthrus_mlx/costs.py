@@ -39,7 +39,7 @@ NOMINAL = Costs(
     draft={4: 1.3, 8: 1.5, 15: 1.8, 16: 1.95, 32: 2.0, 64: 3.5},
     fused={
         **{(1, 7): 1.6, (1, 15): 2.05, (1, 31): 2.2},
-        **{(4, 10): 2.2, (7, 16): 2.4, (10, 22): 2.5, (15, 32): 3.6, (20, 42): 4.3, (31, 64): 6.5},
+        **{(5, 10): 2.2, (8, 16): 2.4, (10, 22): 2.5, (16, 32): 3.6, (22, 42): 4.3, (32, 64): 6.5},
     },
 )
 
@@ -84,7 +84,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
     for n in [n for n in ALTERNATING if n <= block_size + 1]:
         cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
         costs.fused[1, n - 1] = cost
-        drafts = min(n - 3, max(costs.verify) - 1)  # left to verify
+        drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
         cost += costs.of_verify(1 + drafts)
         hopeless = hopeless + 1 if cost > (2 + drafts) * costs.of_plain() else 0
         if hopeless == 2:
@@ -122,13 +122,13 @@ def plain_step(model: Any, cache: list[Any]) -> float:
 def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
     """How `n` rows can be shared among AR rows and one or more blocks: (AR rows, the blocks').
 
-    The AR rows hold what a block leaves to verify: all of its guesses but two, and the anchor.
+    The AR rows hold what a block leaves to verify: all of its guesses but one, and the anchor.
     """
-    lengths = {blocks: (n + 1) // (blocks + 1) for blocks in BLOCKS}
+    lengths = {blocks: round(n / (blocks + 1)) for blocks in BLOCKS}
     return [
-        (length - 1, blocks * length)
+        (n - blocks * length, blocks * length)
         for blocks, length in lengths.items()
-        if 3 <= length <= block_size
+        if 2 <= length <= block_size
     ]
 
 

@@ -132,7 +132,7 @@ class RowCounts:
         pairs = [
             (n_ar, ahead)
             for n_ar, ahead in self.fused
-            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 3 * blocks
+            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 2 * blocks
         ]
         # As many diffusion rows as asked for, or else the most; then the smallest pass.
         wanted = length * blocks

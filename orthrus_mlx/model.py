@@ -304,14 +304,13 @@ class Model(nn.Module):
         """One pass over `n_ar` AR rows and a block for each of `depths`, all of one length.
 
         Returns the logits of the AR rows, as `verify` gives them, and those of the blocks
-        [blocks, length - 1, vocab_size], as `draft` gives them for a block whose anchor stands
-        `depth` places behind the first AR row.
+        [blocks, length, vocab_size], as `draft` gives them for a block whose anchor stands `depth`
+        places behind the first AR row. The last row of a block guesses as well as others, but in a
+        block of `block_size`, where it learnt nothing in training and is left out.
         """
-        # The head sees every row, though the last of a block is of no use: its row count is then
-        # the pass's.
         logits = self.logits(self.hidden(ids[None], cache, n_ar, depths))[0]
         blocks = logits[n_ar:].reshape(len(depths), -1, logits.shape[-1])
-        return logits[:n_ar], blocks[:, :-1]
+        return logits[:n_ar], blocks[:, : self.config.block_size - 1]
 
 
 def lay_out(

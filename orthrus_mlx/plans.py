@@ -86,10 +86,8 @@ class Policy:
         if self.kind == "plain":
             return PLAIN
         n_drafts = min(pending, self.n_drafts, budget - 1)
-        # What is drafted ahead is of use only if something is left to write after this cycle, and
-        # pays for a pass of its own only if that is more than one token.
-        ahead = budget > 2 if self.kind == "one-pass" else budget > 3 and not n_drafts
-        if ahead:
+        # What is drafted ahead is of use only if something is left to write after this cycle.
+        if budget > 2 and not (n_drafts and self.kind == "alternating"):
             return Plan(n_drafts=n_drafts, ahead_rows=self.ahead_rows, blocks=self.blocks)
         return Plan(n_drafts=n_drafts) if n_drafts else PLAIN
 

@@ -190,15 +190,20 @@ def policies(costs: Costs, cycle: CycleKind, block_size: int) -> list[Policy]:
     if cycle in ("two-pass", "auto"):
         found += [Policy("two-pass", n - 1) for n in costs.draft]
     if cycle in ("one-pass", "auto"):
+
+        def left(length: int) -> int:
+            """Drafts that a block leaves to verify."""
+            return min(length, block_size - 1) - 1
+
         found += [
-            Policy("one-pass", min(rows - 1, ahead // blocks - 2), ahead // blocks, blocks)
+            Policy("one-pass", min(rows - 1, left(ahead // blocks)), ahead // blocks, blocks)
             for rows, ahead in costs.fused
             for blocks in BLOCKS
             if ahead % blocks == 0 and abs(ahead // blocks - rows) <= rows // 2
         ]
-        most = max(costs.verify) - 1  # drafts; exact numerics, or what was measured, end there
+        most = max(costs.verify) - 1  # exact numerics, or what was measured, end there
         for ahead in sorted({ahead for _, ahead in costs.fused}):
-            found.append(Policy("alternating", min(ahead - 2, most), ahead, 1))
+            found.append(Policy("alternating", min(left(ahead), most), ahead, 1))
     return [p for p in found if p.n_drafts > 0 and max(p.n_drafts + 1, p.ahead_rows) <= block_size]
 
 
@@ -221,8 +226,8 @@ def make_scheduler(
     if mode == "parallel":
         if cycle == "one-pass" and block_size > 2:  # a block of two leaves nothing to verify
             # As many rows as the two passes of a two-pass cycle have.
-            length = min(block_size, max(3, (2 * block_size + 1) // 3))
-            return Fixed(Policy("one-pass", max(1, length - 2), length))
+            length = (2 * block_size + 1) // 3
+            return Fixed(Policy("one-pass", length - 1, length))
         return Fixed(Policy("two-pass", block_size - 1))
     known = costs()
     return Auto(known, policies(known, cycle, block_size))

@@ -109,11 +109,11 @@ def alternating_speed(costs: Costs, policy: Policy, fresh: list[float]) -> float
 def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list[float]) -> float:
     """Tokens for each unit of time in the long run of one-pass cycles.
 
-    If a block expected just what stood, all but two of its guesses are left for the next cycle
+    If a block expected just what stood, all but one of its guesses are left for the next cycle
     (`fresh` are their chances); if it expected less, fewer are (`stale`). So what is pending is a
     Markov chain; its stationary average is what counts.
     """
-    most = max(0, policy.ahead_rows - 2)
+    most = max(0, policy.ahead_rows - 1)
     full = min(policy.n_drafts, most)  # fresh drafts
     after = _after_a_fall(full, most, policy.blocks)
     fresh_stands, stale_stands = chances(fresh[:full]), chances(stale[:full])

@@ -29,7 +29,7 @@ def test_a_replay_takes_the_passes_of_a_real_run(
     case = tiny16_golden[number]
     answer = read_answer(loaded, case["kind"], case["prompt"], EOS, 128)
     layouts = [Policy("one-pass", 15, 16, blocks) for blocks in (1, 2, 3)]
-    layouts += [Policy("one-pass", 5, 6, 2), Policy("alternating", 9, 11, 1)]
+    layouts += [Policy("one-pass", 5, 6, 2), Policy("alternating", 10, 11, 1)]
     for policy in (Policy("two-pass", 15), Policy("two-pass", 7), *layouts):
         request = Request(
             case["prompt"], EOS, len(answer.tokens), Sampling(), loaded.config.mask_token_id
@@ -41,11 +41,11 @@ def test_a_replay_takes_the_passes_of_a_real_run(
 
 def test_right_drafts_make_a_block_a_pass() -> None:
     tokens = list(range(40))
-    right = {k: [(tokens + [-1] * k)[n : n + k - 1] for n in range(40)] for k in range(2, 17)}
+    right = {k: [(tokens + [-1] * k)[n : n + k] for n in range(40)] for k in range(2, 17)}
     answer = Answer("counting", tokens, right)
     assert forwards(Policy("two-pass", 15), answer) == 6  # 16 + 16 + 8 tokens
-    assert forwards(Policy("one-pass", 14, 16, 1), answer) == 4  # 1, then 15 a pass
-    assert forwards(Policy("alternating", 14, 16, 1), answer) == 6  # 1 + 15, 1 + 15, 1 + 7
-    wrong = Answer("guessing", tokens, {k: [[99] * (k - 1) for _ in tokens] for k in range(2, 17)})
+    assert forwards(Policy("one-pass", 14, 15, 1), answer) == 4  # 1, then 15 a pass
+    assert forwards(Policy("alternating", 14, 15, 1), answer) == 6  # 1 + 15, 1 + 15, 1 + 7
+    wrong = Answer("guessing", tokens, {k: [[99] * k for _ in tokens] for k in range(2, 17)})
     assert best(two_pass([2, 3, 4]), [wrong])[1] == 79  # the last one needs no draft
     assert best(one_pass(32, [4, 11, 16]), [wrong])[1] == 40

@@ -134,7 +134,7 @@ class FakeModel:
 
     def draft(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
         block, start = _ints(ids), cache[0].offset
-        guesses = self._guess(block, start)
+        guesses = self._guess(block, start, len(block) - 1)
         self.log.append(Forward("draft", start, [], [Block(start, block, guesses)]))
         self._write([], len(block), cache)
         return self._one_hot(guesses)
@@ -150,7 +150,8 @@ class FakeModel:
             block = rest[i * length : (i + 1) * length]
             # A block sees the rows before its anchor, and is no use if these are wrong.
             right = rows[:depth] == self.truth[start : start + depth]
-            guesses = self._guess(block, start + depth, seen_right=right)
+            count = min(length, self.config.block_size - 1)
+            guesses = self._guess(block, start + depth, count, seen_right=right)
             blocks.append(Block(start + depth, block, guesses))
         self.log.append(Forward("both", start, rows, blocks))
         self._write(rows, len(rest), cache)
@@ -179,13 +180,15 @@ class FakeModel:
             )
         )
 
-    def _guess(self, block: list[int], start: int, seen_right: bool = True) -> list[int]:
+    def _guess(
+        self, block: list[int], start: int, count: int, seen_right: bool = True
+    ) -> list[int]:
         """Right guesses, where the pattern has it, for a well-formed block at the right place."""
         masks = [self.config.mask_token_id] * (len(block) - 1)
         well_formed = block[1:] == masks and self.truth[start : start + 1] == block[:1]
         well_formed = well_formed and seen_right
         guesses = []
-        for position in range(start + 1, start + len(block)):
+        for position in range(start + 1, start + 1 + count):
             true = self.truth[position] if position < len(self.truth) else position
             right = next(self._rights) and well_formed
             guesses.append((true if right else true + 1) % self.config.vocab_size)

@@ -54,7 +54,7 @@ class RowKernels(Model):
         return super().logits(hidden) + self.noise(hidden.shape[-2])
 
     def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
-        return self.look_ahead(ids, cache)
+        return self.look_ahead(ids, cache, ids.size - 1)
 
     def verify_and_draft(
         self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
@@ -63,16 +63,16 @@ class RowKernels(Model):
         for depth, block in zip(depths, ids[n_ar:].reshape(len(depths), -1), strict=True):
             if depth:
                 super().verify(ids[:depth], cache)
-            ahead.append(self.look_ahead(block, cache))
+            ahead.append(self.look_ahead(block, cache, min(block.size, self.config.block_size - 1)))
             cut_cache(cache, start)
         return super().verify_and_draft(ids, n_ar, depths, cache)[0], mx.stack(ahead)
 
-    def look_ahead(self, block: mx.array, cache: list[Any]) -> mx.array:
+    def look_ahead(self, block: mx.array, cache: list[Any], count: int) -> mx.array:
         """Guesses that mostly stand, where an untrained view's never do: the AR view, row by row.
 
         The first `LOOK_AHEAD` of them; the rest are wrong.
         """
-        start, anchor, guesses = cache[0].offset, block[:1], [0] * (block.size - 1)
+        start, anchor, guesses = cache[0].offset, block[:1], [0] * count
         for place in range(min(LOOK_AHEAD, len(guesses))):
             anchor = mx.argmax(super().verify(anchor, cache), axis=-1)
             guesses[place] = anchor.item()  # type: ignore[assignment]

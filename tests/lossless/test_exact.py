@@ -88,8 +88,8 @@ def only_the_class(passes: list[tuple[int, int]]) -> bool:
         (3, 4, 2, (8, 4)),
         (3, 9, 2, (8, 12)),  # the most that is allowed, since less was found
         (8, 16, 3, (8, 8)),
-        (3, 2, 4, (8, 6)),
-        (3, 2, 12, (4, 0)),  # of blocks of two nothing would be left to verify
+        (3, 4, 12, (8, 2)),
+        (3, 4, 24, (4, 0)),  # of a block of one nothing would be left to verify
         (9, 4, 2, (12, 0)),
         (3, 0, 2, (4, 0)),
     ],

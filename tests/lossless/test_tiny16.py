@@ -149,12 +149,12 @@ def test_float32_logits_of_the_diffusion_view_match_torch(
     for case in tiny16_golden[7::30]:
         ids = case["prompt"] + case["tokens"]
         for n in (0, 1, len(case["prompt"]), len(ids) - 9):
-            expected = orthrus_torch.draft_logits(reference, ids[:n], ids[n], rows)[:-1]
+            expected = orthrus_torch.draft_logits(reference, ids[:n], ids[n], rows)[:15]
             cache = model.make_cache()
             if n:
                 model.verify(mx.array(ids[:n]), cache)
             block = [ids[n]] + [mask] * (rows - 1)
-            assert relative_error(model.draft(mx.array(block), cache), expected) < 1e-5
+            assert relative_error(model.draft(mx.array(block), cache), expected[: rows - 1]) < 1e-5
             assert cache[0].offset == n
             for n_ar in (1, 5):
                 # One block at the first AR row and one at the last.
@@ -163,7 +163,7 @@ def test_float32_logits_of_the_diffusion_view_match_torch(
                 ar, ahead = model.verify_and_draft(both, n_ar, (0, n_ar - 1), cache)
                 assert relative_error(ahead[0], expected) < 1e-5
                 at_last = orthrus_torch.draft_logits(reference, ids[: n + n_ar - 1], last, rows)
-                assert relative_error(ahead[1], at_last[:-1]) < 1e-5
+                assert relative_error(ahead[1], at_last[:15]) < 1e-5
                 expected_ar = orthrus_torch.ar_logits(reference, ids[: n + n_ar])[n:]
                 assert relative_error(ar, expected_ar) < 1e-5
                 assert cache[0].offset == n + n_ar

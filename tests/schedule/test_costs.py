@@ -65,7 +65,7 @@ def test_calibration_measures_every_size_of_the_block(clock: Clock) -> None:
     alternating = {(1, 7), (1, 15)}
     assert set(found.fused) == {p for rows in ROWS for p in layouts(rows, 16)} | alternating
     assert found.verify[1] == pytest.approx(0.001)
-    assert found.fused[15, 48] == pytest.approx(0.002)
+    assert found.fused[16, 48] == pytest.approx(0.002)
 
 
 def test_a_plain_step_is_timed_as_the_engine_runs_it(clock: Clock) -> None:

@@ -62,7 +62,7 @@ def test_two_pass_speed(n_drafts: int, rates: list[float]) -> None:
 @SMALL
 def test_alternating_speed(length: int, rates: list[float]) -> None:
     """A pass that drafts, then one that verifies what the first's own choice left of them."""
-    n = length - 2
+    n = length - 1
     tokens = sum((2 + a) * chance for a, chance in outcomes(rates[:n]).items())
     cost = COSTS.of_fused(1, length) + COSTS.of_verify(n + 1)
     policy = Policy("alternating", n, length, 1)
@@ -104,7 +104,7 @@ def long_run(policy: tuple[int, int, int], fresh: list[float], stale: list[float
         for (pending, is_fresh), weight in share.items():
             for accepted, chance in outcomes((fresh if is_fresh else stale)[:pending]).items():
                 use = left_over(Plan(0, n_drafts, ahead_rows, blocks), pending, accepted)
-                left = 0 if use is None else ahead_rows - 1 - use[1]
+                left = 0 if use is None else ahead_rows - use[1]
                 fresh_next = use is not None and use[1] == 1
                 following[max(0, min(n_drafts, left)), fresh_next] += weight * chance
                 if cycle >= 200:
@@ -115,11 +115,11 @@ def long_run(policy: tuple[int, int, int], fresh: list[float], stale: list[float
 
 
 def test_right_drafts_are_followed_by_as_many() -> None:
-    """Blocks of 8 leave 6 drafts behind a cycle whose drafts all stand: 7 tokens a pass."""
+    """Blocks of 8 leave 7 drafts behind a cycle whose drafts all stand: 8 tokens a pass."""
     costs = Costs({1: 1.0}, {}, {(8, 24): 3.0})
     for blocks in (1, 2, 3):
         policy = Policy("one-pass", 7, 8, blocks)
-        assert one_pass_speed(costs, policy, [1.0] * 7, [0.0] * 7) == pytest.approx(7 / 3)
+        assert one_pass_speed(costs, policy, [1.0] * 7, [0.0] * 7) == pytest.approx(8 / 3)
         assert one_pass_speed(costs, policy, [0.0] * 7, [0.0] * 7) == pytest.approx(1 / 3)
 
 
