@@ -190,8 +190,10 @@ class Constant(FakeModel):
     def _row(self, layers: Any) -> np.ndarray:
         return LOGITS
 
-    def _guess(self, block: list[int], start: int, seen_right: bool = True) -> list[int]:
-        return [int(LOGITS.argmax())] * (len(block) - 1)
+    def _guess(
+        self, block: list[int], start: int, count: int, seen_right: bool = True
+    ) -> list[int]:
+        return [int(LOGITS.argmax())] * count
 
 
 @pytest.mark.parametrize("cycle", CYCLES)
