@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orthrus_mlx.engine import RowCounts
     from orthrus_mlx.numerics import Probe
+    from orthrus_mlx.plans import RowCounts
 
 
 def probe_line(probe: "Probe") -> str:

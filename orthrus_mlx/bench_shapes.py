@@ -16,10 +16,10 @@ import mlx.nn as nn
 from .bench import STOCK
 from .config import ModelConfig
 from .consensus import Sampling
-from .engine import Request, RowCounts, cut_cache, decode
+from .engine import Request, cut_cache, decode
 from .engine import prefill as read_prompt
 from .others import StockMlxLm
-from .plans import PLAIN_POLICY, Policy
+from .plans import ANY_ROWS, PLAIN_POLICY, Policy, RowCounts
 from .schedule import Fixed
 
 # (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in all.
@@ -31,7 +31,6 @@ SHAPES = {
 VOCAB, MASK = 151936, 151669
 CYCLES = ("two-pass", "one-pass", "alternating")
 STEPS = 6  # plain steps or cycles in one sample; even, so that both of two alternating ones count
-ANY_ROWS = RowCounts()
 PREFILL = 8192  # most prompt tokens that prefill is timed on
 
 

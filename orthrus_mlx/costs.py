@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import mlx.core as mx
 
 from .consensus import Sampling
-from .engine import Request, RowCounts, cut_cache, decode
+from .engine import Request, cut_cache, decode
 from .numerics import cache_folder, device_key
-from .plans import BLOCKS, PLAIN_POLICY
+from .plans import BLOCKS, PLAIN_POLICY, RowCounts
 from .schedule import Fixed
 from .speeds import Costs
 
@@ -72,36 +72,38 @@ def calibrate(model: Any, block_size: int) -> Costs:
         return min(times)  # the first one too, where it had nothing to compile
 
     costs = Costs({1: measure(model.verify, ids[:1])}, {}, {}, plain_step(model, cache))
-    hopeless = 0
-    for n in [n for n in SIZES if n < block_size] + [block_size]:
+
+    # Each measures one size, and says whether it could pay.
+    def two_pass(n: int) -> bool:
         costs.verify[n] = measure(model.verify, ids[:n])
         costs.draft[n] = measure(model.draft, ids[:n])
-        cost = costs.verify[n] + costs.draft[n]
-        hopeless = hopeless + 1 if cost > n * costs.of_plain() else 0
-        if hopeless == 2:
-            break
-    hopeless = 0
-    for n in [n for n in ALTERNATING if n <= block_size + 1]:
-        cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
-        costs.fused[1, n - 1] = cost
+        return costs.verify[n] + costs.draft[n] <= n * costs.of_plain()
+
+    def alternating(n: int) -> bool:
+        costs.fused[1, n - 1] = cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
-        cost += costs.of_verify(1 + drafts)
-        hopeless = hopeless + 1 if cost > (2 + drafts) * costs.of_plain() else 0
-        if hopeless == 2:
-            break
-    hopeless = 0
-    for n in ROWS:
+        return cost + costs.of_verify(1 + drafts) <= (2 + drafts) * costs.of_plain()
+
+    def one_pass(n: int) -> bool:
         shares = layouts(n, block_size)
-        if not shares:
-            continue
         rows, ahead = shares[len(shares) // 2]
         cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
         costs.fused.update(dict.fromkeys(shares, cost))
-        hopeless = hopeless + 1 if cost > max(n for n, _ in shares) * costs.of_plain() else 0
-        if hopeless == 2:
-            break
+        return cost <= max(rows for rows, _ in shares) * costs.of_plain()
+
+    _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
+    _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
+    _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
     # Everything is weighed against the plain step: time it twice, at both ends.
     return replace(costs, plain=min(costs.of_plain(), plain_step(model, cache)))
+
+
+def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:
+    hopeless = 0
+    for n in sizes:
+        hopeless = 0 if measure(n) else hopeless + 1
+        if hopeless == 2:
+            return
 
 
 def plain_step(model: Any, cache: list[Any]) -> float:

@@ -14,10 +14,10 @@ from typing import Any
 from . import hub
 from .checkpoint import Checkpoint, check, inspect, local_folder, weight_names
 from .config import ModelConfig, read_json
-from .engine import RowCounts
 from .errors import CheckpointNotFoundError, NumericsError
 from .model import is_diffusion
 from .numerics import MLX_VERSION, Probe, device_name, stored_probe
+from .plans import RowCounts
 from .tensors import (
     DIFFUSION_FILE,
     DTYPE_NAMES,

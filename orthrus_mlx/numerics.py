@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .consensus import Sampling, scores
-from .engine import RowCounts, cut_cache
+from .engine import cut_cache
 from .errors import NumericsError
 from .layout import layout_of
+from .plans import RowCounts
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = ((8, 16), (8, 24), (16, 16), (16, 32), (32, 32))  # (AR rows, diffusion rows)

@@ -93,3 +93,49 @@ class Policy:
 
 
 PLAIN_POLICY = Policy("plain")
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """The row counts that AR rows may be computed with; empty tuples allow any.
+
+    Attributes:
+        verify: rows of a verify pass, in rising order.
+        fused: (AR rows, diffusion rows) of a one-pass forward.
+    """
+
+    verify: tuple[int, ...] = ()
+    fused: tuple[tuple[int, int], ...] = ()
+
+    def most(self, ahead: int) -> int | None:
+        """AR rows that a pass with `ahead` diffusion rows can hold, or None for no limit."""
+        if ahead and self.fused:
+            return max(n_ar for n_ar, _ in self.fused)
+        return self.verify[-1] if self.verify else None
+
+    def fit(self, rows: int) -> int:
+        """The smallest allowed count that holds `rows`."""
+        return next((n for n in self.verify if n >= rows), rows)
+
+    def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
+        """AR rows and the length of a block, for `blocks` of about `length` beside `rows` AR rows.
+
+        The length is 0 if no pair holds so many AR rows, and in each block a guess that the next
+        token does not overtake.
+        """
+        if not self.verify:
+            return rows, length
+        pairs = [
+            (n_ar, ahead)
+            for n_ar, ahead in self.fused
+            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 2 * blocks
+        ]
+        # As many diffusion rows as asked for, or else the most; then the smallest pass.
+        wanted = length * blocks
+        n_ar, ahead = min(
+            pairs, key=lambda p: (-min(p[1], wanted), sum(p)), default=(self.fit(rows), 0)
+        )
+        return n_ar, ahead // blocks
+
+
+ANY_ROWS = RowCounts()

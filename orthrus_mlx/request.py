@@ -10,9 +10,10 @@ import mlx.core as mx
 
 from .consensus import Sampling
 from .costs import NOMINAL, device_costs, within
-from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, RowCounts, decode
+from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, decode
 from .errors import ContextLengthError, GenerationError, PromptError
 from .numerics import cached_probe, stored_probe
+from .plans import RowCounts
 from .schedule import CYCLES, MODES, CycleKind, Mode, make_scheduler
 
 NUMERICS = ("fast", "exact")

@@ -14,8 +14,8 @@ from mlx_lm.sample_utils import make_logits_processors
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.costs import NOMINAL
-from orthrus_mlx.engine import RowCounts, decode
-from orthrus_mlx.plans import PLAIN, Plan
+from orthrus_mlx.engine import decode
+from orthrus_mlx.plans import ANY_ROWS, PLAIN, Plan, RowCounts
 from orthrus_mlx.schedule import make_scheduler
 from orthrus_mlx.speeds import Costs
 
@@ -23,7 +23,6 @@ from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios
 
 MOST_ROWS = 11
-ANY_ROWS = RowCounts()
 
 
 class Recording:

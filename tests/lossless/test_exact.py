@@ -19,9 +19,9 @@ from mlx_lm.sample_utils import make_logits_processors
 from orthrus_mlx import DecodeStats, NumericsError, mlx_generate, numerics, request
 from orthrus_mlx.compare import Tally, first_difference, write
 from orthrus_mlx.consensus import Sampling
-from orthrus_mlx.engine import RowCounts
 from orthrus_mlx.model import Model
 from orthrus_mlx.numerics import Probe, cached_probe, one_layer, probe
+from orthrus_mlx.plans import RowCounts
 
 from . import row_kernels
 from .row_kernels import RowKernels

@@ -21,8 +21,7 @@ from benchmarks.simulate import (
     mean_speed_up,
 )
 from orthrus_mlx.costs import NOMINAL, within
-from orthrus_mlx.engine import RowCounts
-from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, left_over
+from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
 from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
 from orthrus_mlx.speeds import Costs, plan_cost, policy_speed
 

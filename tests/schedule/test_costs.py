@@ -11,7 +11,7 @@ import pytest
 
 from orthrus_mlx import costs as costs_module
 from orthrus_mlx.costs import ROWS, calibrate, device_costs, layouts, within
-from orthrus_mlx.engine import RowCounts
+from orthrus_mlx.plans import RowCounts
 from orthrus_mlx.schedule import Auto, policies
 from orthrus_mlx.speeds import Costs
 from tests.lossless.fake_model import FakeCache, FakeModel
