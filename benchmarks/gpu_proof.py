@@ -10,7 +10,8 @@ starts once its model is built and probed; exact mode comes first.
 
 PROMPTS is a JSON list of {"prompt": ids or text, "tokens": ids of an answer, if known}, or a text
 file with one question a line; without it, held-out questions of the demo are asked. Exit code 1 if
-exact mode ever differs, if a fast-mode difference is no near-tie, or if a job failed.
+exact mode ever differs, if a fast-mode difference is no near-tie, or if a job failed; 130 after
+Ctrl-C, which prints what is known.
 """
 
 import argparse
@@ -46,20 +47,28 @@ def main() -> None:
         started = time.monotonic()
         report: dict[str, Any] = {"device": describe_device(), "results": [], "seconds": 0.0}
         print(report["device"], flush=True)
-        phases = {"compare": (correctness_jobs(args), args.workers), "cost": (cost_jobs(args), 1)}
-        for jobs, workers in [phases[args.only]] if args.only else phases.values():
-            for result in do_all(jobs, workers, Path(scratch)):
-                report["results"].append(result)
-                print_result(result)
-                report["seconds"] = round(time.monotonic() - started, 1)
-                if args.out:
-                    args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        phases = {
+            "compare": (correctness_jobs(args), args.workers, args.gpus),
+            "cost": (cost_jobs(args), 1, 1),
+        }
+        interrupted = False
+        try:
+            for jobs, workers, gpus in [phases[args.only]] if args.only else phases.values():
+                for result in do_all(jobs, workers, gpus, Path(scratch)):
+                    report["results"].append(result)
+                    print_result(result)
+                    report["seconds"] = round(time.monotonic() - started, 1)
+                    if args.out:
+                        args.out.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        except KeyboardInterrupt:
+            interrupted = True
     faults = [fault for result in report["results"] for fault in faults_of(result)]
     print(f"\n{report['seconds']:.0f} s in all.")
     if cut := sum(r["prompts"] < r["asked"] for x in report["results"] for r in compared(x)):
         print(f"Time was up on {cut} lines before all prompts were answered.")
-    print("\n".join(faults) or "LOSSLESS: no difference in exact mode, and none but near-ties.")
-    sys.exit(1 if faults else 0)
+    lossless = "LOSSLESS: no difference in exact mode, and none but near-ties."
+    print("\n".join(faults) or ("Stopped: nothing wrong so far." if interrupted else lossless))
+    sys.exit(130 if interrupted else 1 if faults else 0)
 
 
 def parse() -> argparse.Namespace:
@@ -73,6 +82,7 @@ def parse() -> argparse.Namespace:
     add("--random-prompts", type=int, default=16, help="prompts for the random weights; 0: skip")
     add("--random-tokens", type=int, default=96, help="tokens written to each of them")
     add("--workers", type=int, help="jobs at a time; 0: in this process [6 on CUDA, else 1]")
+    add("--gpus", type=int, default=1, help="share the jobs out among so many (CUDA)")
     add("--budget-seconds", type=float, default=240, help="for each job of the comparisons")
     add("--cost-seconds", type=float, default=12, help="for each timing; 0: skip")
     add("--only", choices=("compare", "cost"), help="only this part")
@@ -88,7 +98,7 @@ def parse() -> argparse.Namespace:
     if args.workers is None:
         import mlx.core as mx
 
-        args.workers = 6 if has_cuda(mx) else 1
+        args.workers = 6 * args.gpus if has_cuda(mx) else 1
     return args
 
 
@@ -168,6 +178,7 @@ class Running:
     file: Path  # its result, from the end of its probe on
     log: Path
     started: float
+    gpu: int
 
 
 def next_job(waiting: list[tuple[int, dict[str, Any]]], running: list[Running]) -> int | None:
@@ -180,14 +191,37 @@ def next_job(waiting: list[tuple[int, dict[str, Any]]], running: list[Running]) 
     return next(ready, None)
 
 
-def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[dict[str, Any]]:
-    """Do the jobs, `workers` at a time, yielding results as they come."""
+def do_all(
+    jobs: list[dict[str, Any]], workers: int, gpus: int, scratch: Path
+) -> Iterator[dict[str, Any]]:
+    """Do the jobs, `workers` at a time, yielding results as they come.
+
+    Ctrl-C ends those under way; what they know already is yielded too.
+    """
     if workers == 0:
         for job in jobs:
             yield do_here(job)
         return
     waiting = list(enumerate(jobs))
     running: list[Running] = []
+    try:
+        yield from share_out(waiting, running, workers, gpus, scratch)
+    except KeyboardInterrupt:
+        for one in running:
+            one.process.kill()
+            one.process.wait()
+            yield collect(one.job, one.file, one.log, "stopped with Ctrl-C")
+        raise
+
+
+def share_out(
+    waiting: list[tuple[int, dict[str, Any]]],
+    running: list[Running],
+    workers: int,
+    gpus: int,
+    scratch: Path,
+) -> Iterator[dict[str, Any]]:
+    """Do the jobs of `waiting`, keeping those under way in `running`."""
     while waiting or running:
         while len(running) < workers and (at := next_job(waiting, running)) is not None:
             number, job = waiting.pop(at)
@@ -197,6 +231,10 @@ def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[
             environment = {**CUDA_SETTINGS, **os.environ, "PYTHONPATH": python_path()}
             if job["packing"] == "float32":
                 environment["MLX_ENABLE_TF32"] = "0"
+            busy = [sum(one.gpu == gpu for one in running) for gpu in range(gpus)]
+            gpu = busy.index(min(busy))
+            if gpus > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
             with log.open("w") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "benchmarks.gpu_jobs", json.dumps(job), str(file)],
@@ -206,7 +244,7 @@ def do_all(jobs: list[dict[str, Any]], workers: int, scratch: Path) -> Iterator[
                     stderr=subprocess.STDOUT,
                     text=True,
                 )
-            running.append(Running(process, job, file, log, time.monotonic()))
+            running.append(Running(process, job, file, log, time.monotonic(), gpu))
         time.sleep(0.05)
         for one in list(running):
             ended = one.process.poll() is not None

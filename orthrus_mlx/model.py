@@ -29,12 +29,14 @@ from .config import ModelConfig
 from .joined import Joined, join, products
 
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
-# MLX's CUDA backend plans 16-bit attention over several rows anew for each number of keys, which
-# takes 70 ms, and gives up after some hundred plans. Passes of up to so many rows therefore see
-# a power of two of the cache's slots there, those not filled yet behind a mask. (Kernels may change
-# wherever that number does; `numerics.STEPS` are all such places.)
-FIXED_SLOTS = hasattr(mx, "cuda") and mx.cuda.is_available()
+# MLX's CUDA backend plans 16-bit attention over several rows anew for each shape, which takes
+# 70 ms, and gives up after some hundred plans. Passes of up to so many rows therefore come in few
+# shapes there: they are filled up to a power of two of rows, and see a power of two of the cache's
+# slots, those not filled yet behind a mask. (Kernels may change wherever the number of slots does;
+# `numerics.STEPS` are all such places.)
+FEW_SHAPES = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
+LEAST_SLOTS = 1024
 
 
 class Rows(NamedTuple):
@@ -44,18 +46,19 @@ class Rows(NamedTuple):
         start: tokens in the cache before it.
         n_ar: AR rows, which come first.
         positions: where each row stands, [L]; None where row j stands at `start + j`.
-        slots: cache slots shown to every row, masked where it may not look; None for those that
-            are filled.
-        ar_mask: which of them the AR rows see.
+        ar_mask: which of the filled slots the AR rows see.
         diff_mask: which of them the diffusion rows see.
+        slots: cache slots shown to all rows together, in place of those that are filled.
+        mask: added to the scores of all rows then, [L, slots].
     """
 
     start: int
     n_ar: int
     positions: mx.array | None
-    slots: int | None
     ar_mask: mx.array | str | None
     diff_mask: mx.array | None
+    slots: int = 0
+    mask: mx.array | None = None
 
 
 class Attention(nn.Module):
@@ -147,16 +150,22 @@ class Attention(nn.Module):
         # write within one evaluation would make MLX copy the whole cache.
         q, k = self.rotate(q, rows), self.rotate(k, rows)
         k, v = cache.update_and_fetch(k, v.transpose(0, 2, 1, 3))
+        ar: Any = None
+        diff: Any = None
         if rows.slots:
             held: Any = (cache.keys, cache.values)
             k, v = (a[:, :, : rows.slots] for a in held)
-        outs = []
-        if n:
-            end = rows.slots or rows.start + n
-            ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
-            outs.append(self.o_proj(ar))
+            both = self.attend(q, k, v, rows.mask)
+            ar, diff = both[:, :n], both[:, n:]
+        else:
+            if n:
+                end = rows.start + n
+                ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
+            if n < x.shape[1]:
+                diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)
+        outs = [self.o_proj(ar)] if n else []
         if n < x.shape[1]:
-            outs.append(self.o_proj_diff(self.attend(q[:, :, n:], k, v, rows.diff_mask)))
+            outs.append(self.o_proj_diff(diff))
         return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 
 
@@ -260,18 +269,21 @@ class Model(nn.Module):
         cache has grown by the AR rows (all rows where `n_ar` is None).
         """
         L = ids.shape[1]
+        kept = L if n_ar is None else n_ar
+        n_diff, spare, slots = L - kept, 0, 0
+        if FEW_SHAPES and 1 < L <= MOST_ROWS and cache[0].keys is not None:
+            spare = power_of_two(L) - L
+            slots = reserve(cache, L + spare)
+            ids = mx.pad(ids, [(0, 0), (0, spare)])
         h = self.model.embed_tokens(ids)
-        slots = reserve(cache, L) if FIXED_SLOTS and 1 < L <= MOST_ROWS else None
-        n_ar = L if n_ar is None else n_ar
-        rows = lay_out(cache[0].offset, n_ar, L, depths, slots, h.dtype)
+        rows = lay_out(cache[0].offset, kept, n_diff, depths, spare, slots, h.dtype)
         for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
             h = layer(h, rows, layer_cache)
-            if rows.n_ar < L:
-                layer_cache.trim(L - rows.n_ar)
-                # The host waits for these passes: let the device begin while it builds the rest.
-                if i % LAYERS_AT_ONCE == 0:
-                    mx.async_eval(h)
-        return h
+            layer_cache.trim(n_diff + spare)
+            # The host waits for drafting passes: let the device begin while it builds the rest.
+            if n_diff and i % LAYERS_AT_ONCE == 0:
+                mx.async_eval(h)
+        return h[:, :L] if spare else h
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: [..., dim] -> [..., vocab_size]."""
@@ -316,49 +328,49 @@ class Model(nn.Module):
 def lay_out(
     start: int,
     n_ar: int,
-    n_rows: int,
+    n_diff: int,
     depths: Sequence[int],
-    slots: int | None = None,
+    spare: int = 0,
+    slots: int = 0,
     dtype: mx.Dtype = mx.float32,
 ) -> Rows:
-    """The rows of a pass: `n_ar` AR rows, then a block for each of `depths`, of equal lengths.
+    """The rows of a pass: `n_ar` AR rows, then `n_diff` in blocks of one length, one for a depth.
 
-    With `slots`, masks are added to the scores, in `dtype`.
+    `spare` rows behind them, whose results nobody wants, are of the view of the last one. With
+    `slots`, the one mask is to be added to scores in `dtype`.
     """
-    n_diff = n_rows - n_ar
-    ar_mask: mx.array | str | None = "causal" if n_ar > 1 else None
-    if not slots and n_rows in (n_ar, n_diff):  # one view, and all that is filled to see
-        return Rows(start, n_ar, None, None, ar_mask, None)
-    place, length = mx.arange(n_diff), n_diff // len(depths)
-    depth = mx.repeat(mx.array(list(depths)), length)
-    slot = mx.arange(slots or start + n_rows) - start
+    if not n_diff:
+        n_ar += spare
+    ar_mask = "causal" if n_ar > 1 else None
+    if not slots and not (n_ar and n_diff):  # one view, and all that is filled to see
+        return Rows(start, n_ar, None, ar_mask, None)
+    slot = mx.arange(slots or start + n_ar + n_diff) - start
     positions = diff_mask = None
-    if n_ar and n_diff:
-        positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
+    seen = [slot <= mx.arange(n_ar)[:, None]] if n_ar else []
     if n_diff:
+        length = n_diff // len(depths)
+        n_diff += spare  # as further blocks
+        place = mx.arange(n_diff)
+        depth = mx.array([*depths, *[0] * spare])[place // length]
         # A block sees the text before its anchor, and its own slots, which follow the AR rows.
-        own = (slot >= n_ar) & (slot < n_rows)
+        own = (slot >= n_ar) & (slot < n_ar + n_diff)
         own = own & ((slot - n_ar) // length == (place // length)[:, None])
         diff_mask = (slot < depth[:, None]) | own
-    if slots:
-        ar_mask = added(slot <= mx.arange(n_ar)[:, None], dtype) if n_ar else None
-        diff_mask = None if diff_mask is None else added(diff_mask, dtype)
-    return Rows(start, n_ar, positions, slots, ar_mask, diff_mask)
+        seen.append(diff_mask)
+        if n_ar:
+            positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
+    if not slots:
+        return Rows(start, n_ar, positions, ar_mask, diff_mask)
+    mask = mx.where(mx.concatenate(seen), mx.array(0, dtype), mx.array(-mx.inf, dtype))
+    return Rows(start, n_ar, positions, None, None, slots, mask)
 
 
-def added(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """A mask to be added to attention scores."""
-    return mx.where(mask, mx.array(0, dtype), mx.array(-mx.inf, dtype))
+def reserve(cache: list[KVCache], rows: int) -> int:
+    """Make room for `rows` more tokens in a cache that holds some; returns how many slots to show.
 
-
-def reserve(cache: list[KVCache], rows: int) -> int | None:
-    """Make room for `rows` more tokens; returns how many slots to show, a power of two.
-
-    None for a cache that holds nothing yet.
+    That is a power of two.
     """
-    if cache[0].keys is None:
-        return None
-    slots = max(128, 1 << (cache[0].offset + rows - 1).bit_length())
+    slots = max(LEAST_SLOTS, power_of_two(cache[0].offset + rows))
     for layer in cache:
         for name in ("keys", "values"):
             held: Any = getattr(layer, name)
@@ -367,6 +379,11 @@ def reserve(cache: list[KVCache], rows: int) -> int | None:
                 held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
                 setattr(layer, name, held)
     return slots
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is no less than `n`."""
+    return 1 << (n - 1).bit_length()
 
 
 DIFFUSION_GROUPS = (
