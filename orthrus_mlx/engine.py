@@ -185,11 +185,11 @@ def decode(
         seed=request.sampling.seed,
     )
     end_of_prompt = cache[0].offset + len(request.prompt)
+    run = _Run(model, request, cache)
     try:
         if request.max_tokens == 0:
             return
         prefill(model, request, cache)
-        run = _Run(model, request, cache)
         budget = request.max_tokens
         anchor = mx.array([request.prompt[-1]], dtype=mx.int32)
         cycle = run.launch(scheduler.plan(budget, 0), anchor, NO_DRAFTS)
@@ -230,6 +230,7 @@ def decode(
             assert follow is not None
             cycle = follow
     finally:
+        run.forget_verify_pass()
         committed = end_of_prompt + stats.generation_tokens - 1
         # An interrupt can strike between two layers: cut each to what all of them hold.
         cut_cache(cache, min([committed, *(layer.offset for layer in cache)]))
@@ -264,6 +265,7 @@ class _Run:
     def __init__(self, model: DualViewModel, request: Request, cache: list[Any]):
         self.model, self.request, self.cache = model, request, cache
         self.history = mx.array(request.prompt)  # for logits processors alone
+        self.before_verify: list[dict[str, Any]] = []  # the cache's layers, until it runs
 
     def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
         """Start `plan` on the device, from anchor [1] (which may still be computed)."""
@@ -276,6 +278,7 @@ class _Run:
             guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
             drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
+            self.before_verify = [_held(layer) for layer in self.cache]
         n = 1 + drafts.size
         n_ar, length = self.request.row_counts.fit_fused(n, plan.ahead_rows, plan.blocks)
         rows = _join(anchor, drafts, self._masks(n_ar - n))
@@ -310,6 +313,7 @@ class _Run:
         # Only once the draft pass is over can the verify pass write to the cache in place: MLX
         # would otherwise copy the whole cache. The verify graph was built while it ran.
         mx.eval(cycle.drafts)
+        self.before_verify = []  # held any longer, these too would make it copy
         mx.async_eval(cycle.outputs)
         drafts: Any = cycle.drafts.tolist()
         if cycle.choices is None:
@@ -323,6 +327,14 @@ class _Run:
         ]
         ends = (n for n, d in enumerate(decided, start=1) if d.token in self.request.eos_token_ids)
         return decided[: next(ends, len(decided))]
+
+    def forget_verify_pass(self) -> None:
+        """Take back the writes of a verify pass that was prepared and never run.
+
+        The next run on this cache would have to compute it first, and MLX to copy the cache.
+        """
+        for layer, before in zip(self.cache, self.before_verify, strict=False):
+            vars(layer).update(before)
 
     def _near_ties(self, gaps: mx.array | None, count: int) -> list[bool]:
         if gaps is None or self.request.near_tie is None:
@@ -358,6 +370,11 @@ class _Run:
             if token != draft or token in self.request.eos_token_ids:
                 break
         return decided
+
+
+def _held(layer: Any) -> dict[str, Any]:
+    """What a layer of the cache holds now; writing to it changes its arrays in place."""
+    return {k: v[...] if isinstance(v, mx.array) else v for k, v in vars(layer).items()}
 
 
 def _join(*parts: mx.array) -> mx.array:

@@ -181,3 +181,25 @@ def test_answers_are_the_same_in_few_shapes(
     expected = answer(model, "ar", "auto")
     monkeypatch.setattr(model_module, "FEW_SHAPES", True)
     assert answer(model, mode, cycle) == expected
+
+
+@pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
+def test_a_run_closed_early_leaves_no_pass_to_compute(cycle: Any) -> None:
+    """MLX would compute it with the next one, and to write twice at once copy the cache."""
+    model = row_kernels.build(row_kernels.Model, max_position_embeddings=40000)
+    cache = model.make_cache()
+    for layer in cache:  # as after a long text
+        long = mx.zeros((1, model.config.num_key_value_heads, 30000, model.config.head_dim))
+        layer.update_and_fetch(long, long)
+        mx.eval(layer.state)
+    options: Any = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache}
+    for _ in range(2):  # the first run makes room
+        run = mlx_generate(model, [1, 2], (), 40, **options)
+        next(run)
+        run.close()
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(model.verify(mx.array([1, 2]), cache))
+    assert mx.get_peak_memory() - before < cache[0].keys.nbytes / 2
