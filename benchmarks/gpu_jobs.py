@@ -1,8 +1,11 @@
 """The jobs of `gpu_proof.py`: each measures one model in one packing, and returns plain values."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,26 +54,51 @@ def run(job: dict[str, Any], save: Save) -> None:
 
 
 def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
-    """Parallel against AR mode, greedy and sampled, both cycles: exact, then fast if time is left.
+    """Parallel against AR mode, greedy and sampled, both cycles: exact, then fast.
 
-    Both answer one prompt at least.
+    Exact mode with the class of row counts that it chooses here, then with each other one. However
+    little time is left, each answers one prompt at least.
     """
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
     save(result)
     clock = Clock(job["budget"])
     scripted = ScriptedDrafts.of(model) if job["model"] == "random" else None
-    ways = ["exact", "fast"] if isinstance(result["probe"]["row_counts"], dict) else ["fast"]
-    for numerics_kind in ways:
-        rows = compare_cycles(job, model, scripted, prompts, ends, numerics_kind, found.near_tie)
+
+    def compare(kind: str, **label: Any) -> None:
         shown = result["rows"]
+        rows = compare_cycles(job, model, scripted, prompts, ends, kind, found.near_tie)
         for done, tallies in rows:
-            result["rows"] = shown + tallies
+            result["rows"] = shown + [{**tally, **label} for tally in tallies]
             if done % 16 == 0:
                 save(result)
             if not clock.left():
                 break
         save(result)
+
+    counts = result["probe"]["row_counts"]
+    if isinstance(counts, dict):
+        compare("exact")
+        for rows in found.classes:
+            if rows[-1] > 1 and rows != counts["verify"]:
+                with only_class(model, found, rows):
+                    compare("exact", other_class=rows)
+    compare("fast")
+
+
+@contextlib.contextmanager
+def only_class(model: Any, found: numerics.Probe, rows: tuple[int, ...]) -> Iterator[None]:
+    """Let exact mode find no other class than this one of those that were probed."""
+    before = os.environ["ORTHRUS_MLX_CACHE"]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ORTHRUS_MLX_CACHE"] = folder
+        try:
+            numerics._store(
+                numerics._probe_file(model), dataclasses.replace(found, classes=(rows,))
+            )
+            yield
+        finally:
+            os.environ["ORTHRUS_MLX_CACHE"] = before
 
 
 def compare_cycles(

@@ -233,8 +233,7 @@ def share_out(
                 environment["MLX_ENABLE_TF32"] = "0"
             busy = [sum(one.gpu == gpu for one in running) for gpu in range(gpus)]
             gpu = busy.index(min(busy))
-            if gpus > 1:
-                environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = name_of_gpu(gpu)
             with log.open("w") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "benchmarks.gpu_jobs", json.dumps(job), str(file)],
@@ -256,6 +255,12 @@ def share_out(
                 one.process.wait()
             running.remove(one)
             yield collect(one.job, one.file, one.log, "killed: over its time" if late else "")
+
+
+def name_of_gpu(number: int) -> str:
+    """What CUDA calls it. A job sees one only: MLX 0.32.4 can fail where a process sees two."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number] if number < len(names) else str(number)
 
 
 def python_path() -> str:
@@ -329,6 +334,8 @@ def difference_line(d: dict[str, Any]) -> str:
 def comparison_line(row: dict[str, Any]) -> str:
     """One way of decoding against another."""
     what = row.get("against") or f"{row['numerics']:5} {row['sampling']:6}"
+    if row.get("other_class"):
+        what += f" rows {row['other_class'][0]}-{row['other_class'][-1]}"
     line = (
         f"{what} {row['cycle']:8}  {row['same_prompts']}/{row['prompts']} answers and "
         f"{row['same_tokens']}/{row['tokens']} tokens the same"

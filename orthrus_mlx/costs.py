@@ -17,7 +17,7 @@ import mlx.core as mx
 from .consensus import Sampling
 from .engine import Request, cut_cache, decode
 from .numerics import cache_folder, device_key
-from .plans import BLOCKS, PLAIN_POLICY, RowCounts
+from .plans import BLOCKS, PLAIN_POLICY, Policy, RowCounts
 from .schedule import Fixed
 from .speeds import Costs
 
@@ -30,7 +30,7 @@ ROWS = (16, 32, 48, 64, 96)
 ALTERNATING = (8, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
-PLAIN_STEPS = 8
+PLAIN_STEPS, CYCLES = 8, 4  # timed as the engine runs them
 SLOW = 0.05  # seconds; a pass that takes longer is timed once
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
@@ -71,23 +71,29 @@ def calibrate(model: Any, block_size: int) -> Costs:
                 break
         return min(times)  # the first one too, where it had nothing to compile
 
-    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {}, plain_step(model, cache))
+    # What a cycle takes beyond its passes: the host's part, which counts where models are small.
+    # It goes with the pass that verifies, of which each cycle has one.
+    least = min(SIZES[0], block_size)
+    passes = measure(model.verify, ids[:least]) + measure(model.draft, ids[:least])
+    host = max(0.0, cycle_time(model, cache, Policy("two-pass", least - 1), CYCLES) - passes)
+    plain = cycle_time(model, cache, PLAIN_POLICY, PLAIN_STEPS)
+    costs = Costs({1: host + measure(model.verify, ids[:1])}, {}, {}, plain)
 
     # Each measures one size, and says whether it could pay.
     def two_pass(n: int) -> bool:
-        costs.verify[n] = measure(model.verify, ids[:n])
+        costs.verify[n] = host + measure(model.verify, ids[:n])
         costs.draft[n] = measure(model.draft, ids[:n])
         return costs.verify[n] + costs.draft[n] <= n * costs.of_plain()
 
     def alternating(n: int) -> bool:
-        costs.fused[1, n - 1] = cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
+        costs.fused[1, n - 1] = cost = host + measure(model.verify_and_draft, ids[:n], 1, (0,))
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
         return cost + costs.of_verify(1 + drafts) <= (2 + drafts) * costs.of_plain()
 
     def one_pass(n: int) -> bool:
         shares = layouts(n, block_size)
         rows, ahead = shares[len(shares) // 2]
-        cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
+        cost = host + measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
         costs.fused.update(dict.fromkeys(shares, cost))
         return cost <= max(rows for rows, _ in shares) * costs.of_plain()
 
@@ -95,7 +101,8 @@ def calibrate(model: Any, block_size: int) -> Costs:
     _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
     _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
     # Everything is weighed against the plain step: time it twice, at both ends.
-    return replace(costs, plain=min(costs.of_plain(), plain_step(model, cache)))
+    again = cycle_time(model, cache, PLAIN_POLICY, PLAIN_STEPS)
+    return replace(costs, plain=min(plain, again))
 
 
 def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:
@@ -106,16 +113,18 @@ def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> N
             return
 
 
-def plain_step(model: Any, cache: list[Any]) -> float:
-    """Seconds for a plain step as the engine runs it: the next one starts before it is read."""
+def cycle_time(model: Any, cache: list[Any], policy: Policy, cycles: int) -> float:
+    """Seconds for a cycle as the engine runs it: plain steps start before the last one is read."""
     context = cache[0].offset
-    config = model.config
-    request = Request([1], frozenset(), PLAIN_STEPS + 3, Sampling(), config.mask_token_id)
-    times: list[float] = []
-    with contextlib.closing(decode(model, request, Fixed(PLAIN_POLICY), cache)) as run:
-        for _ in run:
-            times.append(time.perf_counter())
-            if len(times) == PLAIN_STEPS + 2 or (len(times) > 2 and times[-1] - times[-2] > SLOW):
+    most = (cycles + 3) * (policy.n_drafts + 1)
+    request = Request([1], frozenset(), most, Sampling(), model.config.mask_token_id)
+    times: list[float] = []  # when the first token of each cycle came
+    with contextlib.closing(decode(model, request, Fixed(policy), cache)) as run:
+        for _, stats in run:
+            if stats.cycles > len(times):
+                times.append(time.perf_counter())
+            slow = len(times) > 2 and times[-1] - times[-2] > SLOW
+            if slow or len(times) == cycles + 2:
                 break
     cut_cache(cache, context)
     return (times[-1] - times[1]) / (len(times) - 2)

@@ -80,6 +80,10 @@ def test_near_ties_are_reported_and_no_fault(monkeypatch: pytest.MonkeyPatch) ->
         assert row["prompts"] == 2
         assert row["differences"] == [] or row["numerics"] == "fast"
     assert any(row["near_ties"] for row in result["rows"])
+    others = [row["other_class"] for row in result["rows"] if "other_class" in row]
+    used = result["probe"]["row_counts"]["verify"]
+    assert {used, *others} == {rows for rows in result["probe"]["classes"] if rows[-1] > 1}
+    assert len(others) >= 4 and any("rows 2-4 " in comparison_line(row) for row in result["rows"])
 
 
 def test_a_broken_engine_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
