@@ -89,13 +89,12 @@ def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
 @contextlib.contextmanager
 def only_class(model: Any, found: numerics.Probe, rows: tuple[int, ...]) -> Iterator[None]:
     """Let exact mode find no other class than this one of those that were probed."""
-    before = os.environ["ORTHRUS_MLX_CACHE"]
+    before = os.environ.get("ORTHRUS_MLX_CACHE", "")  # empty counts as unset
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ORTHRUS_MLX_CACHE"] = folder
         try:
-            numerics._store(
-                numerics._probe_file(model), dataclasses.replace(found, classes=(rows,))
-            )
+            alone = dataclasses.replace(found, classes=(rows,))
+            numerics._store(numerics._probe_file(model), alone)
             yield
         finally:
             os.environ["ORTHRUS_MLX_CACHE"] = before

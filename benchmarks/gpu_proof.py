@@ -94,6 +94,8 @@ def parse() -> argparse.Namespace:
         args.random_prompts, args.random_tokens = min(2, args.random_prompts), 24
         args.budget_seconds, args.cost_seconds = 6.0, min(2.0, args.cost_seconds)
         args.workers = args.workers or 0
+    if not 1 <= args.gpus <= len(gpu_names(args.gpus)):
+        parser.error("--gpus is more than CUDA_VISIBLE_DEVICES names, or less than 1")
     args.model = [split(model) for model in args.model]
     if args.workers is None:
         import mlx.core as mx
@@ -208,10 +210,18 @@ def do_all(
         yield from share_out(waiting, running, workers, gpus, scratch)
     except KeyboardInterrupt:
         for one in running:
-            one.process.kill()
-            one.process.wait()
+            stop(one)
             yield collect(one.job, one.file, one.log, "stopped with Ctrl-C")
         raise
+    finally:  # whatever went wrong, and wherever
+        for one in running:
+            stop(one)
+
+
+def stop(one: Running) -> None:
+    """End a job, if it has not ended."""
+    one.process.kill()
+    one.process.wait()
 
 
 def share_out(
@@ -233,7 +243,7 @@ def share_out(
                 environment["MLX_ENABLE_TF32"] = "0"
             busy = [sum(one.gpu == gpu for one in running) for gpu in range(gpus)]
             gpu = busy.index(min(busy))
-            environment["CUDA_VISIBLE_DEVICES"] = name_of_gpu(gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = gpu_names(gpus)[gpu]
             with log.open("w") as output:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "benchmarks.gpu_jobs", json.dumps(job), str(file)],
@@ -251,16 +261,15 @@ def share_out(
             if not (ended or late):
                 continue
             if late:
-                one.process.kill()
-                one.process.wait()
+                stop(one)
             running.remove(one)
             yield collect(one.job, one.file, one.log, "killed: over its time" if late else "")
 
 
-def name_of_gpu(number: int) -> str:
-    """What CUDA calls it. A job sees one only: MLX 0.32.4 can fail where a process sees two."""
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return names[number] if number < len(names) else str(number)
+def gpu_names(count: int) -> list[str]:
+    """What CUDA calls them. A job sees one only: MLX 0.32.4 can fail where a process sees two."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(count)] if given is None else given.split(",")
 
 
 def python_path() -> str:

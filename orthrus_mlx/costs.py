@@ -9,7 +9,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -75,8 +77,9 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # It goes with the pass that verifies, of which each cycle has one.
     least = min(SIZES[0], block_size)
     passes = measure(model.verify, ids[:least]) + measure(model.draft, ids[:least])
-    host = max(0.0, cycle_time(model, cache, Policy("two-pass", least - 1), CYCLES) - passes)
-    plain = cycle_time(model, cache, PLAIN_POLICY, PLAIN_STEPS)
+    cycles = cycle_times(model, cache, Policy("two-pass", least - 1), CYCLES)
+    host = max(0.0, min(cycles) - passes)
+    plain = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
     costs = Costs({1: host + measure(model.verify, ids[:1])}, {}, {}, plain)
 
     # Each measures one size, and says whether it could pay.
@@ -101,7 +104,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
     _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
     _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
     # Everything is weighed against the plain step: time it twice, at both ends.
-    again = cycle_time(model, cache, PLAIN_POLICY, PLAIN_STEPS)
+    again = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
     return replace(costs, plain=min(plain, again))
 
 
@@ -113,8 +116,11 @@ def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> N
             return
 
 
-def cycle_time(model: Any, cache: list[Any], policy: Policy, cycles: int) -> float:
-    """Seconds for a cycle as the engine runs it: plain steps start before the last one is read."""
+def cycle_times(model: Any, cache: list[Any], policy: Policy, cycles: int) -> list[float]:
+    """Seconds for each of some cycles as the engine runs them, or for one that is slow.
+
+    Plain steps start before the last one is read.
+    """
     context = cache[0].offset
     most = (cycles + 3) * (policy.n_drafts + 1)
     request = Request([1], frozenset(), most, Sampling(), model.config.mask_token_id)
@@ -127,7 +133,7 @@ def cycle_time(model: Any, cache: list[Any], policy: Policy, cycles: int) -> flo
             if slow or len(times) == cycles + 2:
                 break
     cut_cache(cache, context)
-    return (times[-1] - times[1]) / (len(times) - 2)
+    return [after - before for before, after in pairwise(times[1:])]
 
 
 def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
@@ -171,7 +177,7 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
         verify={n: costs.of_verify(n) for n in rows},
         draft={n: cost for n, cost in costs.draft.items() if n <= most},
         fused={pair: costs.of_fused(*pair) for pair in pairs},
-        plain=costs.of_plain() * costs.of_verify(row_counts.verify[0]) / costs.of_verify(1),
+        plain=costs.of_plain() + max(0.0, costs.of_verify(least) - costs.of_verify(1)),
     )
 
 

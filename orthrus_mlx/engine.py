@@ -8,6 +8,7 @@ cache is cut back to what stands.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -149,7 +150,8 @@ class Cycle(NamedTuple):
     """A cycle under way on the device.
 
     `logits` [n, vocab], `choices` [n] and `gaps` [n] belong to AR rows [anchor, drafts...] (and
-    padding after them). `ahead` [blocks, length] are the guesses of the blocks beside them.
+    padding after them). `ahead` [blocks, length] are the guesses of the blocks beside them. `cache`
+    is what the cache becomes.
     """
 
     plan: Plan
@@ -159,6 +161,7 @@ class Cycle(NamedTuple):
     choices: mx.array | None  # None where logits processors must choose one by one
     gaps: mx.array | None
     ahead: mx.array | None
+    cache: list[Any]
 
     @property
     def outputs(self) -> list[mx.array]:
@@ -185,11 +188,11 @@ def decode(
         seed=request.sampling.seed,
     )
     end_of_prompt = cache[0].offset + len(request.prompt)
-    run = _Run(model, request, cache)
     try:
         if request.max_tokens == 0:
             return
         prefill(model, request, cache)
+        run = _Run(model, request, cache)
         budget = request.max_tokens
         anchor = mx.array([request.prompt[-1]], dtype=mx.int32)
         cycle = run.launch(scheduler.plan(budget, 0), anchor, NO_DRAFTS)
@@ -230,7 +233,6 @@ def decode(
             assert follow is not None
             cycle = follow
     finally:
-        run.forget_verify_pass()
         committed = end_of_prompt + stats.generation_tokens - 1
         # An interrupt can strike between two layers: cut each to what all of them hold.
         cut_cache(cache, min([committed, *(layer.offset for layer in cache)]))
@@ -265,11 +267,10 @@ class _Run:
     def __init__(self, model: DualViewModel, request: Request, cache: list[Any]):
         self.model, self.request, self.cache = model, request, cache
         self.history = mx.array(request.prompt)  # for logits processors alone
-        self.before_verify: list[dict[str, Any]] = []  # the cache's layers, until it runs
 
     def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
         """Start `plan` on the device, from anchor [1] (which may still be computed)."""
-        start = self.cache[0].offset
+        cache, start = self.cache, self.cache[0].offset
         most = self.request.row_counts.most(plan.ahead_rows)
         n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
         drafts = pending[:n_drafts]
@@ -278,7 +279,9 @@ class _Run:
             guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
             drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
-            self.before_verify = [_held(layer) for layer in self.cache]
+            # Prepared on copies, and taken over once it runs: a run that is closed before leaves
+            # no pass in the cache that the next one would have to compute.
+            cache = [_copy(layer) for layer in self.cache]
         n = 1 + drafts.size
         n_ar, length = self.request.row_counts.fit_fused(n, plan.ahead_rows, plan.blocks)
         rows = _join(anchor, drafts, self._masks(n_ar - n))
@@ -287,12 +290,12 @@ class _Run:
             depths, masks = block_depths(drafts.size, plan.blocks), self._masks(length - 1)
             blocks = [part for depth in depths for part in (rows[depth : depth + 1], masks)]
             ids = _join(rows, *blocks)
-            logits, ahead = self.model.verify_and_draft(ids, n_ar, depths, self.cache)
+            logits, ahead = self.model.verify_and_draft(ids, n_ar, depths, cache)
             ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
         else:
-            logits = self.model.verify(rows, self.cache)
+            logits = self.model.verify(rows, cache)
         if n_ar > n:
-            cut_cache(self.cache, start + n)
+            cut_cache(cache, start + n)
         choices = gaps = None
         if not self.request.logits_processors:
             ranked = scores(logits, start + 1, self.request.sampling)
@@ -300,7 +303,7 @@ class _Run:
             choices = best[:n]
             if self.request.near_tie is not None:
                 gaps = top_gap(ranked, best, self.request.sampling)[:n]
-        cycle = Cycle(plan, start, drafts, logits, choices, gaps, ahead)
+        cycle = Cycle(plan, start, drafts, logits, choices, gaps, ahead, cache)
         if not plan.draft_rows:
             mx.async_eval(cycle.outputs)
         return cycle
@@ -313,7 +316,8 @@ class _Run:
         # Only once the draft pass is over can the verify pass write to the cache in place: MLX
         # would otherwise copy the whole cache. The verify graph was built while it ran.
         mx.eval(cycle.drafts)
-        self.before_verify = []  # held any longer, these too would make it copy
+        for layer, after in zip(self.cache, cycle.cache, strict=True):
+            vars(layer).update(vars(after))
         mx.async_eval(cycle.outputs)
         drafts: Any = cycle.drafts.tolist()
         if cycle.choices is None:
@@ -327,14 +331,6 @@ class _Run:
         ]
         ends = (n for n, d in enumerate(decided, start=1) if d.token in self.request.eos_token_ids)
         return decided[: next(ends, len(decided))]
-
-    def forget_verify_pass(self) -> None:
-        """Take back the writes of a verify pass that was prepared and never run.
-
-        The next run on this cache would have to compute it first, and MLX to copy the cache.
-        """
-        for layer, before in zip(self.cache, self.before_verify, strict=False):
-            vars(layer).update(before)
 
     def _near_ties(self, gaps: mx.array | None, count: int) -> list[bool]:
         if gaps is None or self.request.near_tie is None:
@@ -372,9 +368,13 @@ class _Run:
         return decided
 
 
-def _held(layer: Any) -> dict[str, Any]:
-    """What a layer of the cache holds now; writing to it changes its arrays in place."""
-    return {k: v[...] if isinstance(v, mx.array) else v for k, v in vars(layer).items()}
+def _copy(layer: Any) -> Any:
+    """A layer of the cache to write to: one writes to the arrays of a layer in place."""
+    other = copy.copy(layer)
+    vars(other).update(
+        {name: held[...] for name, held in vars(layer).items() if isinstance(held, mx.array)}
+    )
+    return other
 
 
 def _join(*parts: mx.array) -> mx.array:

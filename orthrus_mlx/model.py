@@ -270,12 +270,10 @@ class Model(nn.Module):
         """
         L = ids.shape[1]
         kept = L if n_ar is None else n_ar
-        n_diff, spare, slots = L - kept, 0, 0
-        if FEW_SHAPES and 1 < L <= MOST_ROWS and cache[0].keys is not None:
-            spare = power_of_two(L) - L
-            slots = reserve(cache, L + spare)
-            ids = mx.pad(ids, [(0, 0), (0, spare)])
-        h = self.model.embed_tokens(ids)
+        n_diff, few = L - kept, FEW_SHAPES and 1 < L <= MOST_ROWS
+        spare = power_of_two(L) - L if few else 0
+        h = self.model.embed_tokens(mx.pad(ids, [(0, 0), (0, spare)]) if spare else ids)
+        slots = reserve(cache, L + spare, self.config, h.dtype) if few else 0
         rows = lay_out(cache[0].offset, kept, n_diff, depths, spare, slots, h.dtype)
         for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
             h = layer(h, rows, layer_cache)
@@ -365,15 +363,14 @@ def lay_out(
     return Rows(start, n_ar, positions, None, None, slots, mask)
 
 
-def reserve(cache: list[KVCache], rows: int) -> int:
-    """Make room for `rows` more tokens in a cache that holds some; returns how many slots to show.
-
-    That is a power of two.
-    """
+def reserve(cache: list[KVCache], rows: int, config: ModelConfig, dtype: mx.Dtype) -> int:
+    """Make room for `rows` more tokens; returns how many slots to show, a power of two."""
     slots = max(LEAST_SLOTS, power_of_two(cache[0].offset + rows))
     for layer in cache:
         for name in ("keys", "values"):
             held: Any = getattr(layer, name)
+            if held is None:
+                held = mx.zeros((1, config.num_key_value_heads, 0, config.head_dim), dtype)
             if held.shape[2] < slots:
                 room = (0, slots - layer.offset)
                 held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
