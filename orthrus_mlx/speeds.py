@@ -51,6 +51,16 @@ class Costs:
 
     def of_each_fused(self, most: int, ahead: int) -> list[float]:
         """The same for 1 to `most` AR rows."""
+        key = most, ahead
+        if key not in self._each_fused:
+            self._each_fused[key] = self._compute_each_fused(most, ahead)
+        return self._each_fused[key]
+
+    @functools.cached_property
+    def _each_fused(self) -> dict[tuple[int, int], list[float]]:
+        return {}  # schedules ask again and again
+
+    def _compute_each_fused(self, most: int, ahead: int) -> list[float]:
         fitting = sorted((a, c) for (a, d), c in self.fused.items() if d >= ahead)
         cheapest, costs = max(self.fused.values()), []
         for rows in range(most, 0, -1):
