@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -73,39 +72,43 @@ def calibrate(model: Any, block_size: int) -> Costs:
                 break
         return min(times)  # the first one too, where it had nothing to compile
 
-    # What a cycle takes beyond its passes: the host's part, which counts where models are small.
-    # It goes with the pass that verifies, of which each cycle has one.
-    least = min(SIZES[0], block_size)
-    passes = measure(model.verify, ids[:least]) + measure(model.draft, ids[:least])
-    cycles = cycle_times(model, cache, Policy("two-pass", least - 1), CYCLES)
-    host = max(0.0, min(cycles) - passes)
     plain = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
-    costs = Costs({1: host + measure(model.verify, ids[:1])}, {}, {}, plain)
+    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {}, plain)
 
     # Each measures one size, and says whether it could pay.
     def two_pass(n: int) -> bool:
-        costs.verify[n] = host + measure(model.verify, ids[:n])
+        costs.verify[n] = measure(model.verify, ids[:n])
         costs.draft[n] = measure(model.draft, ids[:n])
         return costs.verify[n] + costs.draft[n] <= n * costs.of_plain()
 
     def alternating(n: int) -> bool:
-        costs.fused[1, n - 1] = cost = host + measure(model.verify_and_draft, ids[:n], 1, (0,))
+        costs.fused[1, n - 1] = cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
         return cost + costs.of_verify(1 + drafts) <= (2 + drafts) * costs.of_plain()
 
     def one_pass(n: int) -> bool:
         shares = layouts(n, block_size)
         rows, ahead = shares[len(shares) // 2]
-        cost = host + measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
+        cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
         costs.fused.update(dict.fromkeys(shares, cost))
         return cost <= max(rows for rows, _ in shares) * costs.of_plain()
 
     _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
     _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
     _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
+    # What a cycle takes beyond its passes: the host's part, which counts where models are small.
+    # It goes with the pass that verifies, of which each cycle has one.
+    least = min(costs.draft)
+    cycles = cycle_times(model, cache, Policy("two-pass", least - 1), CYCLES)
+    host = max(0.0, min(cycles) - costs.draft[least] - costs.verify[least])
     # Everything is weighed against the plain step: time it twice, at both ends.
     again = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
-    return replace(costs, plain=min(plain, again))
+    return Costs(
+        verify={n: cost + host for n, cost in costs.verify.items()},
+        draft=costs.draft,
+        fused={pair: cost + host for pair, cost in costs.fused.items()},
+        plain=min(plain, again),
+    )
 
 
 def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:

@@ -51,23 +51,20 @@ class Costs:
 
     def of_each_fused(self, most: int, ahead: int) -> list[float]:
         """The same for 1 to `most` AR rows."""
-        key = most, ahead
-        if key not in self._each_fused:
-            self._each_fused[key] = self._compute_each_fused(most, ahead)
-        return self._each_fused[key]
-
-    @functools.cached_property
-    def _each_fused(self) -> dict[tuple[int, int], list[float]]:
-        return {}  # schedules ask again and again
-
-    def _compute_each_fused(self, most: int, ahead: int) -> list[float]:
+        if (most, ahead) in self._each_fused:  # schedules ask again and again
+            return self._each_fused[most, ahead]
         fitting = sorted((a, c) for (a, d), c in self.fused.items() if d >= ahead)
         cheapest, costs = max(self.fused.values()), []
         for rows in range(most, 0, -1):
             while fitting and fitting[-1][0] >= rows:
                 cheapest = min(cheapest, fitting.pop()[1])
             costs.append(cheapest)
+        self._each_fused[most, ahead] = costs[::-1]
         return costs[::-1]
+
+    @functools.cached_property
+    def _each_fused(self) -> dict[tuple[int, int], list[float]]:
+        return {}
 
 
 def _at(costs: dict[int, float], rows: int) -> float:
