@@ -17,7 +17,7 @@ The model knows nothing of decoding: which rows to run, and what to make of them
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,40 +25,13 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
+from . import few_shapes
 from .config import ModelConfig
+from .few_shapes import Passes, Slots
 from .joined import Joined, join, products
+from .rows import Rows, lay_out
 
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
-# MLX's CUDA backend plans 16-bit attention over several rows anew for each shape, which takes
-# 70 ms, and gives up after some hundred plans. Passes of up to so many rows therefore come in few
-# shapes there: they are filled up to a power of two of rows, and see a power of two of the cache's
-# slots, those not filled yet behind a mask. (Kernels may change wherever the number of slots does;
-# `numerics.STEPS` are all such places.)
-FEW_SHAPES = hasattr(mx, "cuda") and mx.cuda.is_available()
-MOST_ROWS = 128
-LEAST_SLOTS = 1024
-
-
-class Rows(NamedTuple):
-    """The rows of one pass.
-
-    Attributes:
-        start: tokens in the cache before it.
-        n_ar: AR rows, which come first.
-        positions: where each row stands, [L]; None where row j stands at `start + j`.
-        ar_mask: which of the filled slots the AR rows see.
-        diff_mask: which of them the diffusion rows see.
-        slots: cache slots shown to all rows together, in place of those that are filled.
-        mask: added to the scores of all rows then, [L, slots].
-    """
-
-    start: int
-    n_ar: int
-    positions: mx.array | None
-    ar_mask: mx.array | str | None
-    diff_mask: mx.array | None
-    slots: int = 0
-    mask: mx.array | None = None
 
 
 class Attention(nn.Module):
@@ -134,7 +107,7 @@ class Attention(nn.Module):
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
-    def __call__(self, x: mx.array, rows: Rows, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
         """Attention of the rows [1, L, dim] of one pass, before the residual."""
         n = rows.n_ar
         views = []
@@ -152,9 +125,7 @@ class Attention(nn.Module):
         k, v = cache.update_and_fetch(k, v.transpose(0, 2, 1, 3))
         ar: Any = None
         diff: Any = None
-        if rows.slots:
-            held: Any = (cache.keys, cache.values)
-            k, v = (a[:, :, : rows.slots] for a in held)
+        if rows.mask is not None:
             both = self.attend(q, k, v, rows.mask)
             ar, diff = both[:, :n], both[:, n:]
         else:
@@ -200,7 +171,7 @@ class TransformerBlock(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, rows: Rows, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
         """[1, L, dim] -> [1, L, dim]."""
         h = x + self.self_attn(self.input_layernorm(x), rows, cache)
         return h + self.mlp(self.post_attention_layernorm(h))
@@ -226,6 +197,14 @@ class Model(nn.Module):
         self.model = Qwen3Model(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._passes: Passes | None = None
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What passes compute in: the type of the embeddings, packed or not."""
+        embeddings: Any = self.model.embed_tokens
+        dtype: mx.Dtype = embeddings.get("scales", embeddings.weight).dtype
+        return dtype
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -270,18 +249,30 @@ class Model(nn.Module):
         """
         L = ids.shape[1]
         kept = L if n_ar is None else n_ar
-        n_diff, few = L - kept, FEW_SHAPES and 1 < L <= MOST_ROWS
-        spare = power_of_two(L) - L if few else 0
-        h = self.model.embed_tokens(mx.pad(ids, [(0, 0), (0, spare)]) if spare else ids)
-        slots = reserve(cache, L + spare, self.config, h.dtype) if few else 0
-        rows = lay_out(cache[0].offset, kept, n_diff, depths, spare, slots, h.dtype)
+        if few_shapes.NEEDED and 1 < L <= few_shapes.MOST_ROWS:
+            if self._passes is None or not self._passes.still_of(self):
+                self._passes = Passes(self)
+            return self._passes.run(ids, cache, kept, depths, self.dtype)
+        rows = lay_out(cache[0].offset, kept, L - kept, depths)
+        # The host waits for drafting passes: let the device begin while it builds the rest.
+        h = self.run(ids, rows, cache, at_once=LAYERS_AT_ONCE if kept < L else 0)
+        for layer in cache:
+            layer.trim(L - kept)
+        return h
+
+    def run(
+        self, ids: mx.array, rows: Rows, cache: Sequence[KVCache | Slots], at_once: int = 0
+    ) -> mx.array:
+        """All layers over the rows of one pass, which stay in the cache; [1, L] -> [1, L, dim].
+
+        `at_once` layers together are handed to the device, or all of them by whoever waits.
+        """
+        h = self.model.embed_tokens(ids)
         for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
             h = layer(h, rows, layer_cache)
-            layer_cache.trim(n_diff + spare)
-            # The host waits for drafting passes: let the device begin while it builds the rest.
-            if n_diff and i % LAYERS_AT_ONCE == 0:
+            if at_once and i % at_once == 0:
                 mx.async_eval(h)
-        return h[:, :L] if spare else h
+        return h
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: [..., dim] -> [..., vocab_size]."""
@@ -321,66 +312,6 @@ class Model(nn.Module):
         logits = self.logits(self.hidden(ids[None], cache, n_ar, depths))[0]
         blocks = logits[n_ar:].reshape(len(depths), -1, logits.shape[-1])
         return logits[:n_ar], blocks[:, : self.config.block_size - 1]
-
-
-def lay_out(
-    start: int,
-    n_ar: int,
-    n_diff: int,
-    depths: Sequence[int],
-    spare: int = 0,
-    slots: int = 0,
-    dtype: mx.Dtype = mx.float32,
-) -> Rows:
-    """The rows of a pass: `n_ar` AR rows, then `n_diff` in blocks of one length, one for a depth.
-
-    `spare` rows behind them, whose results nobody wants, are of the view of the last one. With
-    `slots`, the one mask is to be added to scores in `dtype`.
-    """
-    if not n_diff:
-        n_ar += spare
-    ar_mask = "causal" if n_ar > 1 else None
-    if not slots and not (n_ar and n_diff):  # one view, and all that is filled to see
-        return Rows(start, n_ar, None, ar_mask, None)
-    slot = mx.arange(slots or start + n_ar + n_diff) - start
-    positions = diff_mask = None
-    seen = [slot <= mx.arange(n_ar)[:, None]] if n_ar else []
-    if n_diff:
-        length = n_diff // len(depths)
-        n_diff += spare  # as further blocks
-        place = mx.arange(n_diff)
-        depth = mx.array([*depths, *[0] * spare])[place // length]
-        # A block sees the text before its anchor, and its own slots, which follow the AR rows.
-        own = (slot >= n_ar) & (slot < n_ar + n_diff)
-        own = own & ((slot - n_ar) // length == (place // length)[:, None])
-        diff_mask = (slot < depth[:, None]) | own
-        seen.append(diff_mask)
-        if n_ar:
-            positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
-    if not slots:
-        return Rows(start, n_ar, positions, ar_mask, diff_mask)
-    mask = mx.where(mx.concatenate(seen), mx.array(0, dtype), mx.array(-mx.inf, dtype))
-    return Rows(start, n_ar, positions, None, None, slots, mask)
-
-
-def reserve(cache: list[KVCache], rows: int, config: ModelConfig, dtype: mx.Dtype) -> int:
-    """Make room for `rows` more tokens; returns how many slots to show, a power of two."""
-    slots = max(LEAST_SLOTS, power_of_two(cache[0].offset + rows))
-    for layer in cache:
-        for name in ("keys", "values"):
-            held: Any = getattr(layer, name)
-            if held is None:
-                held = mx.zeros((1, config.num_key_value_heads, 0, config.head_dim), dtype)
-            if held.shape[2] < slots:
-                room = (0, slots - layer.offset)
-                held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
-                setattr(layer, name, held)
-    return slots
-
-
-def power_of_two(n: int) -> int:
-    """The smallest power of two that is no less than `n`."""
-    return 1 << (n - 1).bit_length()
 
 
 DIFFUSION_GROUPS = (

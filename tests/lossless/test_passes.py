@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx import mlx_generate
-from orthrus_mlx import model as model_module
+from orthrus_mlx import few_shapes, mlx_generate
 from orthrus_mlx.joined import join
 from orthrus_mlx.numerics import STEPS, device_key
 
@@ -120,16 +121,16 @@ def test_passes_in_few_shapes_compute_the_same(monkeypatch: pytest.MonkeyPatch) 
     """What passes do on CUDA, where each shape would be planned anew."""
     model = row_kernels.build(row_kernels.Model)
     for n in (0, 1, 100, 205):
-        monkeypatch.setattr(model_module, "FEW_SHAPES", False)
+        monkeypatch.setattr(few_shapes, "NEEDED", False)
         expected = logits(model, n)
-        monkeypatch.setattr(model_module, "FEW_SHAPES", True)
+        monkeypatch.setattr(few_shapes, "NEEDED", True)
         for a, b in zip(expected, logits(model, n), strict=True):
             assert mx.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_filled_up_leave_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A masked slot that holds NaN would spoil every row."""
-    monkeypatch.setattr(model_module, "FEW_SHAPES", True)
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)
     cache = model.make_cache()
     model.hidden(mx.array([PROMPT[:9]]), cache)
@@ -142,7 +143,7 @@ def test_rows_filled_up_leave_finite_numbers(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)
 def test_attention_sees_few_shapes(monkeypatch: pytest.MonkeyPatch, mode: Any, cycle: Any) -> None:
-    monkeypatch.setattr(model_module, "FEW_SHAPES", True)
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
     shapes: set[tuple[int, int]] = set()
     attention = mx.fast.scaled_dot_product_attention
 
@@ -156,7 +157,7 @@ def test_attention_sees_few_shapes(monkeypatch: pytest.MonkeyPatch, mode: Any, c
     answer(model, mode, cycle, PROMPT[:20])
     answer(model, mode, cycle, PROMPT[:1])
     several = {shape for shape in shapes if shape[0] > 1} - {(len(PROMPT) - 1,) * 2}
-    assert several <= {(rows, model_module.LEAST_SLOTS) for rows in (2, 4, 8, 16, 32, 64)}
+    assert several <= {(rows, few_shapes.LEAST_SLOTS) for rows in (2, 4, 8, 16, 32, 64)}
     assert several
 
 
@@ -169,7 +170,7 @@ def test_the_slots_shown_change_only_where_the_probe_looks() -> None:
         for layer in cache:
             layer.offset = n - 2
             layer.keys, layer.values = mx.zeros((1, 1, n, 16)), mx.zeros((1, 1, n, 16))
-        slots = model_module.reserve(cache, 2, model.config, mx.float32)
+        slots = few_shapes.reserve(cache, 2, (), mx.float32)
         assert slots >= n and cache[0].keys.shape[2] >= slots
         seen[n] = slots
     changes = {a for a, b in zip(seen.values(), list(seen.values())[1:], strict=False) if a != b}
@@ -182,8 +183,58 @@ def test_answers_are_the_same_in_few_shapes(
 ) -> None:
     model = row_kernels.build(row_kernels.Model)
     expected = answer(model, "ar", "auto")
-    monkeypatch.setattr(model_module, "FEW_SHAPES", True)
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
     assert answer(model, mode, cycle) == expected
+
+
+def test_passes_traced_once_notice_what_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model)
+    before = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    attention = model.layers[1].self_attn
+
+    attention.o_proj.weight = attention.o_proj.weight * 2  # other weights
+    other = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    assert not mx.allclose(before, other)
+
+    attention.o_proj = nn.Linear(*reversed(attention.o_proj.weight.shape))  # another module
+    assert not mx.allclose(other, model.verify(mx.array(PROMPT[:5]), model.make_cache()))
+
+    shorter = copy.copy(model)  # a copy that shares what it does not replace
+    shorter.model = copy.copy(model.model)
+    shorter.model.layers = model.layers[:1]
+    monkeypatch.setattr(few_shapes, "NEEDED", False)
+    expected = shorter.verify(mx.array(PROMPT[:5]), shorter.make_cache())
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    found = shorter.verify(mx.array(PROMPT[:5]), shorter.make_cache())
+    assert mx.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_passes_of_the_same_shape_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model)
+    traced = []
+    run = model.run
+
+    def counted(ids: mx.array, *more: Any) -> mx.array:
+        traced.append(ids.shape)
+        return run(ids, *more)
+
+    monkeypatch.setattr(row_kernels.Model, "run", lambda self, *args: counted(*args))
+    cache = model.make_cache()
+    for at in range(0, 40, 4):  # wherever they stand
+        model.verify(mx.array(PROMPT[at : at + 4]), cache)
+        model.draft(mx.array(PROMPT[:8]), cache)
+    assert traced == [(1, 4), (1, 8)]
+
+
+def test_traced_passes_keep_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model)
+    model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
 
 
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])

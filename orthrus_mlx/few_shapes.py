@@ -1,0 +1,121 @@
+"""Passes in few shapes, each traced once: what MLX's CUDA backend needs to be fast.
+
+It plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up
+after some hundred plans. Passes of up to `MOST_ROWS` rows are therefore filled up to a power of two
+of rows there, and see a power of two of the cache's slots, those not filled yet behind a mask.
+(Kernels may change wherever the number of slots does; `numerics.STEPS` are all such places.) As
+shapes repeat, so do whole passes: each is traced once by `mx.compile`, and costs the host less from
+then on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache
+
+from .rows import Rows, lay_out
+
+NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
+MOST_ROWS = 128
+LEAST_SLOTS = 1024
+
+Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
+Pass = Callable[..., tuple[mx.array, Held]]
+
+
+class Slots:
+    """One layer's cache in such a pass: as many slots as are shown, written to at an array offset.
+
+    Attributes:
+        keys: [1, n_kv_heads, capacity, head_dim].
+        values: the same.
+        start: tokens in the cache before the pass, [1].
+        shown: slots that attention sees.
+    """
+
+    def __init__(self, keys: mx.array, values: mx.array, start: mx.array, shown: int):
+        self.keys, self.values, self.start, self.shown = keys, values, start, shown
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write behind what is held, and show the slots; named as in mlx-lm's `KVCache`."""
+        self.keys = mx.slice_update(self.keys, keys, self.start, axes=(2,))
+        self.values = mx.slice_update(self.values, values, self.start, axes=(2,))
+        return self.keys[:, :, : self.shown], self.values[:, :, : self.shown]
+
+
+class Passes:
+    """The traced passes of one model, good for as long as it holds the modules and arrays it did.
+
+    It does not keep the model alive.
+    """
+
+    def __init__(self, model: Any):
+        self._model: Any = weakref.ref(model)
+        self._shape = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
+        self._own = list(model.items())
+        parts = [part for part in model.modules() if part is not model]
+        self._parts = [(part, name, held) for part in parts for name, held in part.items()]
+        self._traced: dict[tuple[int, int, bool], Pass] = {}
+
+    def still_of(self, model: Any) -> bool:
+        """Whether they are this model's, and nothing in it was replaced since."""
+        return (
+            self._model() is model
+            and all(model.get(name) is held for name, held in self._own)
+            and all(part.get(name) is held for part, name, held in self._parts)
+        )
+
+    def run(
+        self, ids: mx.array, cache: list[KVCache], kept: int, depths: Sequence[int], dtype: mx.Dtype
+    ) -> mx.array:
+        """Final hidden states [1, L, dim] of rows `ids` [1, L]; see `Model.hidden`."""
+        L, start = ids.shape[1], cache[0].offset
+        spare = power_of_two(L) - L
+        slots = reserve(cache, L + spare, self._shape, dtype)
+        rows = lay_out(start, kept, L - kept, depths, spare, slots, dtype)
+        key = (rows.n_ar, slots, rows.positions is None)
+        if key not in self._traced:
+            self._traced[key] = self._trace(*key)
+        held: Any = [(layer.keys, layer.values) for layer in cache]
+        arrays = [mx.pad(ids, [(0, 0), (0, spare)]), mx.array([start]), rows.mask, rows.positions]
+        hidden, held = self._traced[key]([a for a in arrays if a is not None], held)
+        for layer, (keys, values) in zip(cache, held, strict=True):
+            layer.keys, layer.values, layer.offset = keys, values, start + kept
+        return hidden[:, :L] if spare else hidden
+
+    def _trace(self, n_ar: int, slots: int, rising: bool) -> Pass:
+        def run(arrays: list[mx.array], held: Held) -> tuple[mx.array, Held]:
+            model: Any = self._model()
+            ids, start, mask = arrays[:3]
+            cache = [Slots(keys, values, start, slots) for keys, values in held]
+            rows = Rows(start, n_ar, None if rising else arrays[3], mask=mask)
+            return model.run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
+
+        traced: Any = mx.compile(run)
+        return traced
+
+
+def reserve(cache: list[KVCache], rows: int, empty: tuple[int, ...], dtype: mx.Dtype) -> int:
+    """Make room for `rows` more tokens; returns how many slots to show, a power of two.
+
+    `empty` is the shape of the keys of a layer that holds none.
+    """
+    slots = max(LEAST_SLOTS, power_of_two(cache[0].offset + rows))
+    for layer in cache:
+        for name in ("keys", "values"):
+            held: Any = getattr(layer, name)
+            held = mx.zeros(empty, dtype) if held is None else held
+            if held.shape[2] < slots:
+                room = (0, slots - layer.offset)
+                held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
+                setattr(layer, name, held)
+    return slots
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is no less than `n`."""
+    return 1 << (n - 1).bit_length()
