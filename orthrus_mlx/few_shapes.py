@@ -56,6 +56,8 @@ class Passes:
     def __init__(self, model: Any):
         self._model: Any = weakref.ref(model)
         self._shape = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
+        if not model.training:
+            model.eval()  # parts too that `nn.quantize` put in since
         self._own = list(model.items())
         parts = [part for part in model.modules() if part is not model]
         self._parts = [(part, name, held) for part in parts for name, held in part.items()]

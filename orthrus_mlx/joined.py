@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from .few_rows import product
+
 
 class Joined(NamedTuple):
     """Projections computed as one.
@@ -44,7 +46,7 @@ def join(parts: Sequence[Any]) -> Joined | None:
     known = type(parts[0]) in (nn.Linear, nn.QuantizedLinear)
     if not known or len(kinds) > 1 or any("bias" in p for p in parts):
         return None
-    product = copy.copy(parts[0])
+    product = copy.copy(parts[0]).eval()
     sizes = [p.weight.shape[0] for p in parts]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     names = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
@@ -60,6 +62,6 @@ def join(parts: Sequence[Any]) -> Joined | None:
 def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:
     """What each of `parts` makes of `x`, by one product where they are joined."""
     if joined is None or not joined.still_of(parts):
-        return [part(x) for part in parts]
-    outputs: Any = mx.split(joined.product(x), joined.ends, axis=-1)
+        return [product(part, x) for part in parts]
+    outputs: Any = mx.split(product(joined.product, x), joined.ends, axis=-1)
     return list(outputs)

@@ -27,6 +27,7 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from . import few_shapes
 from .config import ModelConfig
+from .few_rows import product
 from .few_shapes import Passes, Slots
 from .joined import Joined, join, products
 from .rows import Rows, lay_out
@@ -134,9 +135,9 @@ class Attention(nn.Module):
                 ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
             if n < x.shape[1]:
                 diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)
-        outs = [self.o_proj(ar)] if n else []
+        outs = [product(self.o_proj, ar)] if n else []
         if n < x.shape[1]:
-            outs.append(self.o_proj_diff(diff))
+            outs.append(product(self.o_proj_diff, diff))
         return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 
 
@@ -158,7 +159,7 @@ class MLP(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """[B, L, dim] -> [B, L, dim]."""
         gate, up = products(x, (self.gate_proj, self.up_proj), self._gate_up)
-        return self.down_proj(swiglu(gate, up))
+        return product(self.down_proj, swiglu(gate, up))
 
 
 class TransformerBlock(nn.Module):
@@ -277,9 +278,8 @@ class Model(nn.Module):
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: [..., dim] -> [..., vocab_size]."""
         hidden = self.model.norm(hidden)
-        if self.config.tie_word_embeddings:
-            return self.model.embed_tokens.as_linear(hidden)
-        return self.lm_head(hidden)
+        tied = self.config.tie_word_embeddings
+        return product(self.model.embed_tokens if tied else self.lm_head, hidden)
 
     def __call__(self, inputs: mx.array, cache: list[KVCache] | None = None) -> mx.array:
         """Next-token logits [1, L, vocab_size] of the AR view for ids [1, L]."""

@@ -77,7 +77,7 @@ def load_base(options: TrainOptions) -> Base:
     model = Model(config)
     model.load_weights([(name, a.astype(dtype)) for name, a in weights.items()], strict=True)
     model.freeze()
-    model.eval()
+    model.train()  # `few_rows` has no gradient
     mx.eval(model.parameters())
     return Base(folder, config, files, names, stored, dtype, model, tokenizer)
 

@@ -228,6 +228,21 @@ def test_passes_of_the_same_shape_are_traced_once(monkeypatch: pytest.MonkeyPatc
     assert traced == [(1, 4), (1, 8)]
 
 
+def test_modules_put_in_later_are_for_inference_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`nn.quantize` makes modules in training, for which `few_rows` leaves products alone."""
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model).eval()
+    nn.quantize(model, group_size=32, bits=4)
+    model.pack()
+    assert model.layers[0].mlp.down_proj.training and not model.layers[0].mlp._gate_up[0].training
+    model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    assert not any(part.training for part in model.modules())
+    model.train()  # and one in training stays so
+    model.layers[0].mlp.down_proj.scales = model.layers[0].mlp.down_proj.scales * 2
+    model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    assert all(part.training for part in model.modules())
+
+
 def test_traced_passes_keep_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)

@@ -1,0 +1,272 @@
+"""Matrix products of a few rows on CUDA: one kernel, with the same bits for any number of rows.
+
+Verify and draft passes are little else than matrix products of 2 to 64 rows. MLX's CUDA backend
+hands such a product to cuBLAS, which keeps the host busy for longer than the device, and takes
+several times as long for 4-bit weights as for one row of them. The kernel here reads and unpacks
+each weight once, whatever the number of rows, and adds in an order that depends on nothing but
+the length of a row: a row has the same bits beside any others.
+
+Only on CUDA, and only where it can: anywhere else `product` is the module's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+MOST_ROWS = 64
+# Of more than 32 rows, cuBLAS takes a third less time where plain weights are many (8B shapes).
+MOST_ROWS_PLAIN, MANY = 32, 1 << 25
+PLAIN = 16  # bits of a weight that is not packed
+BITS = (4, 8, PLAIN)
+WARPS = 8  # of a thread block, each of which adds up every eighth part of a row
+STAGES = 3  # parts of a row that a thread has under way
+
+
+def product(module: Any, x: mx.array) -> mx.array:
+    """What a projection or, as the head, an embedding makes of `x` [..., rows, dim]."""
+    if _fits(module, x):
+        return _product(module, x)
+    if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+        return module.as_linear(x)
+    out: mx.array = module(x)
+    return out
+
+
+def _fits(module: Any, x: mx.array) -> bool:
+    """Whether the kernel can compute this product; it has no gradient."""
+    rows, dim = (x.shape[-2] if x.ndim > 1 else 1), x.shape[-1]
+    if not 1 < rows <= MOST_ROWS or x.size != rows * dim or not _runs_here():
+        return False
+    if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+        bits, dtype = module.bits if module.mode == "affine" else 0, module.scales.dtype
+    elif type(module) in (nn.Linear, nn.Embedding):
+        if rows > MOST_ROWS_PLAIN and module.weight.size > MANY:
+            return False
+        bits, dtype = PLAIN, module.weight.dtype
+    else:
+        return False
+    return (
+        bits in BITS
+        and dim % (128 // bits) == 0
+        and x.dtype == dtype == mx.bfloat16
+        and "bias" not in module
+        and not module.training
+    )
+
+
+def _runs_here() -> bool:
+    return _multiplies_bfloat16() and mx.default_device() == mx.gpu
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    """Whether the GPU is a CUDA device with tensor cores for bfloat16."""
+    if not (hasattr(mx, "cuda") and mx.cuda.is_available()):
+        return False
+    capability: Any = mx.device_info(mx.gpu).get("compute_capability_major", 0)
+    return bool(capability >= 8)
+
+
+def _product(module: Any, x: mx.array) -> mx.array:
+    rows, outputs = x.shape[-2], module.weight.shape[0]
+    weights, bits, group = [module.weight] * 3, PLAIN, 1
+    if "scales" in module:
+        weights[1:], bits, group = [module.scales, module.biases], module.bits, module.group_size
+    tiles = 1 << max(0, (rows - 1).bit_length() - 3)  # of 8 rows, a power of two
+    # Inputs are read once for each block of weights: the more of them, the larger the block.
+    sets = 4 if tiles == 8 and bits == PLAIN else 2
+    constants = {"WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
+    constants |= {"BITS": bits, "GROUP": group}
+    (out,) = _kernel(sets)(
+        inputs=[x, *weights],
+        template=[("T", x.dtype), *constants.items()],
+        grid=(-(-outputs // (16 * sets)) * WARPS * 32, 1, 1),
+        threadgroup=(WARPS * 32, 1, 1),
+        output_shapes=[(*x.shape[:-1], outputs)],
+        output_dtypes=[x.dtype],
+    )
+    return out
+
+
+@functools.cache
+def _kernel(sets: int) -> Callable[..., list[mx.array]]:
+    kernel: Any = mx.fast.cuda_kernel(
+        # MLX keeps compiled kernels by name, on disk too.
+        name=f"few_rows_{hashlib.sha256((_HEADER + _SOURCE).encode()).hexdigest()[:8]}",
+        input_names=["x", "w", "scales", "biases"],
+        output_names=["y"],
+        source=_SOURCE,
+        header=_HEADER,
+        shared_memory=STAGES * sets * 2 * WARPS * 32 * 16,
+    )
+    return kernel
+
+
+_HEADER = """
+// sum += a b for 16 x 16 weights `a` and 16 x 8 inputs `b` of a warp, on the tensor cores.
+__device__ __forceinline__ void multiply_add(
+    float* sum, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Copy 16 bytes to shared memory, not waiting for them.
+__device__ __forceinline__ void read_ahead(uint4* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
+               :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+
+// Packed value `i` of a word as 1 + value / 2^BITS, times `scale`, plus `bias`.
+template <int BITS>
+__device__ __forceinline__ float unpack(unsigned word, int i, float scale, float bias) {
+  constexpr unsigned mask = ((1u << BITS) - 1) << (23 - BITS);
+  const int up = 23 - BITS - i * BITS;
+  const unsigned bits = ((up >= 0 ? word << up : word >> -up) & mask) | 0x3f800000u;
+  return fmaf(__uint_as_float(bits), scale, bias);
+}
+
+__device__ __forceinline__ unsigned pair(float low, float high) {
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+"""
+
+# x [M, K]; w [N, K * BITS / 32] words; scales and biases [N, K / GROUP], unused for plain weights;
+# y [M, N].
+#
+# A warp holds `SETS` times 16 rows of weights and `TILES` times 8 rows of inputs. Its thread
+# 4 g + t brings rows g and g + 8 of each set, row g of each tile, and of each step of 16 along K
+# four values. Which four it takes does not matter, as long as weights and inputs agree: here
+# those that lie side by side, so that it reads 16 bytes of a row of weights at once (a span).
+_SOURCE = """
+  constexpr int IN_WORD = 32 / BITS, SPAN = 4 * IN_WORD, STEP = WARPS * 4 * SPAN;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int N = w_shape[0], M = x_shape[x_ndim - 2], K = x_shape[x_ndim - 1];
+  const int first = blockIdx.x * SETS * 16;
+  // Read ahead by each thread for itself; in the end, for the warps' sums.
+  const auto words = reinterpret_cast<const unsigned*>(w);
+  extern __shared__ uint4 shared[];
+  auto ring = reinterpret_cast<uint4(*)[SETS][2][WARPS * 32]>(shared);
+  auto part = reinterpret_cast<float(*)[SETS * 16][TILES * 8 + 1]>(shared);
+
+  size_t row[SETS][2], input[TILES];  // those past the end repeat the last one
+#pragma unroll
+  for (int s = 0; s < SETS; s++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) row[s][h] = min(first + 16 * s + 8 * h + g, N - 1);
+#pragma unroll
+  for (int m = 0; m < TILES; m++) input[m] = (size_t)min(8 * m + g, M - 1) * K;
+
+  T scale[SETS][2], bias[SETS][2];
+  auto read_scales = [&](int k) {
+    if (BITS == 16) return;  // plain
+#pragma unroll
+    for (int s = 0; s < SETS; s++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const size_t at = row[s][h] * (K / GROUP) + min(k, K - SPAN) / GROUP;
+        scale[s][h] = scales[at];
+        bias[s][h] = biases[at];
+      }
+  };
+  auto read_weights = [&](int k, int stage) {
+    if (k - t * SPAN < K)
+#pragma unroll
+      for (int s = 0; s < SETS; s++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          read_ahead(&ring[stage][s][h][threadIdx.x],
+                     words + (row[s][h] * K + min(k, K - SPAN)) / IN_WORD);
+    asm volatile("cp.async.commit_group;");
+  };
+
+  float sum[SETS][TILES][4] = {};
+  int k = (warp * 4 + t) * SPAN;
+#pragma unroll
+  for (int stage = 0; stage < STAGES - 1; stage++) read_weights(k + stage * STEP, stage);
+  read_scales(k);
+  for (int stage = 0; k - t * SPAN < K; k += STEP, stage = (stage + 1) % STAGES) {
+    read_weights(k + (STAGES - 1) * STEP, (stage + STAGES - 1) % STAGES);
+    float times[SETS][2], plus[SETS][2];
+#pragma unroll
+    for (int s = 0; s < SETS; s++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        if (BITS == 16) continue;
+        times[s][h] = (float)scale[s][h] * (1 << BITS);
+        plus[s][h] = (float)bias[s][h] - times[s][h];
+      }
+    read_scales(k + STEP);
+    asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
+    uint4 a[SETS][2];
+#pragma unroll
+    for (int s = 0; s < SETS; s++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) a[s][h] = ring[stage][s][h][threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < SPAN; i += 8) {
+      uint4 b[TILES];
+#pragma unroll
+      for (int m = 0; m < TILES; m++) {
+        b[m] = *reinterpret_cast<const uint4*>(x + input[m] + min(k, K - SPAN) + i);
+        if (k >= K) b[m] = {};  // past the end, where weights repeat
+      }
+#pragma unroll
+      for (int s = 0; s < SETS; s++) {
+        unsigned v[2][4];
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+          for (int p = 0; p < 4; p++) {
+            const int at = i + 2 * p;
+            const unsigned word = reinterpret_cast<const unsigned*>(&a[s][h])[at / IN_WORD];
+            const float low = unpack<BITS>(word, at % IN_WORD, times[s][h], plus[s][h]);
+            const float high = unpack<BITS>(word, at % IN_WORD + 1, times[s][h], plus[s][h]);
+            v[h][p] = BITS == 16 ? word : pair(low, high);
+          }
+#pragma unroll
+        for (int m = 0; m < TILES; m++) {
+          multiply_add(sum[s][m], v[0][0], v[1][0], v[0][1], v[1][1], b[m].x, b[m].y);
+          multiply_add(sum[s][m], v[0][2], v[1][2], v[0][3], v[1][3], b[m].z, b[m].w);
+        }
+      }
+    }
+  }
+
+  // Add up the warps' sums, always in the same order.
+  constexpr int givers[] = {4, 6, 2, 1}, takers[] = {0, 2, 0, 0}, pairs[] = {2, 2, 2, 1};
+#pragma unroll
+  for (int turn = 0; turn < 4; turn++) {
+    const int giver = warp - givers[turn], taker = warp - takers[turn];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < SETS * TILES * 4; i++) {
+      const int s = i / 4 / TILES, m = i / 4 % TILES, at = i % 4;
+      if (giver >= 0 && giver < pairs[turn])
+        part[giver][16 * s + 8 * (at / 2) + g][8 * m + 2 * t + at % 2] = sum[s][m][at];
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < SETS * TILES * 4; i++) {
+      const int s = i / 4 / TILES, m = i / 4 % TILES, at = i % 4;
+      if (taker >= 0 && taker < pairs[turn]) {
+        float* other = &part[taker][16 * s + 8 * (at / 2) + g][8 * m + 2 * t + at % 2];
+        *other = sum[s][m][at] += *other;
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < SETS * 16 * M; i += WARPS * 32) {
+    const int n = i % (SETS * 16), m = i / (SETS * 16);
+    if (first + n < N) y[(size_t)m * N + first + n] = (T)part[0][n][m];
+  }
+"""

@@ -1,0 +1,96 @@
+"""Products of a few rows: on CUDA a kernel of our own, elsewhere the module's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from orthrus_mlx import few_rows
+from orthrus_mlx.few_rows import product
+
+on_cuda = pytest.mark.skipif(not few_rows._runs_here(), reason="needs a CUDA device")
+
+SHAPES = [(96, 256), (1000, 704), (40, 64), (256, 4096)]  # (outputs, dim)
+ROWS = (2, 5, 8, 9, 16, 31, 32, 33, 64)
+
+
+def projection(outputs: int, dim: int, bits: int, dtype: mx.Dtype = mx.bfloat16) -> Any:
+    module: Any = nn.Linear(dim, outputs, bias=False)
+    module.weight = (mx.random.normal((outputs, dim), key=mx.random.key(1)) / dim**0.5).astype(
+        dtype
+    )
+    if bits < few_rows.PLAIN:
+        module = nn.QuantizedLinear.from_linear(module, 64, bits)
+    module.eval()
+    return module
+
+
+def inputs(rows: int, dim: int) -> mx.array:
+    return mx.random.normal((1, rows, dim), key=mx.random.key(2)).astype(mx.bfloat16)
+
+
+@on_cuda
+@pytest.mark.parametrize("bits", few_rows.BITS)
+@pytest.mark.parametrize(("outputs", "dim"), SHAPES)
+def test_the_kernel_multiplies(outputs: int, dim: int, bits: int) -> None:
+    module, x = projection(outputs, dim, bits), inputs(64, dim)
+    assert few_rows._fits(module, x)
+    weights = module.weight
+    if bits < few_rows.PLAIN:
+        weights = mx.dequantize(weights, module.scales, module.biases, 64, bits)
+    expected = x.astype(mx.float32) @ weights.astype(mx.float32).T
+    assert mx.allclose(product(module, x).astype(mx.float32), expected, rtol=2e-2, atol=2e-2)
+
+
+@on_cuda
+@pytest.mark.parametrize("bits", few_rows.BITS)
+@pytest.mark.parametrize(("outputs", "dim"), SHAPES)
+def test_a_row_has_the_same_bits_beside_any_others(outputs: int, dim: int, bits: int) -> None:
+    module, x = projection(outputs, dim, bits), inputs(64, dim)
+    whole = product(module, x)
+    for rows in ROWS:
+        for first in {0, (64 - rows) // 2, 64 - rows}:
+            part = slice(first, first + rows)
+            assert mx.array_equal(product(module, x[:, part]), whole[:, part])
+
+
+@pytest.mark.parametrize("bits", few_rows.BITS)
+@pytest.mark.parametrize("rows", [1, 5, 65])
+def test_it_is_close_to_what_the_module_makes(bits: int, rows: int) -> None:
+    module, x = projection(96, 256, bits), inputs(rows, 256)
+    assert mx.allclose(product(module, x), module(x), rtol=2e-2, atol=2e-2)
+    assert product(module, x[0, 0]).shape == (96,)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_embedding_is_a_head(packed: bool) -> None:
+    module: Any = nn.Embedding(96, 256)
+    if packed:
+        module = nn.QuantizedEmbedding.from_embedding(module, 64, 4)
+    x = inputs(5, 256).astype(mx.float32)
+    assert mx.allclose(product(module, x), module.as_linear(x))
+
+
+def test_what_the_kernel_cannot_do_is_left_to_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "_runs_here", lambda: True)
+    plain, x = projection(96, 256, few_rows.PLAIN), inputs(5, 256)
+    assert few_rows._fits(plain, x) and few_rows._fits(projection(96, 256, 4), x)
+    assert not few_rows._fits(plain, inputs(1, 256))
+    assert not few_rows._fits(plain, inputs(65, 256))
+    assert not few_rows._fits(plain, mx.concatenate([x, x]))  # a batch
+    assert not few_rows._fits(plain, x.astype(mx.float16))
+    assert not few_rows._fits(projection(96, 256, few_rows.PLAIN, mx.float32), x)
+    assert not few_rows._fits(projection(96, 256, 3), x)
+    assert not few_rows._fits(projection(96, 60, few_rows.PLAIN), inputs(5, 60))
+    assert not few_rows._fits(nn.Linear(256, 96).eval(), x)  # with a bias, float32
+    other = nn.QuantizedLinear(256, 96, bias=False, group_size=32, bits=4, mode="mxfp4")
+    assert not few_rows._fits(other.eval(), x)
+    assert few_rows._fits(plain, inputs(33, 256))
+    monkeypatch.setattr(few_rows, "MANY", 96 * 256 - 1)
+    assert few_rows._fits(plain, inputs(32, 256)) and not few_rows._fits(plain, inputs(33, 256))
+    assert few_rows._fits(projection(96, 256, 4), inputs(33, 256))
+    plain.train()
+    assert not few_rows._fits(plain, x)
