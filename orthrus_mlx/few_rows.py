@@ -1,4 +1,4 @@
-"""Matrix products of a few rows on CUDA: one kernel, with the same bits for any number of rows.
+"""Matrix products of 2 to 64 rows on CUDA: one kernel, with the same bits for each such number.
 
 Verify and draft passes are little else than matrix products of 2 to 64 rows. MLX's CUDA backend
 hands such a product to cuBLAS, which keeps the host busy for longer than the device, and takes
@@ -32,9 +32,7 @@ def product(module: Any, x: mx.array) -> mx.array:
     """What a projection or, as the head, an embedding makes of `x` [..., rows, dim]."""
     if _fits(module, x):
         return _product(module, x)
-    if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-        return module.as_linear(x)
-    out: mx.array = module(x)
+    out: mx.array = module.as_linear(x) if hasattr(module, "as_linear") else module(x)
     return out
 
 
@@ -45,15 +43,17 @@ def _fits(module: Any, x: mx.array) -> bool:
         return False
     if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
         bits, dtype = module.bits if module.mode == "affine" else 0, module.scales.dtype
+        in_word = 32 // module.bits
     elif type(module) in (nn.Linear, nn.Embedding):
         if rows > MOST_ROWS_PLAIN and module.weight.size > MANY:
             return False
-        bits, dtype = PLAIN, module.weight.dtype
+        bits, dtype, in_word = PLAIN, module.weight.dtype, 1
     else:
         return False
     return (
         bits in BITS
         and dim % (128 // bits) == 0
+        and dim == module.weight.shape[-1] * in_word
         and x.dtype == dtype == mx.bfloat16
         and "bias" not in module
         and not module.training
@@ -96,6 +96,7 @@ def _product(module: Any, x: mx.array) -> mx.array:
 
 @functools.cache
 def _kernel(sets: int) -> Callable[..., list[mx.array]]:
+    """The kernel with shared memory for so many sets of weights, in which alone they differ."""
     kernel: Any = mx.fast.cuda_kernel(
         # MLX keeps compiled kernels by name, on disk too.
         name=f"few_rows_{hashlib.sha256((_HEADER + _SOURCE).encode()).hexdigest()[:8]}",
@@ -148,6 +149,7 @@ __device__ __forceinline__ unsigned pair(float low, float high) {
 # four values. Which four it takes does not matter, as long as weights and inputs agree: here
 # those that lie side by side, so that it reads 16 bytes of a row of weights at once (a span).
 _SOURCE = """
+  static_assert(WARPS == 8, "the order of the sums below");
   constexpr int IN_WORD = 32 / BITS, SPAN = 4 * IN_WORD, STEP = WARPS * 4 * SPAN;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const int N = w_shape[0], M = x_shape[x_ndim - 2], K = x_shape[x_ndim - 1];

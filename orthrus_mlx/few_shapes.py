@@ -11,7 +11,10 @@ then on.
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +25,7 @@ from .rows import Rows, lay_out
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
 LEAST_SLOTS = 1024
+MOST_TRACED = 32  # the last ones used: each takes some megabytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
 Pass = Callable[..., tuple[mx.array, Held]]
@@ -50,55 +54,79 @@ class Slots:
 class Passes:
     """The traced passes of one model, good for as long as it holds the modules and arrays it did.
 
-    It does not keep the model alive.
+    What is changed in place is not noticed: weights (`*=`), attributes that are no arrays. A model
+    in training is not traced, since a trace holds weights as constants, of no gradient.
     """
 
     def __init__(self, model: Any):
-        self._model: Any = weakref.ref(model)
-        self._shape = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
         if not model.training:
-            model.eval()  # parts too that `nn.quantize` put in since
-        self._own = list(model.items())
-        parts = [part for part in model.modules() if part is not model]
-        self._parts = [(part, name, held) for part in parts for name, held in part.items()]
-        self._traced: dict[tuple[int, int, bool], Pass] = {}
+            mx.eval(model.parameters())  # or each pass would compute them again
+        # Nothing here refers to the model, or it would outlive its last user.
+        self._model: Any = weakref.ref(model)
+        self._training: bool = model.training
+        self._layers = list(model.layers)
+        self._parts = [part for part in model.modules() if part is not model]
+        self._held = list(chain.from_iterable(map(dict.values, [model, *self._parts])))
+        self._empty = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
+        # Of keys, never computed here: packed embeddings and norms may be of other types.
+        _, keys, _ = model.layers[0].self_attn.project(
+            model.model.embed_tokens(mx.array([[0]])), False
+        )
+        self._dtype = keys.dtype
+        self._traced: OrderedDict[tuple[int | bool, ...], Pass] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copy of the model makes its own."""
+        return type(None), ()
 
     def still_of(self, model: Any) -> bool:
         """Whether they are this model's, and nothing in it was replaced since."""
+        if self._model() is not model or model.training != self._training:
+            return False
+        parts: list[dict[str, Any]] = [model, *self._parts]
+        held = chain.from_iterable(map(dict.values, parts))
         return (
-            self._model() is model
-            and all(model.get(name) is held for name, held in self._own)
-            and all(part.get(name) is held for part, name, held in self._parts)
+            sum(map(len, parts)) == len(self._held)
+            and len(model.layers) == len(self._layers)
+            and all(map(is_, held, self._held))
+            and all(map(is_, model.layers, self._layers))
         )
 
     def run(
-        self, ids: mx.array, cache: list[KVCache], kept: int, depths: Sequence[int], dtype: mx.Dtype
+        self, ids: mx.array, cache: list[KVCache], kept: int, depths: Sequence[int]
     ) -> mx.array:
         """Final hidden states [1, L, dim] of rows `ids` [1, L]; see `Model.hidden`."""
         L, start = ids.shape[1], cache[0].offset
         spare = power_of_two(L) - L
-        slots = reserve(cache, L + spare, self._shape, dtype)
-        rows = lay_out(start, kept, L - kept, depths, spare, slots, dtype)
-        key = (rows.n_ar, slots, rows.positions is None)
-        if key not in self._traced:
-            self._traced[key] = self._trace(*key)
+        slots = reserve(cache, L + spare, self._empty, self._dtype)
+        rows = lay_out(start, kept, L - kept, depths, spare, slots, self._dtype)
         held: Any = [(layer.keys, layer.values) for layer in cache]
         arrays = [mx.pad(ids, [(0, 0), (0, spare)]), mx.array([start]), rows.mask, rows.positions]
-        hidden, held = self._traced[key]([a for a in arrays if a is not None], held)
+        run = self._pass(rows, slots, L + spare, held[0][0].shape[2])
+        hidden, held = run([a for a in arrays if a is not None], held)
         for layer, (keys, values) in zip(cache, held, strict=True):
             layer.keys, layer.values, layer.offset = keys, values, start + kept
         return hidden[:, :L] if spare else hidden
 
-    def _trace(self, n_ar: int, slots: int, rising: bool) -> Pass:
+    def _pass(self, rows: Rows, slots: int, *sizes: int) -> Pass:
+        """The pass over rows like these, traced if the model is not in training."""
+        n_ar, rising, owner = rows.n_ar, rows.positions is None, self._model
+
         def run(arrays: list[mx.array], held: Held) -> tuple[mx.array, Held]:
-            model: Any = self._model()
             ids, start, mask = arrays[:3]
             cache = [Slots(keys, values, start, slots) for keys, values in held]
             rows = Rows(start, n_ar, None if rising else arrays[3], mask=mask)
-            return model.run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
+            return owner().run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
 
-        traced: Any = mx.compile(run)
-        return traced
+        if self._training:
+            return run
+        key = (n_ar, rising, slots, *sizes)
+        if key not in self._traced:
+            self._traced[key] = mx.compile(run)
+        self._traced.move_to_end(key)
+        if len(self._traced) > MOST_TRACED:
+            self._traced.popitem(last=False)
+        return self._traced[key]
 
 
 def reserve(cache: list[KVCache], rows: int, empty: tuple[int, ...], dtype: mx.Dtype) -> int:

@@ -46,7 +46,7 @@ def join(parts: Sequence[Any]) -> Joined | None:
     known = type(parts[0]) in (nn.Linear, nn.QuantizedLinear)
     if not known or len(kinds) > 1 or any("bias" in p for p in parts):
         return None
-    product = copy.copy(parts[0]).eval()
+    product = copy.copy(parts[0])
     sizes = [p.weight.shape[0] for p in parts]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     names = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
@@ -63,5 +63,6 @@ def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> 
     """What each of `parts` makes of `x`, by one product where they are joined."""
     if joined is None or not joined.still_of(parts):
         return [product(part, x) for part in parts]
-    outputs: Any = mx.split(product(joined.product, x), joined.ends, axis=-1)
+    whole = joined.product(x) if parts[0].training else product(joined.product, x)
+    outputs: Any = mx.split(whole, joined.ends, axis=-1)
     return list(outputs)

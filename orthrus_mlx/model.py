@@ -201,13 +201,6 @@ class Model(nn.Module):
         self._passes: Passes | None = None
 
     @property
-    def dtype(self) -> mx.Dtype:
-        """What passes compute in: the type of the embeddings, packed or not."""
-        embeddings: Any = self.model.embed_tokens
-        dtype: mx.Dtype = embeddings.get("scales", embeddings.weight).dtype
-        return dtype
-
-    @property
     def layers(self) -> list[TransformerBlock]:
         """The transformer layers (mlx-lm's `make_prompt_cache` counts them)."""
         return self.model.layers
@@ -221,8 +214,11 @@ class Model(nn.Module):
 
         Fewer and larger matrix products; the parameters keep their names. Weights or modules that
         are replaced later (another type, other packing, an adapter) are used as they are, unjoined,
-        until the next call. Weights changed in place are not noticed: call it again.
+        until the next call. What is changed in place is not noticed: call it again.
         """
+        self._passes = None
+        if not self.training:
+            self.eval()  # parts too that `nn.quantize` put in since
         for layer in self.layers:
             layer.self_attn.pack()
             layer.mlp.pack()
@@ -253,7 +249,7 @@ class Model(nn.Module):
         if few_shapes.NEEDED and 1 < L <= few_shapes.MOST_ROWS:
             if self._passes is None or not self._passes.still_of(self):
                 self._passes = Passes(self)
-            return self._passes.run(ids, cache, kept, depths, self.dtype)
+            return self._passes.run(ids, cache, kept, depths)
         rows = lay_out(cache[0].offset, kept, L - kept, depths)
         # The host waits for drafting passes: let the device begin while it builds the rest.
         h = self.run(ids, rows, cache, at_once=LAYERS_AT_ONCE if kept < L else 0)

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx_lm.tuner.lora import LoRAEmbedding
 
 from orthrus_mlx import few_rows
 from orthrus_mlx.few_rows import product
@@ -14,16 +15,19 @@ from orthrus_mlx.few_rows import product
 on_cuda = pytest.mark.skipif(not few_rows._runs_here(), reason="needs a CUDA device")
 
 SHAPES = [(96, 256), (1000, 704), (40, 64), (256, 4096)]  # (outputs, dim)
+GROUPS = [(96, 32, 32), (96, 384, 128)]  # and the group size
 ROWS = (2, 5, 8, 9, 16, 31, 32, 33, 64)
 
 
-def projection(outputs: int, dim: int, bits: int, dtype: mx.Dtype = mx.bfloat16) -> Any:
+def projection(
+    outputs: int, dim: int, bits: int, dtype: mx.Dtype = mx.bfloat16, group: int = 64
+) -> Any:
     module: Any = nn.Linear(dim, outputs, bias=False)
     module.weight = (mx.random.normal((outputs, dim), key=mx.random.key(1)) / dim**0.5).astype(
         dtype
     )
     if bits < few_rows.PLAIN:
-        module = nn.QuantizedLinear.from_linear(module, 64, bits)
+        module = nn.QuantizedLinear.from_linear(module, group, bits)
     module.eval()
     return module
 
@@ -34,13 +38,13 @@ def inputs(rows: int, dim: int) -> mx.array:
 
 @on_cuda
 @pytest.mark.parametrize("bits", few_rows.BITS)
-@pytest.mark.parametrize(("outputs", "dim"), SHAPES)
-def test_the_kernel_multiplies(outputs: int, dim: int, bits: int) -> None:
-    module, x = projection(outputs, dim, bits), inputs(64, dim)
+@pytest.mark.parametrize(("outputs", "dim", "group"), [*((*s, 64) for s in SHAPES), *GROUPS])
+def test_the_kernel_multiplies(outputs: int, dim: int, group: int, bits: int) -> None:
+    module, x = projection(outputs, dim, bits, group=group), inputs(64, dim)
     assert few_rows._fits(module, x)
     weights = module.weight
     if bits < few_rows.PLAIN:
-        weights = mx.dequantize(weights, module.scales, module.biases, 64, bits)
+        weights = mx.dequantize(weights, module.scales, module.biases, group, bits)
     expected = x.astype(mx.float32) @ weights.astype(mx.float32).T
     assert mx.allclose(product(module, x).astype(mx.float32), expected, rtol=2e-2, atol=2e-2)
 
@@ -68,10 +72,17 @@ def test_it_is_close_to_what_the_module_makes(bits: int, rows: int) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_embedding_is_a_head(packed: bool) -> None:
     module: Any = nn.Embedding(96, 256)
+    module.set_dtype(mx.bfloat16)
     if packed:
         module = nn.QuantizedEmbedding.from_embedding(module, 64, 4)
+    x = inputs(5, 256)
+    assert mx.allclose(product(module.eval(), x), module.as_linear(x), rtol=2e-2, atol=2e-2)
+
+
+def test_an_adapter_of_an_embedding_is_a_head() -> None:
+    module: Any = LoRAEmbedding.from_base(nn.Embedding(96, 256), r=4)
     x = inputs(5, 256).astype(mx.float32)
-    assert mx.allclose(product(module, x), module.as_linear(x))
+    assert mx.array_equal(product(module, x), module.as_linear(x))
 
 
 def test_what_the_kernel_cannot_do_is_left_to_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +96,8 @@ def test_what_the_kernel_cannot_do_is_left_to_the_module(monkeypatch: pytest.Mon
     assert not few_rows._fits(projection(96, 256, few_rows.PLAIN, mx.float32), x)
     assert not few_rows._fits(projection(96, 256, 3), x)
     assert not few_rows._fits(projection(96, 60, few_rows.PLAIN), inputs(5, 60))
+    for bits in few_rows.BITS:
+        assert not few_rows._fits(projection(96, 128, bits), x)  # not of this width
     assert not few_rows._fits(nn.Linear(256, 96).eval(), x)  # with a bias, float32
     other = nn.QuantizedLinear(256, 96, bias=False, group_size=32, bits=4, mode="mxfp4")
     assert not few_rows._fits(other.eval(), x)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from mlx.utils import tree_flatten
 
 from orthrus_mlx import few_shapes, mlx_generate
-from orthrus_mlx.joined import join
+from orthrus_mlx.joined import join, products
 from orthrus_mlx.numerics import STEPS, device_key
 
 from . import row_kernels
@@ -200,6 +202,19 @@ def test_passes_traced_once_notice_what_was_replaced(monkeypatch: pytest.MonkeyP
     attention.o_proj = nn.Linear(*reversed(attention.o_proj.weight.shape))  # another module
     assert not mx.allclose(other, model.verify(mx.array(PROMPT[:5]), model.make_cache()))
 
+    before = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    model.layers[0], model.layers[1] = model.layers[1], model.layers[0]  # another order
+    assert not mx.allclose(before, model.verify(mx.array(PROMPT[:5]), model.make_cache()))
+
+    before = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    model.layers[1].mlp.down_proj.bias = mx.ones(32)  # what was not there
+    assert not mx.allclose(before, model.verify(mx.array(PROMPT[:5]), model.make_cache()))
+
+    before = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    model.layers[1].mlp.down_proj.weight *= 3  # in place, and said so
+    model.pack()
+    assert not mx.allclose(before, model.verify(mx.array(PROMPT[:5]), model.make_cache()))
+
     shorter = copy.copy(model)  # a copy that shares what it does not replace
     shorter.model = copy.copy(model.model)
     shorter.model.layers = model.layers[:1]
@@ -228,28 +243,99 @@ def test_passes_of_the_same_shape_are_traced_once(monkeypatch: pytest.MonkeyPatc
     assert traced == [(1, 4), (1, 8)]
 
 
-def test_modules_put_in_later_are_for_inference_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`nn.quantize` makes modules in training, for which `few_rows` leaves products alone."""
+@pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
+def test_packed_passes_in_few_shapes(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    model = row_kernels.build(row_kernels.Model)
+    nn.quantize(
+        model, group_size=16 if mode == "nvfp4" else 32, bits=8 if "8" in mode else 4, mode=mode
+    )
+    monkeypatch.setattr(few_shapes, "NEEDED", False)
+    expected = logits(model, 0)
     monkeypatch.setattr(few_shapes, "NEEDED", True)
+    for a, b in zip(expected, logits(model, 0), strict=True):
+        assert mx.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_in_training_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace holds weights as constants."""
+    model = row_kernels.build(row_kernels.Model)
+    model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    model.train()
+
+    def gradients() -> Any:
+        def loss(model: Any) -> mx.array:
+            return (model(mx.array([PROMPT[:5]])) ** 2).sum()
+
+        return tree_flatten(nn.value_and_grad(model, loss)(model)[1])
+
+    monkeypatch.setattr(few_shapes, "NEEDED", False)
+    expected = dict(gradients())
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model.eval().verify(mx.array(PROMPT[:5]), model.make_cache())  # traced before
+    model.train()
+    for name, found in gradients():
+        assert mx.allclose(found, expected[name], rtol=1e-3, atol=1e-3), name
+    assert expected["model.layers.0.mlp.down_proj.weight"].any()
+
+
+def test_packing_counts_what_was_put_in_as_the_rest() -> None:
+    """`nn.quantize` makes modules in training, for which `few_rows` leaves products alone."""
     model = row_kernels.build(row_kernels.Model).eval()
     nn.quantize(model, group_size=32, bits=4)
+    assert model.layers[0].mlp.down_proj.training
     model.pack()
-    assert model.layers[0].mlp.down_proj.training and not model.layers[0].mlp._gate_up[0].training
-    model.verify(mx.array(PROMPT[:5]), model.make_cache())
     assert not any(part.training for part in model.modules())
-    model.train()  # and one in training stays so
-    model.layers[0].mlp.down_proj.scales = model.layers[0].mlp.down_proj.scales * 2
-    model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    assert not model.layers[0].mlp._gate_up.product.training
+    model.train().pack()  # and a model in training stays so
     assert all(part.training for part in model.modules())
 
 
-def test_traced_passes_keep_no_model_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_kernel_would_compute_is_left_alone_in_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has no gradient; a joined projection does not know of its parts' mode."""
+    asked: list[bool] = []
+    monkeypatch.setattr("orthrus_mlx.joined.product", lambda module, x: asked.append(True))
+    model = row_kernels.build(row_kernels.Model).eval()
+    model.pack()
+    model.train()
+    mlp = model.layers[0].mlp
+    products(mx.zeros((1, 4, 32)), (mlp.gate_proj, mlp.up_proj), mlp._gate_up)
+    assert not asked
+
+
+def test_traced_passes_keep_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)
     model.verify(mx.array(PROMPT[:5]), model.make_cache())
-    gone = weakref.ref(model)
-    del model
-    assert gone() is None
+    gone = [weakref.ref(model), weakref.ref(model.layers[0].mlp), weakref.ref(model._passes)]
+    replaced = weakref.ref(model.layers[1].mlp)
+    gc.disable()
+    try:
+        model.layers[1].mlp = copy.copy(model.layers[1].mlp)
+        model.verify(mx.array(PROMPT[:5]), model.make_cache())
+        assert replaced() is None
+        del model
+        assert [ref() for ref in gone] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_few_traces_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    monkeypatch.setattr(few_shapes, "MOST_TRACED", 2)
+    model = row_kernels.build(row_kernels.Model)
+    for n in (2, 4, 8, 16, 4):
+        model.verify(mx.array(PROMPT[:n]), model.make_cache())
+    assert [key[0] for key in model._passes._traced] == [16, 4]
+
+
+def test_a_model_that_ran_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model)
+    expected = model.verify(mx.array(PROMPT[:5]), model.make_cache())
+    other = copy.deepcopy(model)
+    assert mx.array_equal(other.verify(mx.array(PROMPT[:5]), other.make_cache()), expected)
 
 
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
