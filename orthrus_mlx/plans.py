@@ -36,11 +36,12 @@ PLAIN = Plan()
 def block_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
     """Behind how many drafts each block of a one-pass forward is anchored.
 
-    The last one expects all drafts to stand, the first none, others lie evenly between. After the
-    cycle the deepest that did not expect too much is of use; a single one expects all.
+    The last one expects all drafts to stand, the first none, others lie between, closer together
+    near the front, where drafts fail first. After the cycle the deepest that did not expect too
+    much is of use; a single one expects all.
     """
     return (
-        tuple(round(n_drafts * i / (blocks - 1)) for i in range(blocks))
+        tuple(round(n_drafts * (i / (blocks - 1)) ** 2) for i in range(blocks))
         if blocks > 1
         else (n_drafts,)
     )

@@ -124,10 +124,10 @@ def test_right_drafts_are_followed_by_as_many() -> None:
 
 
 def test_blocks_are_spread_and_the_deepest_that_fits_is_used() -> None:
-    assert [block_depths(7, n) for n in (1, 2, 3)] == [(7,), (0, 7), (0, 4, 7)]
+    assert [block_depths(7, n) for n in (1, 2, 3)] == [(7,), (0, 7), (0, 2, 7)]
     plan = Plan(0, 7, 9, 3)
     uses = [left_over(plan, 7, accepted) for accepted in range(8)]
-    assert uses == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (1, 3), (2, 1)]
+    assert uses == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
     assert left_over(Plan(0, 7, 9, 1), 7, 6) is None  # a single block had expected all to stand
     assert left_over(Plan(0, 7), 7, 7) is None
 
