@@ -104,7 +104,7 @@ class Auto:
     benchmarks/simulate.py.
     """
 
-    FIRST_CREDIT, MOST_CREDIT, INCOME = 2.0, 12.0, 0.015  # plain steps
+    FIRST_CREDIT, MOST_CREDIT, INCOME = 0.5, 12.0, 0.015  # plain steps
     # Share of drafts expected to fall before any was seen, in drafts of a cycle's own draft pass,
     # and how much oftener those fall that were made in the cycle before.
     FALLS = 0.15
