@@ -1,12 +1,13 @@
 """Matrix products of 2 to 64 rows on CUDA: one kernel, with the same bits for each such number.
 
 Verify and draft passes are little else than matrix products of 2 to 64 rows. MLX's CUDA backend
-hands such a product to cuBLAS, which keeps the host busy for longer than the device, and takes
-several times as long for 4-bit weights as for one row of them. The kernel here reads and unpacks
+hands such a product to cuBLAS, which keeps the host busy for longer than the device; over packed
+weights it takes several times as long as a product of one row. The kernel here reads and unpacks
 each weight once, whatever the number of rows, and adds in an order that depends on nothing but
 the length of a row: a row has the same bits beside any others.
 
-Only on CUDA, and only where it can: anywhere else `product` is the module's own.
+Only on CUDA, where it can, and not over large plain weights beyond 32 rows: cuBLAS is faster there.
+Anywhere else `product` is the module's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 MOST_ROWS = 64
-# Of more than 32 rows, cuBLAS takes a third less time where plain weights are many (8B shapes).
+# Beyond so many rows, plain weights of more values than that (of 8B shapes) go to cuBLAS.
 MOST_ROWS_PLAIN, MANY = 32, 1 << 25
 PLAIN = 16  # bits of a weight that is not packed
 BITS = (4, 8, PLAIN)
@@ -28,18 +29,22 @@ WARPS = 8  # of a thread block, each of which adds up every eighth part of a row
 STAGES = 3  # parts of a row that a thread has under way
 
 
-def product(module: Any, x: mx.array) -> mx.array:
-    """What a projection or, as the head, an embedding makes of `x` [..., rows, dim]."""
-    if _fits(module, x):
+def product(
+    module: Any, x: mx.array, otherwise: Callable[[mx.array], mx.array] | None = None
+) -> mx.array:
+    """What a projection or, as the head, an embedding makes of `x` [..., rows, dim].
+
+    `otherwise` computes it where the kernel does not: the module itself, if not given.
+    """
+    if runs_here() and _fits(module, x):
         return _product(module, x)
-    out: mx.array = module.as_linear(x) if hasattr(module, "as_linear") else module(x)
-    return out
+    return (otherwise or module)(x)
 
 
 def _fits(module: Any, x: mx.array) -> bool:
     """Whether the kernel can compute this product; it has no gradient."""
     rows, dim = (x.shape[-2] if x.ndim > 1 else 1), x.shape[-1]
-    if not 1 < rows <= MOST_ROWS or x.size != rows * dim or not _runs_here():
+    if not 1 < rows <= MOST_ROWS or x.size != rows * dim:
         return False
     if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
         bits, dtype = module.bits if module.mode == "affine" else 0, module.scales.dtype
@@ -60,7 +65,8 @@ def _fits(module: Any, x: mx.array) -> bool:
     )
 
 
-def _runs_here() -> bool:
+def runs_here() -> bool:
+    """Whether this is a device for the kernel."""
     return _multiplies_bfloat16() and mx.default_device() == mx.gpu
 
 

@@ -274,8 +274,10 @@ class Model(nn.Module):
     def logits(self, hidden: mx.array) -> mx.array:
         """Final norm and head: [..., dim] -> [..., vocab_size]."""
         hidden = self.model.norm(hidden)
-        tied = self.config.tie_word_embeddings
-        return product(self.model.embed_tokens if tied else self.lm_head, hidden)
+        if self.config.tie_word_embeddings:
+            embeddings = self.model.embed_tokens
+            return product(embeddings, hidden, embeddings.as_linear)
+        return product(self.lm_head, hidden)
 
     def __call__(self, inputs: mx.array, cache: list[KVCache] | None = None) -> mx.array:
         """Next-token logits [1, L, vocab_size] of the AR view for ids [1, L]."""
