@@ -12,13 +12,13 @@ Anywhere else `product` is the module's own.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from .cuda import kernel, runs_here
 
 MOST_ROWS = 64
 # Beyond so many rows, plain weights of more values than that (of 8B shapes) go to cuBLAS.
@@ -65,20 +65,6 @@ def _fits(module: Any, x: mx.array) -> bool:
     )
 
 
-def runs_here() -> bool:
-    """Whether this is a device for the kernel."""
-    return _multiplies_bfloat16() and mx.default_device() == mx.gpu
-
-
-@functools.cache
-def _multiplies_bfloat16() -> bool:
-    """Whether the GPU is a CUDA device with tensor cores for bfloat16."""
-    if not (hasattr(mx, "cuda") and mx.cuda.is_available()):
-        return False
-    capability: Any = mx.device_info(mx.gpu).get("compute_capability_major", 0)
-    return bool(capability >= 8)
-
-
 def _product(module: Any, x: mx.array) -> mx.array:
     rows, outputs = x.shape[-2], module.weight.shape[0]
     weights, bits, group = [module.weight] * 3, PLAIN, 1
@@ -89,7 +75,15 @@ def _product(module: Any, x: mx.array) -> mx.array:
     sets = 4 if tiles == 8 and bits == PLAIN else 2
     constants = {"WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
     constants |= {"BITS": bits, "GROUP": group}
-    (out,) = _kernel(sets)(
+    multiply = kernel(
+        "few_rows",
+        ("x", "w", "scales", "biases"),
+        ("y",),
+        _SOURCE,
+        _HEADER,
+        STAGES * sets * 2 * WARPS * 32 * 16,
+    )
+    (out,) = multiply(
         inputs=[x, *weights],
         template=[("T", x.dtype), *constants.items()],
         grid=(-(-outputs // (16 * sets)) * WARPS * 32, 1, 1),
@@ -100,37 +94,7 @@ def _product(module: Any, x: mx.array) -> mx.array:
     return out
 
 
-@functools.cache
-def _kernel(sets: int) -> Callable[..., list[mx.array]]:
-    """The kernel with shared memory for so many sets of weights, in which alone they differ."""
-    kernel: Any = mx.fast.cuda_kernel(
-        # MLX keeps compiled kernels by name, on disk too.
-        name=f"few_rows_{hashlib.sha256((_HEADER + _SOURCE).encode()).hexdigest()[:8]}",
-        input_names=["x", "w", "scales", "biases"],
-        output_names=["y"],
-        source=_SOURCE,
-        header=_HEADER,
-        shared_memory=STAGES * sets * 2 * WARPS * 32 * 16,
-    )
-    return kernel
-
-
 _HEADER = """
-// sum += a b for 16 x 16 weights `a` and 16 x 8 inputs `b` of a warp, on the tensor cores.
-__device__ __forceinline__ void multiply_add(
-    float* sum, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// Copy 16 bytes to shared memory, not waiting for them.
-__device__ __forceinline__ void read_ahead(uint4* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;"
-               :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
-
 // Packed value `i` of a word as 1 + value / 2^BITS, times `scale`, plus `bias`.
 template <int BITS>
 __device__ __forceinline__ float unpack(unsigned word, int i, float scale, float bias) {
@@ -138,12 +102,6 @@ __device__ __forceinline__ float unpack(unsigned word, int i, float scale, float
   const int up = 23 - BITS - i * BITS;
   const unsigned bits = ((up >= 0 ? word << up : word >> -up) & mask) | 0x3f800000u;
   return fmaf(__uint_as_float(bits), scale, bias);
-}
-
-__device__ __forceinline__ unsigned pair(float low, float high) {
-  unsigned both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-  return both;
 }
 """
 

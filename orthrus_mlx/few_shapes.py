@@ -1,11 +1,12 @@
 """Passes in few shapes, each traced once: what MLX's CUDA backend needs to be fast.
 
-It plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up
-after some hundred plans. Passes of up to `MOST_ROWS` rows are therefore filled up to a power of two
-of rows there, and see a power of two of the cache's slots, those not filled yet behind a mask.
-(Kernels may change wherever the number of slots does; `numerics.STEPS` are all such places.) As
-shapes repeat, so do whole passes: each is traced once by `mx.compile`, and costs the host less from
-then on.
+Passes of up to `MOST_ROWS` rows are filled up to a power of two of rows there. As shapes repeat, so
+do whole passes: each is traced once by `mx.compile`, and costs the host less from then on.
+
+Attention goes through kernels of our own. Where these cannot run (they know bfloat16 alone), MLX
+plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up after
+some hundred plans: passes then see a power of two of the cache's slots, those not filled yet behind
+a mask. (Kernels may change wherever that number does; `numerics.STEPS` are all such places.)
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from .rows import Rows, lay_out
+from . import few_rows_attention
+from .rows import Rows, ranges, visible
 
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
-LEAST_SLOTS = 1024
+ROOM = 512  # slots by which a cache grows: each size is traced anew
+LEAST_SLOTS = 1024  # shown behind a mask
 MOST_TRACED = 32  # the last ones used: each takes some megabytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
@@ -32,13 +35,13 @@ Pass = Callable[..., tuple[mx.array, Held]]
 
 
 class Slots:
-    """One layer's cache in such a pass: as many slots as are shown, written to at an array offset.
+    """One layer's cache in such a pass, written to at an array offset.
 
     Attributes:
         keys: [1, n_kv_heads, capacity, head_dim].
         values: the same.
         start: tokens in the cache before the pass, [1].
-        shown: slots that attention sees.
+        shown: slots that attention is given.
     """
 
     def __init__(self, keys: mx.array, values: mx.array, start: mx.array, shown: int):
@@ -73,7 +76,8 @@ class Passes:
             model.model.embed_tokens(mx.array([[0]])), False
         )
         self._dtype = keys.dtype
-        self._traced: OrderedDict[tuple[int | bool, ...], Pass] = OrderedDict()
+        self._kernels = few_rows_attention.fits(model.layers[0].self_attn, keys.dtype)
+        self._traced: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copy of the model makes its own."""
@@ -98,29 +102,38 @@ class Passes:
         """Final hidden states [1, L, dim] of rows `ids` [1, L]; see `Model.hidden`."""
         L, start = ids.shape[1], cache[0].offset
         spare = power_of_two(L) - L
-        slots = reserve(cache, L + spare, self._empty, self._dtype)
-        rows = lay_out(start, kept, L - kept, depths, spare, slots, self._dtype)
+        slots = slots_for(start + L + spare, self._kernels)
+        self._reserve(cache, slots)
         held: Any = [(layer.keys, layer.values) for layer in cache]
-        arrays = [mx.pad(ids, [(0, 0), (0, spare)]), mx.array([start]), rows.mask, rows.positions]
-        run = self._pass(rows, slots, L + spare, held[0][0].shape[2])
-        hidden, held = run([a for a in arrays if a is not None], held)
+        seen = ranges(start, kept, L - kept, depths, spare)
+        run = self._pass(L + spare, kept if kept < L else L + spare, slots, held[0][0].shape[2])
+        hidden, held = run(
+            mx.pad(ids, [(0, 0), (0, spare)]) if spare else ids, mx.array([start]), seen, held
+        )
         for layer, (keys, values) in zip(cache, held, strict=True):
             layer.keys, layer.values, layer.offset = keys, values, start + kept
         return hidden[:, :L] if spare else hidden
 
-    def _pass(self, rows: Rows, slots: int, *sizes: int) -> Pass:
+    def _pass(self, n_rows: int, n_ar: int, slots: int, capacity: int) -> Pass:
         """The pass over rows like these, traced if the model is not in training."""
-        n_ar, rising, owner = rows.n_ar, rows.positions is None, self._model
+        owner, kernels, dtype = self._model, self._kernels, self._dtype
+        shown = capacity if kernels else slots
 
-        def run(arrays: list[mx.array], held: Held) -> tuple[mx.array, Held]:
-            ids, start, mask = arrays[:3]
-            cache = [Slots(keys, values, start, slots) for keys, values in held]
-            rows = Rows(start, n_ar, None if rising else arrays[3], mask=mask)
+        def run(
+            ids: mx.array, start: mx.array, seen: mx.array, held: Held
+        ) -> tuple[mx.array, Held]:
+            cache = [Slots(keys, values, start, shown) for keys, values in held]
+            rows = Rows(start, n_ar, seen[0] if 0 < n_ar < n_rows else None)
+            if kernels:
+                rows = rows._replace(ranges=seen)
+            else:
+                see, not_see = mx.array(0, dtype), mx.array(-mx.inf, dtype)
+                rows = rows._replace(mask=mx.where(visible(seen, shown), see, not_see))
             return owner().run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
 
         if self._training:
             return run
-        key = (n_ar, rising, slots, *sizes)
+        key = (n_rows, n_ar, shown, capacity)
         if key not in self._traced:
             self._traced[key] = mx.compile(run)
         self._traced.move_to_end(key)
@@ -128,22 +141,21 @@ class Passes:
             self._traced.popitem(last=False)
         return self._traced[key]
 
+    def _reserve(self, cache: list[KVCache], slots: int) -> None:
+        """Make room for `slots` tokens in all."""
+        for layer in cache:
+            for name in ("keys", "values"):
+                held: Any = getattr(layer, name)
+                held = mx.zeros(self._empty, self._dtype) if held is None else held
+                if held.shape[2] < slots:
+                    room = (0, slots - layer.offset)
+                    held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
+                    setattr(layer, name, held)
 
-def reserve(cache: list[KVCache], rows: int, empty: tuple[int, ...], dtype: mx.Dtype) -> int:
-    """Make room for `rows` more tokens; returns how many slots to show, a power of two.
 
-    `empty` is the shape of the keys of a layer that holds none.
-    """
-    slots = max(LEAST_SLOTS, power_of_two(cache[0].offset + rows))
-    for layer in cache:
-        for name in ("keys", "values"):
-            held: Any = getattr(layer, name)
-            held = mx.zeros(empty, dtype) if held is None else held
-            if held.shape[2] < slots:
-                room = (0, slots - layer.offset)
-                held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
-                setattr(layer, name, held)
-    return slots
+def slots_for(tokens: int, kernels: bool) -> int:
+    """How many slots a cache of so many tokens should have, or show where no kernels run."""
+    return -(-tokens // ROOM) * ROOM if kernels else max(LEAST_SLOTS, power_of_two(tokens))
 
 
 def power_of_two(n: int) -> int:

@@ -63,6 +63,12 @@ def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> 
     """What each of `parts` makes of `x`, by one product where they are joined."""
     if joined is None or not joined.still_of(parts):
         return [product(part, x) for part in parts]
-    whole = joined.product(x) if parts[0].training else product(joined.product, x)
-    outputs: Any = mx.split(whole, joined.ends, axis=-1)
+    outputs: Any = mx.split(side_by_side(x, parts, joined), joined.ends, axis=-1)
     return list(outputs)
+
+
+def side_by_side(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> mx.array:
+    """The same in one array, [..., rows, sum of their outputs]."""
+    if joined is None or not joined.still_of(parts):
+        return mx.concatenate([product(part, x) for part in parts], axis=-1)
+    return joined.product(x) if parts[0].training else product(joined.product, x)

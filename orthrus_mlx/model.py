@@ -25,11 +25,11 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
-from . import few_shapes
+from . import few_rows_attention, few_shapes
 from .config import ModelConfig
 from .few_rows import product
 from .few_shapes import Passes, Slots
-from .joined import Joined, join, products
+from .joined import Joined, join, products, side_by_side
 from .rows import Rows, lay_out
 
 LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
@@ -75,19 +75,21 @@ class Attention(nn.Module):
         self._qkv = join([self.q_proj, self.k_proj, self.v_proj])
         self._qkv_diff = join([self.q_proj_diff, self.k_proj_diff, self.v_proj_diff])
 
+    def projections(self, diffusion: bool) -> tuple[list[Any], Joined | None]:
+        """Those of one view to queries, keys and values, and them joined."""
+        if diffusion:
+            return [self.q_proj_diff, self.k_proj_diff, self.v_proj_diff], self._qkv_diff
+        return [self.q_proj, self.k_proj, self.v_proj], self._qkv
+
     def project(self, x: mx.array, diffusion: bool) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values [B, L, heads, head_dim] of one view; `x` is [B, L, dim].
 
         Queries and keys are normed, and not rotated yet.
         """
         B, L, _ = x.shape
-        if diffusion:
-            parts, joined = (self.q_proj_diff, self.k_proj_diff, self.v_proj_diff), self._qkv_diff
-            q_norm, k_norm = self.q_norm_diff, self.k_norm_diff
-        else:
-            parts, joined = (self.q_proj, self.k_proj, self.v_proj), self._qkv
-            q_norm, k_norm = self.q_norm, self.k_norm
-        q, k, v = products(x, parts, joined)
+        q, k, v = products(x, *self.projections(diffusion))
+        q_norm = self.q_norm_diff if diffusion else self.q_norm
+        k_norm = self.k_norm_diff if diffusion else self.k_norm
         q = q_norm(q.reshape(B, L, self.n_heads, -1))
         k = k_norm(k.reshape(B, L, self.n_kv_heads, -1))
         return q, k, v.reshape(B, L, self.n_kv_heads, -1)
@@ -108,35 +110,48 @@ class Attention(nn.Module):
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
-    def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
-        """Attention of the rows [1, L, dim] of one pass, before the residual."""
-        n = rows.n_ar
+    def inputs(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values [1, heads, L, head_dim] of a pass, normed and rotated."""
+        n, L = rows.n_ar, x.shape[1]
+        if rows.ranges is not None and few_rows_attention.rotates(self):
+            ar = side_by_side(x[:, :n], *self.projections(False)) if n else None
+            diff = side_by_side(x[:, n:], *self.projections(True)) if n < L else None
+            return few_rows_attention.prepare(self, ar, diff, rows.ranges)
         views = []
         if n:
             views.append(self.project(x[:, :n], diffusion=False))
-        if n < x.shape[1]:
+        if n < L:
             views.append(self.project(x[:, n:], diffusion=True))
         q, k, v = (
             mx.concatenate(list(both), axis=1) if len(both) > 1 else both[0]
             for both in zip(*views, strict=True)
         )
+        return self.rotate(q, rows), self.rotate(k, rows), v.transpose(0, 2, 1, 3)
+
+    def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
+        """Attention of the rows [1, L, dim] of one pass, before the residual."""
+        n, L = rows.n_ar, x.shape[1]
+        q, k, v = self.inputs(x, rows)
         # One write to the cache, AR rows first, so that they land where they belong. A second
         # write within one evaluation would make MLX copy the whole cache.
-        q, k = self.rotate(q, rows), self.rotate(k, rows)
-        k, v = cache.update_and_fetch(k, v.transpose(0, 2, 1, 3))
+        k, v = cache.update_and_fetch(k, v)
         ar: Any = None
         diff: Any = None
-        if rows.mask is not None:
-            both = self.attend(q, k, v, rows.mask)
+        if rows.mask is not None or rows.ranges is not None:
+            both = (
+                self.attend(q, k, v, rows.mask)
+                if rows.ranges is None
+                else few_rows_attention.attend(q, k, v, rows.start, rows.ranges, self.scale)
+            )
             ar, diff = both[:, :n], both[:, n:]
         else:
             if n:
                 end = rows.start + n
                 ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
-            if n < x.shape[1]:
+            if n < L:
                 diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)
         outs = [product(self.o_proj, ar)] if n else []
-        if n < x.shape[1]:
+        if n < L:
             outs.append(product(self.o_proj_diff, diff))
         return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 

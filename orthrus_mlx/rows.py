@@ -18,6 +18,7 @@ class Rows(NamedTuple):
         ar_mask: which of the filled slots the AR rows see.
         diff_mask: which of them the diffusion rows see.
         mask: added to the scores of all rows over all slots shown, in place of both, [L, slots].
+        ranges: the same as `ranges` below says it, in place of all three.
     """
 
     start: int | mx.array
@@ -26,43 +27,40 @@ class Rows(NamedTuple):
     ar_mask: mx.array | str | None = None
     diff_mask: mx.array | None = None
     mask: mx.array | None = None
+    ranges: mx.array | None = None
 
 
-def lay_out(
-    start: int,
-    n_ar: int,
-    n_diff: int,
-    depths: Sequence[int],
-    spare: int = 0,
-    slots: int = 0,
-    dtype: mx.Dtype = mx.float32,
-) -> Rows:
-    """The rows of a pass: `n_ar` AR rows, then `n_diff` in blocks of one length, one for a depth.
+def lay_out(start: int, n_ar: int, n_diff: int, depths: Sequence[int]) -> Rows:
+    """The rows of a pass: `n_ar` AR rows, then `n_diff` in equal blocks, one for each depth."""
+    ar_mask = "causal" if n_ar > 1 else None
+    if not (n_ar and n_diff):  # one view, and all that is filled to see
+        return Rows(start, n_ar, ar_mask=ar_mask)
+    seen = ranges(start, n_ar, n_diff, depths)
+    return Rows(start, n_ar, seen[0], ar_mask, visible(seen[:, n_ar:], start + n_ar + n_diff))
 
-    `spare` rows behind them, whose results nobody wants, are of the view of the last one. With
-    `slots`, the one mask is to be added to scores in `dtype`.
+
+def ranges(start: int, n_ar: int, n_diff: int, depths: Sequence[int], spare: int = 0) -> mx.array:
+    """Where each row of a pass stands, and two ranges of slots that it sees, [4, rows].
+
+    Row j stands at [0, j]. It sees the text, the slots before [1, j], and its block, those from
+    [2, j] up to [3, j], that one not included. `spare` rows behind the others, whose results nobody
+    wants, are of the view of the last one.
     """
     if not n_diff:
-        n_ar += spare
-    ar_mask = "causal" if n_ar > 1 else None
-    if not slots and not (n_ar and n_diff):  # one view, and all that is filled to see
-        return Rows(start, n_ar, ar_mask=ar_mask)
-    slot = mx.arange(slots or start + n_ar + n_diff) - start
-    positions = diff_mask = None
-    seen = [slot <= mx.arange(n_ar)[:, None]] if n_ar else []
+        n_ar, spare = n_ar + spare, 0
+    rows = [(start + j, start + j + 1, 0, 0) for j in range(n_ar)]
     if n_diff:
-        length = n_diff // len(depths)
-        n_diff += spare  # as further blocks
-        place = mx.arange(n_diff)
-        depth = mx.array([*depths, *[0] * spare])[place // length]
-        # A block sees the text before its anchor, and its own slots, which follow the AR rows.
-        own = (slot >= n_ar) & (slot < n_ar + n_diff)
-        own = own & ((slot - n_ar) // length == (place // length)[:, None])
-        diff_mask = (slot < depth[:, None]) | own
-        seen.append(diff_mask)
-        if n_ar:
-            positions = mx.concatenate([mx.arange(n_ar), depth + place % length]) + start
-    if not slots:
-        return Rows(start, n_ar, positions, ar_mask, diff_mask)
-    mask = mx.where(mx.concatenate(seen), mx.array(0, dtype), mx.array(-mx.inf, dtype))
-    return Rows(start, n_ar, positions, mask=mask)
+        length, end = n_diff // len(depths), start + n_ar + n_diff + spare
+        for j in range(n_diff + spare):
+            block, place = divmod(j, length)  # spare rows are further blocks
+            anchor = start + (depths[block] if block < len(depths) else 0)
+            own = start + n_ar + block * length  # a block's slots follow those of the AR rows
+            rows.append((anchor + place, anchor, own, min(own + length, end)))
+    return mx.array(rows, mx.int32).T
+
+
+def visible(seen: mx.array, slots: int) -> mx.array:
+    """Which of so many slots rows with these `ranges` see, [rows, slots]."""
+    slot = mx.arange(slots)
+    _, text, first, last = seen[:, :, None]
+    return (slot < text) | ((slot >= first) & (slot < last))

@@ -164,19 +164,21 @@ def test_attention_sees_few_shapes(monkeypatch: pytest.MonkeyPatch, mode: Any, c
 
 
 def test_the_slots_shown_change_only_where_the_probe_looks() -> None:
+    shown = [few_shapes.slots_for(n, kernels=False) for n in range(1, 3000)]
+    assert all(slots >= n for n, slots in enumerate(shown, 1))
+    assert set(shown) - {few_shapes.LEAST_SLOTS} <= set(STEPS)
+
+
+def test_a_cache_has_room_for_the_whole_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)
-    cache = model.make_cache()
-    model.hidden(mx.array([[1, 2, 3]]), cache)
-    seen = {}
-    for n in range(5, 3000, 7):
-        for layer in cache:
-            layer.offset = n - 2
-            layer.keys, layer.values = mx.zeros((1, 1, n, 16)), mx.zeros((1, 1, n, 16))
-        slots = few_shapes.reserve(cache, 2, (), mx.float32)
-        assert slots >= n and cache[0].keys.shape[2] >= slots
-        seen[n] = slots
-    changes = {a for a, b in zip(seen.values(), list(seen.values())[1:], strict=False) if a != b}
-    assert changes <= set(STEPS)
+    for before in (1, 3, 1020, 1024):
+        cache = model.make_cache()
+        model.hidden(mx.array([[7] * before]), cache)
+        held = cache[0].keys[:, :, :before]
+        model.verify(mx.array([1, 2, 3]), cache)
+        assert cache[0].offset == before + 3 and cache[0].keys.shape[2] >= before + 4
+        assert mx.array_equal(cache[0].keys[:, :, :before], held)
 
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)

@@ -1,0 +1,345 @@
+"""Attention of a few rows on CUDA: each row over the slots of the cache that it may see.
+
+MLX's CUDA backend hands attention over several rows to cuDNN, which plans each new shape for 70 ms,
+and wants a mask over all slots where rows differ in what they see. The kernels here take two ranges
+of slots for each row instead, and read no slot beyond the filled ones.
+
+The keys are shared out among thread blocks in parts that depend on nothing but the slot, and the
+parts' results are merged in the order of the slots. So a row has the same bits beside any others,
+and however many slots there are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cuda import kernel, runs_here
+
+WARPS = 4  # of a thread block, each for 16 queries
+KEYS = 64  # in shared memory at once; the cache must have room for a multiple of them
+
+
+def fits(attention: Any, dtype: mx.Dtype) -> bool:
+    """Whether the kernels can run this layer over keys and values of `dtype`; no gradients."""
+    return (
+        runs_here()
+        and dtype == mx.bfloat16
+        and attention.head_dim in (32, 64, 96, 128)
+        and not attention.training
+    )
+
+
+def attend(
+    q: mx.array, k: mx.array, v: mx.array, start: int | mx.array, seen: mx.array, scale: float
+) -> mx.array:
+    """Attention output [1, rows, heads * head_dim].
+
+    Args:
+        q: queries [1, heads, rows, head_dim].
+        k: the cache's keys [1, kv_heads, slots, head_dim].
+        v: its values, of the same shape.
+        start: slots filled before this pass, [1]; the rows' own follow.
+        seen: [4, rows] int32. Row j sees the slots before `seen[1, j]`, and those from `seen[2, j]`
+            up to, and not with, `seen[3, j]`. (`seen[0]` is where it stands.)
+        scale: of the scores.
+    """
+    _, heads, rows, dim = q.shape
+    kv_heads, slots = k.shape[1:3]
+    parts = parts_of(slots)
+    tiles = -(-rows * (heads // kv_heads) // (16 * WARPS))
+    pieces, weights = kernel(
+        "few_rows_attention",
+        ("q", "k", "v", "start", "seen", "scale"),
+        ("pieces", "weights"),
+        _ATTEND,
+        _HEADER,
+        4 * KEYS * (dim + 8) * 2,
+    )(
+        inputs=[q, k, v, start, seen, mx.array(scale)],
+        template=[("T", q.dtype), ("D", dim), ("KEYS", KEYS), ("WARPS", WARPS)],
+        grid=(parts * WARPS * 32, kv_heads, tiles),
+        threadgroup=(WARPS * 32, 1, 1),
+        output_shapes=[(parts, heads * rows, dim), (parts, heads * rows)],
+        output_dtypes=[q.dtype, mx.float32],
+    )
+    (out,) = kernel("few_rows_merge", ("pieces", "weights", "seen"), ("y",), _MERGE, _HEADER)(
+        inputs=[pieces, weights, seen],
+        template=[("T", q.dtype), ("D", dim), ("KV", kv_heads)],
+        grid=(dim // 2, heads * rows, 1),
+        threadgroup=(dim // 2, 1, 1),
+        output_shapes=[(1, rows, heads * dim)],
+        output_dtypes=[q.dtype],
+    )
+    return out
+
+
+def rotates(attention: Any) -> bool:
+    """Whether `prepare` knows the layer's rotary embedding: all dimensions, and none scaled."""
+    rope = attention.rope
+    return (
+        type(rope) is nn.RoPE
+        and rope.dims == attention.head_dim
+        and rope.scale == 1
+        and not rope.traditional
+    )
+
+
+def prepare(
+    attention: Any, ar: mx.array | None, diff: mx.array | None, seen: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Queries, keys and values [1, heads, rows, head_dim] of a pass, normed and rotated.
+
+    Args:
+        attention: the layer.
+        ar: its joined projections of the AR rows [1, n_ar, (heads + 2 kv_heads) * head_dim].
+        diff: those of the diffusion rows, which follow.
+        seen: as `attend` takes it.
+    """
+    views = [view for view in (ar, diff) if view is not None]
+    n_ar, rows = 0 if ar is None else ar.shape[1], sum(view.shape[1] for view in views)
+    dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
+    norms = [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
+    q, k, v = kernel(
+        "few_rows_prepare",
+        ("ar", "diff", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen", "numbers"),
+        ("q", "k", "v"),
+        _PREPARE,
+    )(
+        inputs=[
+            views[0],
+            views[-1],
+            *(norm.weight for norm in norms),
+            seen,
+            mx.array([attention.q_norm.eps, math.log2(attention.rope.base)], mx.float32),
+        ],
+        template=[("T", views[0].dtype), ("D", dim), ("H", heads), ("KV", kv_heads), ("AR", n_ar)],
+        grid=(32, (heads + 2 * kv_heads), rows),
+        threadgroup=(32, 4, 1),
+        output_shapes=[(1, n, rows, dim) for n in (heads, kv_heads, kv_heads)],
+        output_dtypes=[views[0].dtype] * 3,
+    )
+    return q, k, v
+
+
+def parts_of(slots: int) -> int:
+    """Parts that so many slots are shared out in; `part_start` below is its inverse."""
+    if slots <= 4096:
+        return -(-slots // 512)
+    return 8 + -(-(slots - 4096) // 1024) if slots <= 16384 else 20 + -(-(slots - 16384) // 2048)
+
+
+_HEADER = """
+// The first slot of a part. Few parts give little to do at once, many much to merge.
+__device__ __forceinline__ int part_start(int part) {
+  if (part < 8) return 512 * part;
+  return part < 20 ? 4096 + 1024 * (part - 8) : 16384 + 2048 * (part - 20);
+}
+
+// Four 8 x 8 matrices from shared memory, thread i giving the address of row i % 8 of matrix i / 8;
+// as `multiply_add` takes its `b`, or that of their transposes.
+__device__ __forceinline__ void read_matrices(unsigned* to, const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"((unsigned)__cvta_generic_to_shared(from)) : "memory");
+}
+__device__ __forceinline__ void read_transposed(unsigned* to, const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"((unsigned)__cvta_generic_to_shared(from)) : "memory");
+}
+"""
+
+# A thread block takes one part of the slots, one KV head, and 16 of its queries for each warp (all
+# rows of all heads that share it). Scores, in units of log2, and sums stay in registers; for which
+# thread holds what see `multiply_add`.
+_ATTEND = """
+  constexpr int PAD = D + 8;  // so that rows of shared memory start in different banks
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int part = gridDim.x - 1 - blockIdx.x, head = blockIdx.y;  // the largest parts first
+  const int rows = q_shape[2], group = q_shape[1] / k_shape[1], slots = k_shape[2];
+  const int queries = rows * group, filled = start[0] + rows;
+  const int begin = part_start(part), end = min(part_start(part + 1), filled);
+  if (begin >= end) return;
+  extern __shared__ uint4 shared[];
+  auto keys = reinterpret_cast<T(*)[KEYS][PAD]>(shared);
+  auto values = keys + 2;
+
+  auto read = [&](int from) {
+    const int stage = from / KEYS % 2;
+    for (int i = threadIdx.x; i < KEYS * D / 8; i += WARPS * 32) {
+      const int key = i / (D / 8), d = i % (D / 8) * 8;
+      const size_t at = ((size_t)head * slots + min(from + key, slots - 1)) * D + d;
+      read_ahead(&keys[stage][key][d], k + at);
+      read_ahead(&values[stage][key][d], v + at);
+    }
+  };
+  read(begin);
+  asm volatile("cp.async.commit_group;");
+
+  const int first = (blockIdx.z * WARPS + warp) * 16;
+  int before[2], from[2], to[2];
+  unsigned query[D / 16][4];
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int n = min(first + 8 * h + g, queries - 1), row = n / group;  // the last one repeats
+    before[h] = seen[rows + row], from[h] = seen[2 * rows + row], to[h] = seen[3 * rows + row];
+    const T* at = q + (head * group + n % group) * q_strides[1] + row * q_strides[2] + 2 * t;
+#pragma unroll
+    for (int d = 0; d < D / 16; d++) {
+      query[d][h] = *reinterpret_cast<const unsigned*>(at + 16 * d);
+      query[d][h + 2] = *reinterpret_cast<const unsigned*>(at + 16 * d + 8);
+    }
+  }
+  const float none = __int_as_float(0xff800000);  // minus infinity
+  const float unit = scale[0] * 1.44269504f;
+  float out[D / 8][4] = {}, highest[2] = {none, none}, sum[2] = {};
+
+  for (int slot = begin; slot < end; slot += KEYS) {
+    const int stage = slot / KEYS % 2;
+    if (slot + KEYS < end) read(slot + KEYS);
+    asm volatile("cp.async.commit_group;");
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    __syncthreads();
+    if (first < queries) {
+      float score[KEYS / 8][4] = {};
+#pragma unroll
+      for (int d = 0; d < D / 16; d++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+          const int key = 16 * n + lane / 16 * 8 + lane % 8;
+          unsigned b[4];
+          read_matrices(b, &keys[stage][key][16 * d + lane / 8 % 2 * 8]);
+          const unsigned* a = query[d];
+          multiply_add(score[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
+          multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        }
+      float high[2] = {highest[0], highest[1]}, shrink[2];
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int h = i / 2, at = slot + 8 * n + 2 * t + i % 2;
+          const bool sees = at < before[h] || (at >= from[h] && at < to[h]);
+          score[n][i] = sees ? score[n][i] * unit : none;
+          high[h] = fmaxf(high[h], score[n][i]);
+        }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 1));
+        high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 2));
+        const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
+        shrink[h] = exp2f(highest[h] - zero);
+        highest[h] = high[h], high[h] = zero, sum[h] *= shrink[h];
+      }
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          score[n][i] = exp2f(score[n][i] - high[i / 2]);
+          sum[i / 2] += score[n][i];
+        }
+#pragma unroll
+      for (int d = 0; d < D / 8; d++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[d][i] *= shrink[i / 2];
+#pragma unroll
+      for (int n = 0; n < KEYS / 16; n++) {
+        const float *low = score[2 * n], *up = score[2 * n + 1];
+        const unsigned a[] = {pair(low[0], low[1]), pair(low[2], low[3]), pair(up[0], up[1]),
+                              pair(up[2], up[3])};
+#pragma unroll
+        for (int d = 0; d < D / 16; d++) {
+          unsigned b[4];
+          read_transposed(b, &values[stage][16 * n + lane % 16][16 * d + lane / 16 * 8]);
+          multiply_add(out[2 * d], a[0], a[1], a[2], a[3], b[0], b[1]);
+          multiply_add(out[2 * d + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int n = first + 8 * h + g;
+    sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 1);
+    sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 2);
+    if (n >= queries) continue;
+    const size_t at = (size_t)(part * gridDim.y + head) * queries + n;
+    const float over = sum[h] > 0 ? 1 / sum[h] : 0.0f;
+    if (t == 0) weights[at] = highest[h] + log2f(sum[h]);  // -inf where nothing was seen
+#pragma unroll
+    for (int d = 0; d < D / 8; d++)
+      *reinterpret_cast<unsigned*>(pieces + at * D + 8 * d + 2 * t) =
+          pair(out[d][2 * h] * over, out[d][2 * h + 1] * over);
+  }
+"""
+
+# A thread merges two values of one query, over the parts of the slots that its row sees.
+_MERGE = """
+  const int n = blockIdx.y, d = 2 * threadIdx.x, all = pieces_shape[1], rows = seen_shape[1];
+  const int queries = all / KV, group = queries / rows;
+  const int row = n % queries / group, head = n / queries * group + n % queries % group;
+  const int end = max(seen[rows + row], seen[3 * rows + row]);
+  float high = __int_as_float(0xff800000), sum = 0, low = 0, up = 0;
+  for (int part = 0; part_start(part) < end; part++)
+    high = fmaxf(high, weights[(size_t)part * all + n]);
+  for (int part = 0; part_start(part) < end; part++) {
+    const size_t at = (size_t)part * all + n;
+    const float weight = exp2f(weights[at] - high);
+    const float2 piece = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(
+        pieces + at * D + d));
+    sum += weight, low += weight * piece.x, up += weight * piece.y;
+  }
+  *reinterpret_cast<unsigned*>(y + ((size_t)row * (all / rows) + head) * D + d) =
+      pair(low / sum, up / sum);
+"""
+
+# A warp norms and rotates one head of one row, as the model's modules do, or copies a value.
+_PREPARE = """
+  const int lane = threadIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, row = blockIdx.z;
+  const int rows = gridDim.z;
+  if (head >= H + 2 * KV) return;
+  const bool is_diff = row >= AR;
+  const T* from = (is_diff ? diff + (size_t)(row - AR) * (H + 2 * KV) * D
+                           : ar + (size_t)row * (H + 2 * KV) * D) + head * D;
+  T* to = head < H        ? q + ((size_t)head * rows + row) * D
+          : head < H + KV ? k + ((size_t)(head - H) * rows + row) * D
+                          : v + ((size_t)(head - H - KV) * rows + row) * D;
+  const T* norm = head < H ? (is_diff ? q_norm_diff : q_norm) : (is_diff ? k_norm_diff : k_norm);
+  constexpr int PAIRS = (D / 2 + 31) / 32;
+  float x[PAIRS][2], square = 0;
+#pragma unroll
+  for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int d = p * 32 + lane;
+      x[p][h] = d < D / 2 ? (float)from[d + h * D / 2] : 0.0f;
+      square += x[p][h] * x[p][h];
+    }
+  if (head < H + KV) {
+    for (int i = 16; i; i /= 2) square += __shfl_xor_sync(0xffffffff, square, i);
+    const float over = rsqrtf(square / D + numbers[0]);
+#pragma unroll
+    for (int p = 0; p < PAIRS; p++) {
+      const int d = p * 32 + lane;
+      if (d >= D / 2) break;
+      const float a = (T)((float)norm[d] * x[p][0] * over);
+      const float b = (T)((float)norm[d + D / 2] * x[p][1] * over);
+      float sine, cosine;
+      sincosf(seen[row] * exp2f(-(2.0f * d / D) * numbers[1]), &sine, &cosine);
+      x[p][0] = a * cosine - b * sine, x[p][1] = a * sine + b * cosine;
+    }
+  }
+#pragma unroll
+  for (int p = 0; p < PAIRS; p++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int d = p * 32 + lane;
+      if (d < D / 2) to[d + h * D / 2] = x[p][h];
+    }
+"""
