@@ -27,6 +27,7 @@ PLAIN = 16  # bits of a weight that is not packed
 BITS = (4, 8, PLAIN)
 WARPS = 8  # of a thread block, each of which adds up every eighth part of a row
 STAGES = 3  # parts of a row that a thread has under way
+BLOCKS = 96  # thread blocks that keep the device busy
 
 
 def product(
@@ -71,8 +72,10 @@ def _product(module: Any, x: mx.array) -> mx.array:
     if "scales" in module:
         weights[1:], bits, group = [module.scales, module.biases], module.bits, module.group_size
     tiles = 1 << max(0, (rows - 1).bit_length() - 3)  # of 8 rows, a power of two
-    # Inputs are read once for each block of weights: the more of them, the larger the block.
-    sets = 4 if tiles == 8 and bits == PLAIN else 2
+    # Inputs are read once for each block of weights: the more of them, the larger the block, as
+    # long as there are enough blocks to keep the device busy.
+    sizes = (4, 2) if tiles == 8 and bits == PLAIN else (2,)
+    sets = next((n for n in sizes if outputs >= 16 * n * BLOCKS), 1)
     constants = {"WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
     constants |= {"BITS": bits, "GROUP": group}
     multiply = kernel(
@@ -81,7 +84,7 @@ def _product(module: Any, x: mx.array) -> mx.array:
         ("y",),
         _SOURCE,
         _HEADER,
-        STAGES * sets * 2 * WARPS * 32 * 16,
+        STAGES * (sets * 2 + (tiles if bits == PLAIN else 0)) * WARPS * 32 * 16,
     )
     (out,) = multiply(
         inputs=[x, *weights],
@@ -122,6 +125,7 @@ _SOURCE = """
   const auto words = reinterpret_cast<const unsigned*>(w);
   extern __shared__ uint4 shared[];
   auto ring = reinterpret_cast<uint4(*)[SETS][2][WARPS * 32]>(shared);
+  auto inputs = reinterpret_cast<uint4(*)[TILES][WARPS * 32]>(ring + STAGES);
   auto part = reinterpret_cast<float(*)[SETS * 16][TILES * 8 + 1]>(shared);
 
   size_t row[SETS][2], input[TILES];  // those past the end repeat the last one
@@ -144,24 +148,28 @@ _SOURCE = """
         bias[s][h] = biases[at];
       }
   };
-  auto read_weights = [&](int k, int stage) {
-    if (k - t * SPAN < K)
+  auto read = [&](int k, int stage) {
+    if (k - t * SPAN < K) {
 #pragma unroll
       for (int s = 0; s < SETS; s++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
           read_ahead(&ring[stage][s][h][threadIdx.x],
                      words + (row[s][h] * K + min(k, K - SPAN)) / IN_WORD);
+#pragma unroll
+      for (int m = 0; m < TILES; m++)  // beside packed weights, inputs are too much to hold
+        if (BITS == 16) read_ahead(&inputs[stage][m][threadIdx.x], x + input[m] + min(k, K - SPAN));
+    }
     asm volatile("cp.async.commit_group;");
   };
 
   float sum[SETS][TILES][4] = {};
   int k = (warp * 4 + t) * SPAN;
 #pragma unroll
-  for (int stage = 0; stage < STAGES - 1; stage++) read_weights(k + stage * STEP, stage);
+  for (int stage = 0; stage < STAGES - 1; stage++) read(k + stage * STEP, stage);
   read_scales(k);
   for (int stage = 0; k - t * SPAN < K; k += STEP, stage = (stage + 1) % STAGES) {
-    read_weights(k + (STAGES - 1) * STEP, (stage + STAGES - 1) % STAGES);
+    read(k + (STAGES - 1) * STEP, (stage + STAGES - 1) % STAGES);
     float times[SETS][2], plus[SETS][2];
 #pragma unroll
     for (int s = 0; s < SETS; s++)
@@ -183,7 +191,8 @@ _SOURCE = """
       uint4 b[TILES];
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        b[m] = *reinterpret_cast<const uint4*>(x + input[m] + min(k, K - SPAN) + i);
+        b[m] = BITS == 16 ? inputs[stage][m][threadIdx.x]
+                          : *reinterpret_cast<const uint4*>(x + input[m] + min(k, K - SPAN) + i);
         if (k >= K) b[m] = {};  // past the end, where weights repeat
       }
 #pragma unroll

@@ -61,7 +61,7 @@ def attend(
     )(
         inputs=[q, k, v, start, seen, mx.array(scale)],
         template=[("T", q.dtype), ("D", dim), ("KEYS", KEYS), ("WARPS", WARPS)],
-        grid=(parts * WARPS * 32, kv_heads, tiles),
+        grid=(tiles * WARPS * 32, kv_heads, parts),  # side by side those that read the same
         threadgroup=(WARPS * 32, 1, 1),
         output_shapes=[(parts, heads * rows, dim), (parts, heads * rows)],
         output_dtypes=[q.dtype, mx.float32],
@@ -154,12 +154,12 @@ __device__ __forceinline__ void read_transposed(unsigned* to, const void* from) 
 """
 
 # A thread block takes one part of the slots, one KV head, and 16 of its queries for each warp (all
-# rows of all heads that share it). Scores, in units of log2, and sums stay in registers; for which
-# thread holds what see `multiply_add`.
+# rows of all heads that share it). Scores and sums stay in registers; which thread holds what is
+# said at `multiply_add`.
 _ATTEND = """
   constexpr int PAD = D + 8;  // so that rows of shared memory start in different banks
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int part = gridDim.x - 1 - blockIdx.x, head = blockIdx.y;  // the largest parts first
+  const int head = blockIdx.y, part = gridDim.z - 1 - blockIdx.z;  // the largest parts first
   const int rows = q_shape[2], group = q_shape[1] / k_shape[1], slots = k_shape[2];
   const int queries = rows * group, filled = start[0] + rows;
   const int begin = part_start(part), end = min(part_start(part + 1), filled);
@@ -180,7 +180,7 @@ _ATTEND = """
   read(begin);
   asm volatile("cp.async.commit_group;");
 
-  const int first = (blockIdx.z * WARPS + warp) * 16;
+  const int first = (blockIdx.x * WARPS + warp) * 16;
   int before[2], from[2], to[2];
   unsigned query[D / 16][4];
 #pragma unroll
@@ -217,6 +217,7 @@ _ATTEND = """
           multiply_add(score[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
           multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
         }
+      const bool all = slot + KEYS <= start[0];  // is seen by every row
       float high[2] = {highest[0], highest[1]}, shrink[2];
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
@@ -224,22 +225,22 @@ _ATTEND = """
         for (int i = 0; i < 4; i++) {
           const int h = i / 2, at = slot + 8 * n + 2 * t + i % 2;
           const bool sees = at < before[h] || (at >= from[h] && at < to[h]);
-          score[n][i] = sees ? score[n][i] * unit : none;
+          if (!all && !sees) score[n][i] = none;
           high[h] = fmaxf(high[h], score[n][i]);
         }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 1));
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 2));
-        const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
-        shrink[h] = exp2f(highest[h] - zero);
+        const float zero = high[h] == none ? 0.0f : high[h] * unit;  // where nothing was seen yet
+        shrink[h] = exp2f(highest[h] * unit - zero);
         highest[h] = high[h], high[h] = zero, sum[h] *= shrink[h];
       }
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          score[n][i] = exp2f(score[n][i] - high[i / 2]);
+          score[n][i] = exp2f(score[n][i] * unit - high[i / 2]);
           sum[i / 2] += score[n][i];
         }
 #pragma unroll
@@ -271,7 +272,7 @@ _ATTEND = """
     if (n >= queries) continue;
     const size_t at = (size_t)(part * gridDim.y + head) * queries + n;
     const float over = sum[h] > 0 ? 1 / sum[h] : 0.0f;
-    if (t == 0) weights[at] = highest[h] + log2f(sum[h]);  // -inf where nothing was seen
+    if (t == 0) weights[at] = highest[h] * unit + log2f(sum[h]);  // -inf where nothing was seen
 #pragma unroll
     for (int d = 0; d < D / 8; d++)
       *reinterpret_cast<unsigned*>(pieces + at * D + 8 * d + 2 * t) =

@@ -40,17 +40,19 @@ class Slots:
     Attributes:
         keys: [1, n_kv_heads, capacity, head_dim].
         values: the same.
-        start: tokens in the cache before the pass, [1].
+        places: slots that the rows are written to, [1, 1, rows, 1].
         shown: slots that attention is given.
     """
 
-    def __init__(self, keys: mx.array, values: mx.array, start: mx.array, shown: int):
-        self.keys, self.values, self.start, self.shown = keys, values, start, shown
+    def __init__(self, keys: mx.array, values: mx.array, places: mx.array, shown: int):
+        self.keys, self.values, self.places, self.shown = keys, values, places, shown
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write behind what is held, and show the slots; named as in mlx-lm's `KVCache`."""
-        self.keys = mx.slice_update(self.keys, keys, self.start, axes=(2,))
-        self.values = mx.slice_update(self.values, values, self.start, axes=(2,))
+        # `slice_update` at an array offset would launch a thread for every slot there is.
+        places = mx.broadcast_to(self.places, keys.shape)
+        self.keys = mx.put_along_axis(self.keys, places, keys, axis=2)
+        self.values = mx.put_along_axis(self.values, places, values, axis=2)
         return self.keys[:, :, : self.shown], self.values[:, :, : self.shown]
 
 
@@ -122,7 +124,8 @@ class Passes:
         def run(
             ids: mx.array, start: mx.array, seen: mx.array, held: Held
         ) -> tuple[mx.array, Held]:
-            cache = [Slots(keys, values, start, shown) for keys, values in held]
+            places = (start + mx.arange(n_rows))[None, None, :, None]
+            cache = [Slots(keys, values, places, shown) for keys, values in held]
             rows = Rows(start, n_ar, seen[0] if 0 < n_ar < n_rows else None)
             if kernels:
                 rows = rows._replace(ranges=seen)
