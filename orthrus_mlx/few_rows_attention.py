@@ -20,7 +20,7 @@ import mlx.nn as nn
 from .cuda import kernel, runs_here
 
 WARPS = 4  # of a thread block, each for 16 queries
-KEYS = 64  # in shared memory at once; the cache must have room for a multiple of them
+KEYS = 32  # in shared memory at once
 
 
 def fits(attention: Any, dtype: mx.Dtype) -> bool:
@@ -218,7 +218,7 @@ _ATTEND = """
           multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
         }
       const bool all = slot + KEYS <= start[0];  // is seen by every row
-      float high[2] = {highest[0], highest[1]}, shrink[2];
+      float high[2] = {none, none}, shrink[2];
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -232,15 +232,16 @@ _ATTEND = """
       for (int h = 0; h < 2; h++) {
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 1));
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 2));
-        const float zero = high[h] == none ? 0.0f : high[h] * unit;  // where nothing was seen yet
-        shrink[h] = exp2f(highest[h] * unit - zero);
+        high[h] = fmaxf(highest[h], high[h] * unit);
+        const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
+        shrink[h] = exp2f(highest[h] - zero);  // exactly 1 where nothing is to be added
         highest[h] = high[h], high[h] = zero, sum[h] *= shrink[h];
       }
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          score[n][i] = exp2f(score[n][i] * unit - high[i / 2]);
+          score[n][i] = exp2f(fmaf(score[n][i], unit, -high[i / 2]));
           sum[i / 2] += score[n][i];
         }
 #pragma unroll
@@ -272,7 +273,7 @@ _ATTEND = """
     if (n >= queries) continue;
     const size_t at = (size_t)(part * gridDim.y + head) * queries + n;
     const float over = sum[h] > 0 ? 1 / sum[h] : 0.0f;
-    if (t == 0) weights[at] = highest[h] * unit + log2f(sum[h]);  // -inf where nothing was seen
+    if (t == 0) weights[at] = highest[h] + log2f(sum[h]);  // -inf where nothing was seen
 #pragma unroll
     for (int d = 0; d < D / 8; d++)
       *reinterpret_cast<unsigned*>(pieces + at * D + 8 * d + 2 * t) =

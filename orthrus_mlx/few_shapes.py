@@ -1,7 +1,8 @@
 """Passes in few shapes, each traced once: what MLX's CUDA backend needs to be fast.
 
-Passes of up to `MOST_ROWS` rows are filled up to a power of two of rows there. As shapes repeat, so
-do whole passes: each is traced once by `mx.compile`, and costs the host less from then on.
+Passes of up to `MOST_ROWS` rows are filled up to a power of two of rows of each view there. As
+shapes repeat, so do whole passes: each is traced once by `mx.compile`, and costs the host less from
+then on.
 
 Attention goes through kernels of our own. Where these cannot run (they know bfloat16 alone), MLX
 plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up after
@@ -103,18 +104,20 @@ class Passes:
     ) -> mx.array:
         """Final hidden states [1, L, dim] of rows `ids` [1, L]; see `Model.hidden`."""
         L, start = ids.shape[1], cache[0].offset
-        spare = power_of_two(L) - L
-        slots = slots_for(start + L + spare, self._kernels)
+        counts = [n for n in (kept, L - kept) if n]
+        filled = [power_of_two(n) for n in counts]
+        slots = slots_for(start + sum(filled), self._kernels)
         self._reserve(cache, slots)
         held: Any = [(layer.keys, layer.values) for layer in cache]
-        seen = ranges(start, kept, L - kept, depths, spare)
-        run = self._pass(L + spare, kept if kept < L else L + spare, slots, held[0][0].shape[2])
-        hidden, held = run(
-            mx.pad(ids, [(0, 0), (0, spare)]) if spare else ids, mx.array([start]), seen, held
-        )
+        n_ar = filled[0] if kept else 0
+        seen = ranges(start, n_ar, L - kept, depths, sum(filled) - n_ar - (L - kept))
+        run = self._pass(sum(filled), n_ar, slots, held[0][0].shape[2])
+        hidden, held = run(_fill(ids, counts, filled), mx.array([start]), seen, held)
         for layer, (keys, values) in zip(cache, held, strict=True):
             layer.keys, layer.values, layer.offset = keys, values, start + kept
-        return hidden[:, :L] if spare else hidden
+        if len(counts) > 1 and filled[0] > kept:
+            return mx.concatenate([hidden[:, :kept], hidden[:, n_ar : n_ar + L - kept]], axis=1)
+        return hidden[:, :L]
 
     def _pass(self, n_rows: int, n_ar: int, slots: int, capacity: int) -> Pass:
         """The pass over rows like these, traced if the model is not in training."""
@@ -154,6 +157,17 @@ class Passes:
                     room = (0, slots - layer.offset)
                     held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
                     setattr(layer, name, held)
+                    mx.eval(held)  # or the old and the new cache would be in memory at once
+
+
+def _fill(ids: mx.array, counts: list[int], filled: list[int]) -> mx.array:
+    """The ids [1, L] of one or two views, `counts` of each, filled up."""
+    spare = [n - count for n, count in zip(filled, counts, strict=True)]
+    if not any(spare[:-1]):
+        return mx.pad(ids, [(0, 0), (0, spare[-1])]) if spare[-1] else ids
+    first, second = ids[:, : counts[0]], ids[:, counts[0] :]
+    parts = [mx.pad(a, [(0, 0), (0, n)]) for a, n in zip((first, second), spare, strict=True)]
+    return mx.concatenate(parts, axis=1)
 
 
 def slots_for(tokens: int, kernels: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -17,20 +18,21 @@ class Joined(NamedTuple):
 
     Attributes:
         product: the projection with the rows of all parts.
-        parts: of which it was made, each with the arrays that it had.
+        parts: of which it was made.
+        arrays: what each of them had: the part, the name, the array.
         ends: where each part ends in its output, but for the last.
     """
 
     product: nn.Module
-    parts: list[tuple[nn.Module, dict[str, mx.array]]]
+    parts: Sequence[nn.Module]
+    arrays: tuple[Sequence[nn.Module], Sequence[str], Sequence[mx.array]]
     ends: list[int]
 
     def still_of(self, parts: Sequence[nn.Module]) -> bool:
         """Whether these are the parts, and still have the arrays that they had."""
-        return all(
-            part is known and all(part[name] is array for name, array in arrays.items())
-            for part, (known, arrays) in zip(parts, self.parts, strict=True)
-        )
+        owners, names, arrays = self.arrays  # a plain step asks twice a layer: no loop in Python
+        held = map(dict.get, owners, names)
+        return all(map(is_, parts, self.parts)) and all(map(is_, held, arrays))
 
 
 def join(parts: Sequence[Any]) -> Joined | None:
@@ -56,7 +58,9 @@ def join(parts: Sequence[Any]) -> Joined | None:
         for part, view in zip(parts, mx.split(whole, ends), strict=True):
             part[name] = view
     mx.eval(product.parameters(), [p.parameters() for p in parts])
-    return Joined(product, [(p, {name: p[name] for name in names}) for p in parts], ends)
+    held = [(part, name, part[name]) for part in parts for name in names]
+    owners, kept, arrays = zip(*held, strict=True)
+    return Joined(product, parts, (owners, kept, arrays), ends)
 
 
 def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:

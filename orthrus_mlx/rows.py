@@ -43,20 +43,17 @@ def ranges(start: int, n_ar: int, n_diff: int, depths: Sequence[int], spare: int
     """Where each row of a pass stands, and two ranges of slots that it sees, [4, rows].
 
     Row j stands at [0, j]. It sees the text, the slots before [1, j], and its block, those from
-    [2, j] up to [3, j], that one not included. `spare` rows behind the others, whose results nobody
-    wants, are of the view of the last one.
+    [2, j] up to [3, j], that one not included. `spare` diffusion rows behind the others, whose
+    results nobody wants, are further blocks.
     """
-    if not n_diff:
-        n_ar, spare = n_ar + spare, 0
     rows = [(start + j, start + j + 1, 0, 0) for j in range(n_ar)]
-    if n_diff:
-        length, end = n_diff // len(depths), start + n_ar + n_diff + spare
-        for j in range(n_diff + spare):
-            block, place = divmod(j, length)  # spare rows are further blocks
-            anchor = start + (depths[block] if block < len(depths) else 0)
-            own = start + n_ar + block * length  # a block's slots follow those of the AR rows
-            rows.append((anchor + place, anchor, own, min(own + length, end)))
-    return mx.array(rows, mx.int32).T
+    length, end = n_diff // len(depths), start + n_ar + n_diff + spare
+    for j in range(n_diff + spare):
+        block, place = divmod(j, length)
+        anchor = start + (depths[block] if block < len(depths) else 0)
+        own = start + n_ar + block * length  # a block's slots follow those of the AR rows
+        rows.append((anchor + place, anchor, own, min(own + length, end)))
+    return mx.array(list(zip(*rows, strict=True)), mx.int32)
 
 
 def visible(seen: mx.array, slots: int) -> mx.array:

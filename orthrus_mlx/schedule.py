@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
 from .plans import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
-from .speeds import Costs, Source, plan_cost, policy_speed
+from .speeds import SOURCES, Costs, Source, best_case, most_speed, plan_cost, policy_speed
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass"]
@@ -117,16 +117,9 @@ class Auto:
     def __init__(self, costs: Costs, policies: list[Policy]):
         self.costs = costs
         self.plain_speed = 1 / costs.of_plain()
-        self.acceptance: dict[Source, Acceptance] = {
-            source: Acceptance() for source in self.OFTENER
-        }
+        self.acceptance: dict[Source, Acceptance] = {source: Acceptance() for source in SOURCES}
         # Only what could pay if every draft stood is ever worth a try.
-        self.policies = [
-            p
-            for p in policies
-            if policy_speed(costs, p, dict.fromkeys(self.OFTENER, [1.0] * p.n_drafts))
-            > self.plain_speed
-        ]
+        self.policies = [p for p in policies if best_case(costs, p) > self.plain_speed]
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = 0
         self.credit = self.FIRST_CREDIT
@@ -162,11 +155,17 @@ class Auto:
         """Look at all policies: take the fastest, and note whether it beats plain steps."""
         places = max(policy.n_drafts for policy in self.policies)
         rates = {source: self.rates(source, places) for source in self.acceptance}
-        speeds = {p: policy_speed(self.costs, p, rates) for p in self.policies}
-        best = max(speeds, key=speeds.__getitem__)
-        if speeds[best] > self.CHANGE * speeds.get(self.current, 0.0):
-            self.current = best
-        self.pays = speeds[self.current] > self.plain_speed
+        speed = policy_speed(self.costs, self.current, rates) if self.current.n_drafts else 0.0
+        best, to_beat = self.current, self.CHANGE * speed
+        # Those that could be the fastest first: most need no closer look.
+        most = {policy: most_speed(self.costs, policy, rates) for policy in self.policies}
+        for policy in sorted(self.policies, key=most.__getitem__, reverse=True):
+            if most[policy] <= to_beat:
+                break
+            expected = policy_speed(self.costs, policy, rates)
+            if expected > to_beat:
+                best, speed, to_beat = policy, expected, expected
+        self.current, self.pays = best, speed > self.plain_speed
 
     def rates(self, source: Source, places: int) -> list[float]:
         """Chances to stand of the drafts from one source, helped by what the others have shown."""

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from orthrus_mlx.plans import Plan, Policy, block_depths, left_over
 from orthrus_mlx.schedule import Acceptance
 from orthrus_mlx.speeds import (
+    SOURCES,
     Costs,
     Rates,
+    best_case,
     expected_accepted,
+    most_speed,
     one_pass_speed,
     plan_cost,
     policy_speed,
@@ -143,6 +146,24 @@ def test_policy_speed_and_plan_cost_follow_the_kind() -> None:
     assert plan_cost(COSTS, Plan(4, 3), 3) == pytest.approx(1.6 + 1.7)
     assert plan_cost(COSTS, Plan(0, 3, 4), 2) == 2.1
     assert plan_cost(COSTS, Plan(0, 3, 0), 3) == 1.7
+
+
+POLICIES = st.one_of(
+    st.builds(Policy, st.just("two-pass"), st.integers(1, 7)),
+    st.builds(Policy, st.just("one-pass"), st.integers(1, 7), st.integers(2, 8), st.integers(1, 3)),
+    st.builds(Policy, st.just("alternating"), st.integers(1, 6), st.just(7), st.just(1)),
+)
+
+
+@given(POLICIES, st.lists(CHANCES, min_size=21, max_size=21))
+@SMALL
+def test_bounds_of_a_speed_hold(policy: Policy, chances: list[float]) -> None:
+    rates: Rates = {s: chances[7 * i : 7 * i + 7] for i, s in enumerate(SOURCES)}
+    bound = most_speed(COSTS, policy, rates)
+    assert policy_speed(COSTS, policy, rates) <= bound * (1 + 1e-9)
+    assert policy_speed(COSTS, policy, {s: [1.0] * 7 for s in SOURCES}) == pytest.approx(
+        best_case(COSTS, policy)
+    )
 
 
 def test_costs_are_those_of_the_next_measured_size() -> None:

@@ -1,0 +1,131 @@
+"""Attention of a few rows: on CUDA kernels of our own, elsewhere MLX's behind a mask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+from orthrus_mlx import cuda, few_rows_attention
+from orthrus_mlx.few_rows_attention import attend, fits, parts_of, rotates
+from orthrus_mlx.rows import Rows, lay_out, ranges, visible
+
+from . import row_kernels
+
+on_cuda = pytest.mark.skipif(not cuda.runs_here(), reason="needs a CUDA device")
+
+# (heads, KV heads, head_dim), (start, AR rows, diffusion rows, depths, spare rows), slots
+PASSES = [
+    ((4, 2, 64), (10, 4, 0, (0,), 0), 512),
+    ((4, 4, 32), (0, 0, 8, (0,), 0), 512),
+    ((8, 2, 128), (600, 5, 6, (0, 4), 2), 700),
+    ((2, 1, 96), (4090, 13, 12, (0, 1, 2), 4), 5120),
+    ((2, 1, 32), (17000, 2, 2, (0,), 0), 20480),
+    ((32, 8, 128), (1000, 64, 64, (0, 7), 0), 1536),
+]
+
+
+def inputs(heads: tuple[int, int, int], rows: int, slots: int) -> tuple[mx.array, ...]:
+    n_heads, n_kv, dim = heads
+    shapes = (1, n_heads, rows, dim), (1, n_kv, slots, dim), (1, n_kv, slots, dim)
+    keys = mx.random.split(mx.random.key(3), 3)
+    q, k, v = (
+        mx.random.normal(shape, key=key).astype(mx.bfloat16)
+        for shape, key in zip(shapes, keys, strict=True)
+    )
+    return q * 3, k, v
+
+
+@on_cuda
+@pytest.mark.parametrize(("heads", "rows", "slots"), PASSES)
+def test_the_kernels_attend(heads: Any, rows: Any, slots: int) -> None:
+    start, n_ar, n_diff, _, spare = rows
+    q, k, v = inputs(heads, n_ar + n_diff + spare, slots)
+    seen = ranges(*rows)
+    expected = mx.fast.scaled_dot_product_attention(
+        *(a.astype(mx.float32) for a in (q, k, v)), scale=0.1, mask=visible(seen, slots)
+    )
+    out = attend(q, k, v, mx.array([start]), seen, 0.1)
+    expected = expected.transpose(0, 2, 1, 3).reshape(out.shape)
+    assert mx.allclose(out.astype(mx.float32), expected, rtol=2e-2, atol=2e-2)
+
+
+@on_cuda
+@pytest.mark.parametrize(("heads", "rows", "slots"), [p for p in PASSES if p[1][1]])
+def test_a_row_attends_with_the_same_bits_beside_any_others(
+    heads: Any, rows: Any, slots: int
+) -> None:
+    start, n_ar, n_diff, _, spare = rows
+    q, k, v = inputs(heads, n_ar + n_diff + spare, slots)
+    whole = attend(q, k, v, mx.array([start]), ranges(*rows), 0.1)
+    for room in (0, 512):
+        longer = [mx.pad(a, [(0, 0), (0, 0), (0, room), (0, 0)]) for a in (k, v)]
+        for n in {1, 2, n_ar // 2, n_ar} - {0}:
+            for first in {0, (n_ar - n) // 2, n_ar - n}:
+                at, part = start + first, slice(first, first + n)
+                alone = attend(q[:, :, part], *longer, mx.array([at]), ranges(at, n, 0, (0,)), 0.1)
+                assert mx.array_equal(alone, whole[:, part])
+
+
+@on_cuda
+@pytest.mark.parametrize("views", [(3, 0), (0, 5), (3, 5)])
+def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int]) -> None:
+    model = row_kernels.build(row_kernels.Model)
+    model.set_dtype(mx.bfloat16)
+    n_ar, n_diff = views
+    attention, L = model.layers[0].self_attn, n_ar + n_diff
+    x = mx.random.normal((1, L, model.config.hidden_size)).astype(mx.bfloat16)
+    seen = ranges(3000, n_ar, n_diff, (n_ar // 2,))
+    rows = Rows(mx.array([3000]), n_ar, seen[0])
+    assert rotates(attention)
+    by_kernel = attention.inputs(x, rows._replace(ranges=seen))
+    for a, b in zip(by_kernel, attention.inputs(x, rows), strict=True):
+        assert mx.allclose(a.astype(mx.float32), b.astype(mx.float32), rtol=3e-2, atol=3e-2)
+
+
+def test_ranges_are_what_masks_say() -> None:
+    """Three AR rows after ten tokens, and two blocks of two behind the first and the third."""
+    seen = ranges(10, 3, 4, (0, 2), spare=1)
+    assert seen[0].tolist() == [10, 11, 12, 10, 11, 12, 13, 10]
+    text, blocks = list(range(10)), [[13, 14], [15, 16], [17]]
+    expected = [
+        *([*text, *range(10, 10 + n)] for n in (1, 2, 3)),
+        *[text + blocks[0]] * 2,
+        *[[*text, 10, 11, *blocks[1]]] * 2,
+        text + blocks[2],
+    ]
+    mask = visible(seen, 20)
+    assert [[slot for slot in range(20) if row[slot]] for row in mask.tolist()] == expected
+    plain: Any = lay_out(10, 3, 4, (0, 2))
+    assert mx.array_equal(plain.diff_mask, mask[3:7, :17])
+    assert mx.array_equal(plain.positions, seen[0, :7])
+
+
+def test_parts_grow_with_the_context() -> None:
+    sizes = [parts_of(n) for n in (1, 512, 513, 4096, 4097, 16384, 16385, 32768, 131072)]
+    assert sizes == [1, 1, 2, 8, 9, 20, 21, 28, 76]
+
+
+def test_what_the_kernels_cannot_do_is_left_to_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows_attention, "runs_here", lambda: True)
+    attention: Any = row_kernels.build(row_kernels.Model).layers[0].self_attn
+    attention.head_dim = 64
+    attention.eval()
+    assert fits(attention, mx.bfloat16) and not fits(attention, mx.float16)
+    attention.head_dim = 80
+    assert not fits(attention, mx.bfloat16)
+    attention.head_dim = 64
+    attention.train()
+    assert not fits(attention, mx.bfloat16)  # the kernels have no gradient
+    for rope in (
+        nn.RoPE(32, traditional=False),
+        nn.RoPE(64, traditional=True),
+        nn.RoPE(64, scale=0.5),
+        nn.ALiBi(),
+    ):
+        attention.rope = rope
+        assert not rotates(attention)
+    attention.rope = nn.RoPE(64)
+    assert rotates(attention)
