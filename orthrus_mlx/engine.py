@@ -316,8 +316,10 @@ class _Run:
         # Only once the draft pass is over can the verify pass write to the cache in place: MLX
         # would otherwise copy the whole cache. The verify graph was built while it ran.
         mx.eval(cycle.drafts)
-        for layer, after in zip(self.cache, cycle.cache, strict=True):
-            vars(layer).update(vars(after))
+        if cycle.cache is not self.cache:
+            for layer, after in zip(self.cache, cycle.cache, strict=True):
+                vars(layer).update(vars(after))
+            cycle.cache.clear()  # arrays held twice cannot be written to in place
         mx.async_eval(cycle.outputs)
         drafts: Any = cycle.drafts.tolist()
         if cycle.choices is None:
