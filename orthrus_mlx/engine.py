@@ -22,7 +22,7 @@ from .schedule import Scheduler
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
 
-NO_DRAFTS = mx.array([], dtype=mx.int32)
+Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
 
 class DualViewModel(Protocol):
@@ -156,7 +156,7 @@ class Cycle(NamedTuple):
 
     plan: Plan
     start: int
-    drafts: mx.array
+    drafts: Ids
     logits: mx.array
     choices: mx.array | None  # None where logits processors must choose one by one
     gaps: mx.array | None
@@ -194,20 +194,19 @@ def decode(
         prefill(model, request, cache)
         run = _Run(model, request, cache)
         budget = request.max_tokens
-        anchor = mx.array([request.prompt[-1]], dtype=mx.int32)
-        cycle = run.launch(scheduler.plan(budget, 0), anchor, NO_DRAFTS)
+        cycle = run.launch(scheduler.plan(budget, 0), request.prompt[-1:], [])
         while True:
             # 1. A plain step behind a plain step can start before its input is known here.
             follow = None
             if cycle.plan.plain and cycle.choices is not None and budget > 1:
                 plan = scheduler.plan(budget - 1, 0)
-                follow = run.launch(plan, cycle.choices, NO_DRAFTS) if plan.plain else None
+                follow = run.launch(plan, cycle.choices, []) if plan.plain else None
 
             # 2. Learn how many drafts stood; this waits for the device.
             decided = run.finish(cycle)[:budget]
             accepted = sum(token.from_draft for token in decided)
-            stats.count(cycle.plan, cycle.drafts.size, accepted)
-            scheduler.observe(cycle.plan, cycle.drafts.size, accepted)
+            stats.count(cycle.plan, len(cycle.drafts), accepted)
+            scheduler.observe(cycle.plan, len(cycle.drafts), accepted)
             budget -= len(decided)
             ended = decided[-1].token in request.eos_token_ids
             done = ended or budget == 0
@@ -217,8 +216,8 @@ def decode(
             if follow is None and not done:
                 cut_cache(cache, cycle.start + 1 + accepted)
                 pending = run.pending(cycle, accepted)
-                anchor = mx.array([decided[-1].token], dtype=mx.int32)
-                follow = run.launch(scheduler.plan(budget, pending.size), anchor, pending)
+                plan = scheduler.plan(budget, len(pending))
+                follow = run.launch(plan, [decided[-1].token], pending)
 
             # 4. Hand out.
             for token in decided:
@@ -268,32 +267,33 @@ class _Run:
         self.model, self.request, self.cache = model, request, cache
         self.history = mx.array(request.prompt)  # for logits processors alone
 
-    def launch(self, plan: Plan, anchor: mx.array, pending: mx.array) -> Cycle:
-        """Start `plan` on the device, from anchor [1] (which may still be computed)."""
-        cache, start = self.cache, self.cache[0].offset
+    def launch(self, plan: Plan, anchor: Ids, pending: list[int]) -> Cycle:
+        """Start `plan` on the device, from anchor [1]."""
+        cache, start, mask = self.cache, self.cache[0].offset, self.request.mask_token_id
         most = self.request.row_counts.most(plan.ahead_rows)
         n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
-        drafts = pending[:n_drafts]
+        drafts: Ids = pending[:n_drafts]
         if plan.draft_rows:
-            block = _join(anchor, self._masks(plan.draft_rows - 1))
+            block = _join(anchor, [mask] * (plan.draft_rows - 1))
             guesses = mx.argmax(self.model.draft(block, self.cache), axis=-1).astype(mx.int32)
             drafts = guesses[:n_drafts]
             mx.async_eval(drafts)
             # Prepared on copies, and taken over once it runs: a run that is closed before leaves
             # no pass in the cache that the next one would have to compute.
             cache = [_copy(layer) for layer in self.cache]
-        n = 1 + drafts.size
+        n = 1 + len(drafts)
         n_ar, length = self.request.row_counts.fit_fused(n, plan.ahead_rows, plan.blocks)
-        rows = _join(anchor, drafts, self._masks(n_ar - n))
+        rows = [anchor, drafts, [mask] * (n_ar - n)]
         ahead = None
         if length:
-            depths, masks = block_depths(drafts.size, plan.blocks), self._masks(length - 1)
-            blocks = [part for depth in depths for part in (rows[depth : depth + 1], masks)]
-            ids = _join(rows, *blocks)
+            depths = block_depths(len(drafts), plan.blocks)
+            anchors = [drafts[depth - 1 : depth] if depth else anchor for depth in depths]
+            blocks = [part for block in anchors for part in (block, [mask] * (length - 1))]
+            ids = _join(*rows, *blocks)
             logits, ahead = self.model.verify_and_draft(ids, n_ar, depths, cache)
             ahead = mx.argmax(ahead, axis=-1).astype(mx.int32)
         else:
-            logits = self.model.verify(rows, cache)
+            logits = self.model.verify(_join(*rows), cache)
         if n_ar > n:
             cut_cache(cache, start + n)
         choices = gaps = None
@@ -308,9 +308,6 @@ class _Run:
             mx.async_eval(cycle.outputs)
         return cycle
 
-    def _masks(self, count: int) -> mx.array:
-        return mx.full((count,), self.request.mask_token_id, mx.int32) if count else NO_DRAFTS
-
     def finish(self, cycle: Cycle) -> list[Decoded]:
         """The tokens that `cycle` decided, up to the first end token."""
         # Only once the draft pass is over can the verify pass write to the cache in place: MLX
@@ -321,7 +318,7 @@ class _Run:
                 vars(layer).update(vars(after))
             cycle.cache.clear()  # arrays held twice cannot be written to in place
         mx.async_eval(cycle.outputs)
-        drafts: Any = cycle.drafts.tolist()
+        drafts: Any = _known(cycle.drafts)
         if cycle.choices is None:
             return self._process(cycle, drafts)
         choices: Any = cycle.choices.tolist()
@@ -340,13 +337,14 @@ class _Run:
         values: Any = gaps[:count].tolist()
         return [gap <= self.request.near_tie for gap in values]
 
-    def pending(self, cycle: Cycle, accepted: int) -> mx.array:
-        """The guesses of a one-pass cycle that lie beyond what it decided."""
-        use = left_over(cycle.plan, cycle.drafts.size, accepted)
+    def pending(self, cycle: Cycle, accepted: int) -> list[int]:
+        """The guesses of a finished one-pass cycle that lie beyond what it decided."""
+        use = left_over(cycle.plan, len(cycle.drafts), accepted)
         if cycle.ahead is None or use is None:
-            return NO_DRAFTS
+            return []
         block, overtaken = use
-        return cycle.ahead[block, overtaken:]
+        guesses: Any = cycle.ahead.tolist()
+        return list(guesses[block][overtaken:])
 
     def _process(self, cycle: Cycle, drafts: list[int]) -> list[Decoded]:
         """Choose row by row through the logits processors, up to the first draft that falls.
@@ -379,7 +377,16 @@ def _copy(layer: Any) -> Any:
     return other
 
 
-def _join(*parts: mx.array) -> mx.array:
-    """Concatenate what is not empty; a plain step has one part and needs no operation at all."""
-    filled = [part for part in parts if part.size]
+def _known(ids: Ids) -> list[int]:
+    known: Any = ids.tolist() if isinstance(ids, mx.array) else ids
+    return list(known)
+
+
+def _join(*parts: Ids) -> mx.array:
+    """All ids in one array; those known here need no operation on the device."""
+    if not any(isinstance(part, mx.array) for part in parts):
+        return mx.array([i for part in parts for i in _known(part)], mx.int32)
+    filled = [
+        mx.array(part, mx.int32) if isinstance(part, list) else part for part in parts if len(part)
+    ]
     return filled[0] if len(filled) == 1 else mx.concatenate(filled)

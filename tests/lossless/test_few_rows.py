@@ -38,11 +38,8 @@ def inputs(rows: int, dim: int) -> mx.array:
     return mx.random.normal((1, rows, dim), key=mx.random.key(2)).astype(mx.bfloat16)
 
 
-@on_cuda
-@pytest.mark.parametrize("bits", few_rows.BITS)
-@pytest.mark.parametrize(("outputs", "dim", "group"), [*((*s, 64) for s in SHAPES), *GROUPS])
-def test_the_kernel_multiplies(outputs: int, dim: int, group: int, bits: int) -> None:
-    module, x = projection(outputs, dim, bits, group=group), inputs(64, dim)
+def check(outputs: int, dim: int, group: int, bits: int, rows: int) -> None:
+    module, x = projection(outputs, dim, bits, group=group), inputs(rows, dim)
     assert few_rows._fits(module, x)
     weights = module.weight
     if bits < few_rows.PLAIN:
@@ -53,14 +50,48 @@ def test_the_kernel_multiplies(outputs: int, dim: int, group: int, bits: int) ->
 
 @on_cuda
 @pytest.mark.parametrize("bits", few_rows.BITS)
-@pytest.mark.parametrize(("outputs", "dim"), SHAPES)
-def test_a_row_has_the_same_bits_beside_any_others(outputs: int, dim: int, bits: int) -> None:
-    module, x = projection(outputs, dim, bits), inputs(64, dim)
+@pytest.mark.parametrize(("outputs", "dim", "group"), [*((*s, 64) for s in SHAPES), *GROUPS])
+def test_the_kernel_multiplies(outputs: int, dim: int, group: int, bits: int) -> None:
+    check(outputs, dim, group, bits, 64)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize(
+    ("outputs", "dim", "group", "bits", "rows"),
+    [
+        (40, 704, 64, few_rows.PLAIN, 5),  # more than one turn of the ring
+        (70, 64, 64, few_rows.PLAIN, 33),
+        (40, 1408, 64, 4, 9),
+        (40, 384, 128, 4, 2),
+        (40, 96, 32, 8, 17),
+    ],
+)
+def test_the_source_of_the_kernel_multiplies(
+    outputs: int, dim: int, group: int, bits: int, rows: int
+) -> None:
+    check(outputs, dim, group, bits, rows)
+
+
+def bits_of_rows(outputs: int, dim: int, bits: int, most: int) -> None:
+    module, x = projection(outputs, dim, bits), inputs(most, dim)
     whole = product(module, x)
-    for rows in ROWS:
-        for first in {0, (64 - rows) // 2, 64 - rows}:
+    for rows in (n for n in ROWS if n <= most):
+        for first in {0, (most - rows) // 2, most - rows}:
             part = slice(first, first + rows)
             assert mx.array_equal(product(module, x[:, part]), whole[:, part])
+
+
+@on_cuda
+@pytest.mark.parametrize("bits", few_rows.BITS)
+@pytest.mark.parametrize(("outputs", "dim"), SHAPES)
+def test_a_row_has_the_same_bits_beside_any_others(outputs: int, dim: int, bits: int) -> None:
+    bits_of_rows(outputs, dim, bits, 64)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("bits", few_rows.BITS)
+def test_by_its_source_a_row_has_the_same_bits(bits: int) -> None:
+    bits_of_rows(20, 320, bits, 9)
 
 
 @pytest.mark.parametrize("bits", few_rows.BITS)

@@ -20,10 +20,10 @@ on_cuda = pytest.mark.skipif(not cuda.runs_here(), reason="needs a CUDA device")
 PASSES = [
     ((4, 2, 64), (10, 4, 0, (0,), 0), 512),
     ((4, 4, 32), (0, 0, 8, (0,), 0), 512),
-    ((8, 2, 128), (600, 5, 6, (0, 4), 2), 700),
-    ((2, 1, 96), (4090, 13, 12, (0, 1, 2), 4), 5120),
-    ((2, 1, 32), (17000, 2, 2, (0,), 0), 20480),
-    ((32, 8, 128), (1000, 64, 64, (0, 7), 0), 1536),
+    ((4, 1, 128), (500, 5, 6, (0, 4), 2), 700),
+    pytest.param((2, 1, 96), (4090, 13, 12, (0, 1, 2), 4), 5120, marks=on_cuda),
+    pytest.param((2, 1, 32), (17000, 2, 2, (0,), 0), 20480, marks=on_cuda),
+    pytest.param((32, 8, 128), (1000, 64, 64, (0, 7), 0), 1536, marks=on_cuda),
 ]
 
 
@@ -38,7 +38,7 @@ def inputs(heads: tuple[int, int, int], rows: int, slots: int) -> tuple[mx.array
     return q * 3, k, v
 
 
-@on_cuda
+@pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize(("heads", "rows", "slots"), PASSES)
 def test_the_kernels_attend(heads: Any, rows: Any, slots: int) -> None:
     start, n_ar, n_diff, _, spare = rows
@@ -52,24 +52,22 @@ def test_the_kernels_attend(heads: Any, rows: Any, slots: int) -> None:
     assert mx.allclose(out.astype(mx.float32), expected, rtol=2e-2, atol=2e-2)
 
 
-@on_cuda
-@pytest.mark.parametrize(("heads", "rows", "slots"), [p for p in PASSES if p[1][1]])
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize(("heads", "rows", "slots"), [PASSES[0], *PASSES[2:]])
 def test_a_row_attends_with_the_same_bits_beside_any_others(
     heads: Any, rows: Any, slots: int
 ) -> None:
     start, n_ar, n_diff, _, spare = rows
     q, k, v = inputs(heads, n_ar + n_diff + spare, slots)
     whole = attend(q, k, v, mx.array([start]), ranges(*rows), 0.1)
-    for room in (0, 512):
+    for n, first, room in ((n_ar, 0, 512), (1, n_ar // 2, 0), (2, n_ar - 2, 512)):
         longer = [mx.pad(a, [(0, 0), (0, 0), (0, room), (0, 0)]) for a in (k, v)]
-        for n in {1, 2, n_ar // 2, n_ar} - {0}:
-            for first in {0, (n_ar - n) // 2, n_ar - n}:
-                at, part = start + first, slice(first, first + n)
-                alone = attend(q[:, :, part], *longer, mx.array([at]), ranges(at, n, 0, (0,)), 0.1)
-                assert mx.array_equal(alone, whole[:, part])
+        at, part = start + first, slice(first, first + n)
+        alone = attend(q[:, :, part], *longer, mx.array([at]), ranges(at, n, 0, (0,)), 0.1)
+        assert mx.array_equal(alone, whole[:, part])
 
 
-@on_cuda
+@pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("views", [(3, 0), (0, 5), (3, 5)])
 def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int]) -> None:
     model = row_kernels.build(row_kernels.Model)
