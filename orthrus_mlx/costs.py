@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from .consensus import Sampling
 from .engine import Request, cut_cache, decode
+from .few_shapes import shape_of
 from .numerics import cache_folder, device_key
 from .plans import BLOCKS, PLAIN_POLICY, Policy, RowCounts
 from .schedule import Fixed
@@ -25,7 +26,8 @@ from .speeds import Costs
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
 SIZES = (4, 8, 15, 16, 24, 32, 64)
-# Rows of a one-pass forward in all. How they are shared out matters little to what it costs.
+# Rows of a one-pass forward in all. How they are shared out matters little to what it costs, but
+# where the rows of each view are filled up.
 ROWS = (16, 32, 48, 64, 96)
 # The same where all rows but one draft, and the view of that one does next to nothing.
 ALTERNATING = (8, 16, 24, 32, 64)
@@ -87,11 +89,16 @@ def calibrate(model: Any, block_size: int) -> Costs:
         return cost + costs.of_verify(1 + drafts) <= (2 + drafts) * costs.of_plain()
 
     def one_pass(n: int) -> bool:
-        shares = layouts(n, block_size)
-        rows, ahead = shares[len(shares) // 2]
-        cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
-        costs.fused.update(dict.fromkeys(shares, cost))
-        return cost <= max(rows for rows, _ in shares) * costs.of_plain()
+        shapes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for share in layouts(n, block_size):
+            shapes.setdefault(shape_of(*share), []).append(share)
+        could_pay = False
+        for shares in shapes.values():
+            rows, ahead = shares[len(shares) // 2]
+            cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
+            costs.fused.update(dict.fromkeys(shares, cost))
+            could_pay |= cost <= max(rows for rows, _ in shares) * costs.of_plain()
+        return could_pay
 
     _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
     _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)

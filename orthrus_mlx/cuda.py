@@ -33,7 +33,8 @@ def kernel(
 ) -> Any:
     """A kernel from the body of its function; `HEADER` and `header` stand before it."""
     return mx.fast.cuda_kernel(
-        # MLX keeps compiled kernels by name, on disk too.
+        # MLX keeps compiled kernels by name and template, on disk too. The types of the inputs are
+        # in neither: whoever calls a kernel sees to them.
         name=f"{name}_{hashlib.sha256((HEADER + header + source).encode()).hexdigest()[:8]}",
         input_names=list(inputs),
         output_names=list(outputs),

@@ -151,7 +151,7 @@ class Cycle(NamedTuple):
 
     `logits` [n, vocab], `choices` [n] and `gaps` [n] belong to AR rows [anchor, drafts...] (and
     padding after them). `ahead` [blocks, length] are the guesses of the blocks beside them. `cache`
-    is what the cache becomes.
+    is what the cache becomes, or empty once it has been taken over.
     """
 
     plan: Plan
@@ -344,7 +344,7 @@ class _Run:
             return []
         block, overtaken = use
         guesses: Any = cycle.ahead.tolist()
-        return list(guesses[block][overtaken:])
+        return guesses[block][overtaken:]
 
     def _process(self, cycle: Cycle, drafts: list[int]) -> list[Decoded]:
         """Choose row by row through the logits processors, up to the first draft that falls.

@@ -27,6 +27,7 @@ PLAIN = 16  # bits of a weight that is not packed
 BITS = (4, 8, PLAIN)
 WARPS = 8  # of a thread block, each of which adds up every eighth part of a row
 STAGES = 3  # parts of a row that a thread has under way
+SHARED = 98304  # bytes of shared memory that a thread block can have on every such device
 BLOCKS = 96  # thread blocks that keep the device busy
 
 
@@ -44,7 +45,7 @@ def product(
 
 def _fits(module: Any, x: mx.array) -> bool:
     """Whether the kernel can compute this product; it has no gradient."""
-    rows, dim = (x.shape[-2] if x.ndim > 1 else 1), x.shape[-1]
+    rows, dim = x.shape[-2], x.shape[-1]
     if not 1 < rows <= MOST_ROWS or x.size != rows * dim:
         return False
     if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
@@ -76,7 +77,9 @@ def _product(module: Any, x: mx.array) -> mx.array:
     # long as there are enough blocks to keep the device busy.
     sizes = (4, 2) if tiles == 8 and bits == PLAIN else (2,)
     sets = next((n for n in sizes if outputs >= 16 * n * BLOCKS), 1)
-    constants = {"WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
+    # Inputs are read ahead too where there is room; those beside packed weights are too many.
+    ahead = bits == PLAIN and _shared(2 * sets + tiles) <= SHARED
+    constants = {"AHEAD": ahead, "WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
     constants |= {"BITS": bits, "GROUP": group}
     multiply = kernel(
         "few_rows",
@@ -84,7 +87,7 @@ def _product(module: Any, x: mx.array) -> mx.array:
         ("y",),
         _SOURCE,
         _HEADER,
-        STAGES * (sets * 2 + (tiles if bits == PLAIN else 0)) * WARPS * 32 * 16,
+        _shared(2 * sets + (tiles if ahead else 0)),
     )
     (out,) = multiply(
         inputs=[x, *weights],
@@ -95,6 +98,11 @@ def _product(module: Any, x: mx.array) -> mx.array:
         output_dtypes=[x.dtype],
     )
     return out
+
+
+def _shared(parts: int) -> int:
+    """Bytes in which every thread has so many parts of 16 bytes under way."""
+    return STAGES * parts * WARPS * 32 * 16
 
 
 _HEADER = """
@@ -157,8 +165,8 @@ _SOURCE = """
           read_ahead(&ring[stage][s][h][threadIdx.x],
                      words + (row[s][h] * K + min(k, K - SPAN)) / IN_WORD);
 #pragma unroll
-      for (int m = 0; m < TILES; m++)  // beside packed weights, inputs are too much to hold
-        if (BITS == 16) read_ahead(&inputs[stage][m][threadIdx.x], x + input[m] + min(k, K - SPAN));
+      for (int m = 0; m < TILES; m++)
+        if (AHEAD) read_ahead(&inputs[stage][m][threadIdx.x], x + input[m] + min(k, K - SPAN));
     }
     asm volatile("cp.async.commit_group;");
   };
@@ -191,8 +199,8 @@ _SOURCE = """
       uint4 b[TILES];
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        b[m] = BITS == 16 ? inputs[stage][m][threadIdx.x]
-                          : *reinterpret_cast<const uint4*>(x + input[m] + min(k, K - SPAN) + i);
+        b[m] = AHEAD ? inputs[stage][m][threadIdx.x]
+                     : *reinterpret_cast<const uint4*>(x + input[m] + min(k, K - SPAN) + i);
         if (k >= K) b[m] = {};  // past the end, where weights repeat
       }
 #pragma unroll

@@ -20,21 +20,22 @@ import mlx.nn as nn
 from .cuda import kernel, runs_here
 
 WARPS = 4  # of a thread block, each for 16 queries
+HEAD_DIMS = (32, 64, 96, 128)
 KEYS = 32  # in shared memory at once
 
 
-def fits(attention: Any, dtype: mx.Dtype) -> bool:
-    """Whether the kernels can run this layer over keys and values of `dtype`; no gradients."""
+def fits(attention: Any, *arrays: mx.array) -> bool:
+    """Whether the kernels can run this layer over such queries, keys and values; no gradients."""
     return (
         runs_here()
-        and dtype == mx.bfloat16
-        and attention.head_dim in (32, 64, 96, 128)
+        and attention.head_dim in HEAD_DIMS
         and not attention.training
+        and all(a.dtype == mx.bfloat16 for a in arrays)
     )
 
 
 def attend(
-    q: mx.array, k: mx.array, v: mx.array, start: int | mx.array, seen: mx.array, scale: float
+    q: mx.array, k: mx.array, v: mx.array, start: mx.array, seen: mx.array, scale: float
 ) -> mx.array:
     """Attention output [1, rows, heads * head_dim].
 
@@ -77,32 +78,40 @@ def attend(
     return out
 
 
-def rotates(attention: Any) -> bool:
-    """Whether `prepare` knows the layer's rotary embedding: all dimensions, and none scaled."""
-    rope = attention.rope
+def prepares(attention: Any, *views: mx.array) -> bool:
+    """Whether `prepare` can do what the layer's norms and rotary embedding would.
+
+    `views` are the projections. The embedding is to turn all dimensions, and to scale none.
+    """
+    rope, norms = attention.rope, _norms(attention)
     return (
-        type(rope) is nn.RoPE
+        all(type(norm) is nn.RMSNorm and norm.eps == norms[0].eps for norm in norms)
+        and fits(attention, *views, *(norm.weight for norm in norms))
+        and type(rope) is nn.RoPE
         and rope.dims == attention.head_dim
         and rope.scale == 1
         and not rope.traditional
     )
 
 
+def _norms(attention: Any) -> list[Any]:
+    return [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
+
+
 def prepare(
-    attention: Any, ar: mx.array | None, diff: mx.array | None, seen: mx.array
+    attention: Any, views: list[mx.array], n_ar: int, seen: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Queries, keys and values [1, heads, rows, head_dim] of a pass, normed and rotated.
 
     Args:
         attention: the layer.
-        ar: its joined projections of the AR rows [1, n_ar, (heads + 2 kv_heads) * head_dim].
-        diff: those of the diffusion rows, which follow.
+        views: its joined projections [1, n, (heads + 2 kv_heads) * head_dim] of the AR rows and of
+            the diffusion rows, or of those that there are.
+        n_ar: AR rows.
         seen: as `attend` takes it.
     """
-    views = [view for view in (ar, diff) if view is not None]
-    n_ar, rows = 0 if ar is None else ar.shape[1], sum(view.shape[1] for view in views)
+    rows = sum(view.shape[1] for view in views)
     dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
-    norms = [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
     q, k, v = kernel(
         "few_rows_prepare",
         ("ar", "diff", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen", "numbers"),
@@ -112,7 +121,7 @@ def prepare(
         inputs=[
             views[0],
             views[-1],
-            *(norm.weight for norm in norms),
+            *(norm.weight for norm in _norms(attention)),
             seen,
             mx.array([attention.q_norm.eps, math.log2(attention.rope.base)], mx.float32),
         ],

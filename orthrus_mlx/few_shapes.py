@@ -4,7 +4,7 @@ Passes of up to `MOST_ROWS` rows are filled up to a power of two of rows of each
 shapes repeat, so do whole passes: each is traced once by `mx.compile`, and costs the host less from
 then on.
 
-Attention goes through kernels of our own. Where these cannot run (they know bfloat16 alone), MLX
+Attention goes through kernels of our own. Where these cannot run (see `few_rows_attention`), MLX
 plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up after
 some hundred plans: passes then see a power of two of the cache's slots, those not filled yet behind
 a mask. (Kernels may change wherever that number does; `numerics.STEPS` are all such places.)
@@ -23,6 +23,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from . import few_rows_attention
+from .cuda import runs_here
 from .rows import Rows, ranges, visible
 
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
@@ -79,7 +80,8 @@ class Passes:
             model.model.embed_tokens(mx.array([[0]])), False
         )
         self._dtype = keys.dtype
-        self._kernels = few_rows_attention.fits(model.layers[0].self_attn, keys.dtype)
+        self._here = runs_here()
+        self._kernels = few_rows_attention.fits(model.layers[0].self_attn, keys)
         self._traced: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -88,7 +90,8 @@ class Passes:
 
     def still_of(self, model: Any) -> bool:
         """Whether they are this model's, and nothing in it was replaced since."""
-        if self._model() is not model or model.training != self._training:
+        now = model, model.training, runs_here()
+        if (self._model(), self._training, self._here) != now:
             return False
         parts: list[dict[str, Any]] = [model, *self._parts]
         held = chain.from_iterable(map(dict.values, parts))
@@ -106,7 +109,12 @@ class Passes:
         L, start = ids.shape[1], cache[0].offset
         counts = [n for n in (kept, L - kept) if n]
         filled = [power_of_two(n) for n in counts]
-        slots = slots_for(start + sum(filled), self._kernels)
+        if self._kernels:
+            # As for the longest pass, so that none grows the cache that is prepared behind another.
+            slots = slots_for(start + max(sum(filled), MOST_ROWS), True)
+        else:
+            filled[-1] += power_of_two(sum(filled)) - sum(filled)  # each total is planned anew
+            slots = slots_for(start + sum(filled), False)
         self._reserve(cache, slots)
         held: Any = [(layer.keys, layer.values) for layer in cache]
         n_ar = filled[0] if kept else 0
@@ -129,12 +137,14 @@ class Passes:
         ) -> tuple[mx.array, Held]:
             places = (start + mx.arange(n_rows))[None, None, :, None]
             cache = [Slots(keys, values, places, shown) for keys, values in held]
-            rows = Rows(start, n_ar, seen[0] if 0 < n_ar < n_rows else None)
-            if kernels:
-                rows = rows._replace(ranges=seen)
-            else:
-                see, not_see = mx.array(0, dtype), mx.array(-mx.inf, dtype)
-                rows = rows._replace(mask=mx.where(visible(seen, shown), see, not_see))
+            see, not_see = mx.array(0, dtype), mx.array(-mx.inf, dtype)
+            rows = Rows(
+                start,
+                n_ar,
+                seen[0] if 0 < n_ar < n_rows else None,
+                mask=mx.where(visible(seen, shown), see, not_see),
+                ranges=seen if kernels else None,
+            )
             return owner().run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
 
         if self._training:
@@ -173,6 +183,11 @@ def _fill(ids: mx.array, counts: list[int], filled: list[int]) -> mx.array:
 def slots_for(tokens: int, kernels: bool) -> int:
     """How many slots a cache of so many tokens should have, or show where no kernels run."""
     return -(-tokens // ROOM) * ROOM if kernels else max(LEAST_SLOTS, power_of_two(tokens))
+
+
+def shape_of(n_ar: int, n_diff: int) -> tuple[int, ...]:
+    """What decides the price of a pass: where shapes are few, rows of each view, else of both."""
+    return (power_of_two(n_ar), power_of_two(n_diff)) if NEEDED else (n_ar + n_diff,)
 
 
 def power_of_two(n: int) -> int:

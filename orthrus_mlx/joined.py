@@ -67,7 +67,7 @@ def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> 
     """What each of `parts` makes of `x`, by one product where they are joined."""
     if joined is None or not joined.still_of(parts):
         return [product(part, x) for part in parts]
-    outputs: Any = mx.split(side_by_side(x, parts, joined), joined.ends, axis=-1)
+    outputs: Any = mx.split(_whole(x, joined), joined.ends, axis=-1)
     return list(outputs)
 
 
@@ -75,4 +75,8 @@ def side_by_side(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None)
     """The same in one array, [..., rows, sum of their outputs]."""
     if joined is None or not joined.still_of(parts):
         return mx.concatenate([product(part, x) for part in parts], axis=-1)
-    return joined.product(x) if parts[0].training else product(joined.product, x)
+    return _whole(x, joined)
+
+
+def _whole(x: mx.array, joined: Joined) -> mx.array:
+    return joined.product(x) if joined.parts[0].training else product(joined.product, x)

@@ -112,16 +112,13 @@ class Attention(nn.Module):
 
     def inputs(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values [1, heads, L, head_dim] of a pass, normed and rotated."""
-        n, L = rows.n_ar, x.shape[1]
-        if rows.ranges is not None and few_rows_attention.rotates(self):
-            ar = side_by_side(x[:, :n], *self.projections(False)) if n else None
-            diff = side_by_side(x[:, n:], *self.projections(True)) if n < L else None
-            return few_rows_attention.prepare(self, ar, diff, rows.ranges)
-        views = []
-        if n:
-            views.append(self.project(x[:, :n], diffusion=False))
-        if n < L:
-            views.append(self.project(x[:, n:], diffusion=True))
+        n = rows.n_ar
+        parts = [(part, i == 1) for i, part in enumerate((x[:, :n], x[:, n:])) if part.shape[1]]
+        if rows.ranges is not None:
+            whole = [side_by_side(part, *self.projections(diff)) for part, diff in parts]
+            if few_rows_attention.prepares(self, *whole):
+                return few_rows_attention.prepare(self, whole, n, rows.ranges)
+        views = [self.project(part, diff) for part, diff in parts]
         q, k, v = (
             mx.concatenate(list(both), axis=1) if len(both) > 1 else both[0]
             for both in zip(*views, strict=True)
@@ -135,18 +132,18 @@ class Attention(nn.Module):
         # One write to the cache, AR rows first, so that they land where they belong. A second
         # write within one evaluation would make MLX copy the whole cache.
         k, v = cache.update_and_fetch(k, v)
+        start: Any = rows.start
         ar: Any = None
         diff: Any = None
-        if rows.mask is not None or rows.ranges is not None:
-            both = (
-                self.attend(q, k, v, rows.mask)
-                if rows.ranges is None
-                else few_rows_attention.attend(q, k, v, rows.start, rows.ranges, self.scale)
-            )
+        if rows.ranges is not None and few_rows_attention.fits(self, q, k, v):
+            both = few_rows_attention.attend(q, k, v, start, rows.ranges, self.scale)
+            ar, diff = both[:, :n], both[:, n:]
+        elif rows.mask is not None:
+            both = self.attend(q, k, v, rows.mask)
             ar, diff = both[:, :n], both[:, n:]
         else:
             if n:
-                end = rows.start + n
+                end = start + n
                 ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
             if n < L:
                 diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)

@@ -18,7 +18,7 @@ class Rows(NamedTuple):
         ar_mask: which of the filled slots the AR rows see.
         diff_mask: which of them the diffusion rows see.
         mask: added to the scores of all rows over all slots shown, in place of both, [L, slots].
-        ranges: the same as `ranges` below says it, in place of all three.
+        ranges: the same as `ranges` below says it, for kernels that know it.
     """
 
     start: int | mx.array

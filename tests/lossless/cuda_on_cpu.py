@@ -57,7 +57,7 @@ def kernel(
         constants = "".join(
             f"using {n} = {TYPES[v]};\n"
             if isinstance(v, mx.Dtype)
-            else f"constexpr int {n} = {v};\n"
+            else f"constexpr int {n} = {int(v)};\n"
             for n, v in template
         )
         given = ", ".join(p.split()[-1] for p in parameters)

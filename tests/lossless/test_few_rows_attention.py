@@ -8,8 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx import cuda, few_rows_attention
-from orthrus_mlx.few_rows_attention import attend, fits, parts_of, rotates
+from orthrus_mlx import cuda, few_rows_attention, few_shapes
+from orthrus_mlx.few_rows_attention import attend, fits, parts_of, prepares
 from orthrus_mlx.rows import Rows, lay_out, ranges, visible
 
 from . import row_kernels
@@ -70,14 +70,14 @@ def test_a_row_attends_with_the_same_bits_beside_any_others(
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("views", [(3, 0), (0, 5), (3, 5)])
 def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int]) -> None:
-    model = row_kernels.build(row_kernels.Model)
+    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
     model.set_dtype(mx.bfloat16)
     n_ar, n_diff = views
     attention, L = model.layers[0].self_attn, n_ar + n_diff
     x = mx.random.normal((1, L, model.config.hidden_size)).astype(mx.bfloat16)
     seen = ranges(3000, n_ar, n_diff, (n_ar // 2,))
     rows = Rows(mx.array([3000]), n_ar, seen[0])
-    assert rotates(attention)
+    assert prepares(attention, x)
     by_kernel = attention.inputs(x, rows._replace(ranges=seen))
     for a, b in zip(by_kernel, attention.inputs(x, rows), strict=True):
         assert mx.allclose(a.astype(mx.float32), b.astype(mx.float32), rtol=3e-2, atol=3e-2)
@@ -106,24 +106,67 @@ def test_parts_grow_with_the_context() -> None:
     assert sizes == [1, 1, 2, 8, 9, 20, 21, 28, 76]
 
 
-def test_what_the_kernels_cannot_do_is_left_to_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def attention(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A layer that the kernels could run."""
     monkeypatch.setattr(few_rows_attention, "runs_here", lambda: True)
-    attention: Any = row_kernels.build(row_kernels.Model).layers[0].self_attn
-    attention.head_dim = 64
-    attention.eval()
-    assert fits(attention, mx.bfloat16) and not fits(attention, mx.float16)
+    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
+    model.set_dtype(mx.bfloat16)
+    return model.layers[0].self_attn
+
+
+ROW = mx.zeros((1, 1, 32), mx.bfloat16)
+
+
+def test_the_kernels_know_bfloat16_alone(attention: Any) -> None:
+    assert fits(attention, ROW, ROW) and prepares(attention, ROW)
+    for dtype in (mx.float16, mx.float32):  # as of a cache from before `set_dtype`
+        assert not fits(attention, ROW, ROW.astype(dtype))
+        assert not prepares(attention, ROW.astype(dtype))
     attention.head_dim = 80
-    assert not fits(attention, mx.bfloat16)
-    attention.head_dim = 64
-    attention.train()
-    assert not fits(attention, mx.bfloat16)  # the kernels have no gradient
-    for rope in (
-        nn.RoPE(32, traditional=False),
-        nn.RoPE(64, traditional=True),
-        nn.RoPE(64, scale=0.5),
+    assert not fits(attention, ROW)
+    attention.head_dim = 32
+    attention.train()  # the kernels have no gradient
+    assert not fits(attention, ROW) and not prepares(attention, ROW)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        nn.RoPE(16, traditional=False),
+        nn.RoPE(32, traditional=True),
+        nn.RoPE(32, scale=0.5),
         nn.ALiBi(),
-    ):
-        attention.rope = rope
-        assert not rotates(attention)
-    attention.rope = nn.RoPE(64)
-    assert rotates(attention)
+    ],
+)
+def test_other_rotary_embeddings_are_left_to_their_modules(attention: Any, rope: Any) -> None:
+    attention.rope = rope
+    assert fits(attention, ROW) and not prepares(attention, ROW)
+
+
+def test_other_norms_are_left_to_their_modules(attention: Any) -> None:
+    attention.k_norm_diff.weight = attention.k_norm_diff.weight.astype(mx.float32)
+    assert not prepares(attention, ROW)
+    attention.k_norm_diff = nn.RMSNorm(32, eps=1e-3)
+    attention.k_norm_diff.set_dtype(mx.bfloat16)
+    assert not prepares(attention, ROW)
+    attention.k_norm_diff = nn.LayerNorm(32)
+    assert not prepares(attention, ROW)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_a_cache_of_another_type_is_read_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a conversation begun before `set_dtype`."""
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    monkeypatch.setattr(mx, "compile", lambda run: run)  # sources cannot be run while it traces
+    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
+    model.set_dtype(mx.bfloat16)
+    ids = mx.array([[5, 6, 7, 8]])
+    expected = []
+    for dtype in (mx.bfloat16, mx.float32):
+        cache = model.make_cache()
+        model.hidden(mx.array([[1, 2, 3]]), cache)
+        for layer in cache:
+            layer.keys, layer.values = layer.keys.astype(dtype), layer.values.astype(dtype)
+        expected.append(model.hidden(ids, cache).astype(mx.float32))
+    assert mx.allclose(*expected, rtol=3e-2, atol=3e-2)
