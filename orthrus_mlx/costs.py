@@ -17,7 +17,6 @@ import mlx.core as mx
 
 from .consensus import Sampling
 from .engine import Request, cut_cache, decode
-from .few_shapes import shape_of
 from .numerics import cache_folder, device_key
 from .plans import BLOCKS, PLAIN_POLICY, Policy, RowCounts
 from .schedule import Fixed
@@ -54,6 +53,8 @@ def calibrate(model: Any, block_size: int) -> Costs:
     measured in rising order, and no further once two in a row could not pay even if every draft
     stood, as on a CPU, where each row costs the same.
     """
+    from .few_shapes import shape_of  # with model code, which importing this need not wait for
+
     config = model.config
     context = max(1, min(CONTEXT, config.max_position_embeddings - ROWS[-1] - block_size))
     cache = model.make_cache()
@@ -103,17 +104,27 @@ def calibrate(model: Any, block_size: int) -> Costs:
     _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
     _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
     _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
-    # What a cycle takes beyond its passes: the host's part, which counts where models are small.
-    # It goes with the pass that verifies, of which each cycle has one.
+
+    # What a cycle takes beyond its passes: the host's part, which counts where models are small. It
+    # goes with the pass that verifies, of which each cycle has one. The host works while a draft
+    # pass runs, but not while a one-pass cycle does, whose pass needs all that the last one said.
+    def beyond(policy: Policy, passes: float) -> float:
+        times: list[float] = []
+        for _ in range(1 if passes > SLOW else 2):  # the first run may have to compile
+            times += cycle_times(model, cache, policy, CYCLES)
+        return max(0.0, min(times) - passes)
+
     least = min(costs.draft)
-    cycles = cycle_times(model, cache, Policy("two-pass", least - 1), CYCLES)
-    host = max(0.0, min(cycles) - costs.draft[least] - costs.verify[least])
+    host = beyond(Policy("two-pass", least - 1), costs.draft[least] + costs.verify[least])
+    alone = host
+    if pair := next((pair for pair in sorted(costs.fused) if pair[0] == pair[1] > 2), None):
+        alone = beyond(Policy("one-pass", pair[0] - 2, pair[1], 1), costs.fused[pair])
     # Everything is weighed against the plain step: time it twice, at both ends.
     again = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
     return Costs(
         verify={n: cost + host for n, cost in costs.verify.items()},
         draft=costs.draft,
-        fused={pair: cost + host for pair, cost in costs.fused.items()},
+        fused={pair: cost + alone for pair, cost in costs.fused.items()},
         plain=min(plain, again),
     )
 
