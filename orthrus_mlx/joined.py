@@ -29,10 +29,14 @@ class Joined(NamedTuple):
     ends: list[int]
 
     def still_of(self, parts: Sequence[nn.Module]) -> bool:
-        """Whether these are the parts, and still have the arrays that they had."""
+        """Whether these are the parts, and still have the arrays that they had, and no others."""
         owners, names, arrays = self.arrays  # a plain step asks twice a layer: no loop in Python
         held = map(dict.get, owners, names)
-        return all(map(is_, parts, self.parts)) and all(map(is_, held, arrays))
+        return (
+            all(map(is_, parts, self.parts))
+            and all(map(is_, held, arrays))
+            and sum(map(len, parts)) == len(arrays)
+        )
 
 
 def join(parts: Sequence[Any]) -> Joined | None:

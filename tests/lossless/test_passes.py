@@ -119,6 +119,16 @@ def test_projections_of_different_kinds_are_not_joined() -> None:
     assert join(packed[:2]) is not None
 
 
+def test_a_bias_added_to_a_joined_projection_counts() -> None:
+    model = row_kernels.build(row_kernels.Model)
+    model.pack()
+    ids = mx.array(PROMPT[:5])
+    before = model.verify(ids, model.make_cache())
+    up = model.layers[0].mlp.up_proj
+    up.bias = mx.ones(up.weight.shape[0])
+    assert not mx.allclose(model.verify(ids, model.make_cache()), before)
+
+
 def test_passes_in_few_shapes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """What passes do on CUDA, where each shape would be planned anew."""
     model = row_kernels.build(row_kernels.Model)
