@@ -202,22 +202,23 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
     )
 
 
-# By file and when it was written: what schedules look up again and again is kept with them.
-_known: dict[tuple[Path, int], Costs] = {}
+# By file, and when it was written: what schedules look up again and again is kept with them.
+_known: dict[Path, tuple[int, Costs]] = {}
 
 
 def _read(file: Path) -> Costs | None:
     try:
-        version = file, file.stat().st_mtime_ns
-        if version in _known:
-            return _known[version]
+        written = file.stat().st_mtime_ns
+        if file in _known and _known[file][0] == written:
+            return _known[file][1]
         raw = json.loads(file.read_text(encoding="utf-8"))
-        found = _known[version] = Costs(
+        found = Costs(
             verify={int(n): float(c) for n, c in raw["verify"].items()},
             draft={int(n): float(c) for n, c in raw["draft"].items()},
             fused={(int(a), int(d)): float(c) for a, d, c in raw["fused"]},
             plain=None if raw["plain"] is None else float(raw["plain"]),
         )
+        _known[file] = written, found
         return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent, or written by another version: measure again
