@@ -30,8 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PACKINGS = ("bf16", "8bit", "4bit")
-# On CUDA, MLX plans its own 16-bit attention, which prompts go through, anew for each number of keys;
-# more than 512 plans count as an error by default.
+# On CUDA, MLX plans its own 16-bit attention, which prompts go through, anew for each number of
+# keys; more than 512 plans count as an error by default.
 CUDA_SETTINGS = {"MLX_CUDA_SDPA_CACHE_SIZE": "100000", "MLX_ENABLE_CACHE_THRASHING_CHECK": "0"}
 # Seconds that a job may take beyond its budget before it is killed: to build its model, to compile
 # kernels (over 100 s where nothing is compiled yet, most of it for quantized weights), to probe.
