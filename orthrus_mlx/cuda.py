@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import struct
 from typing import Any
 
 import mlx.core as mx
@@ -42,6 +43,15 @@ def kernel(
         header=HEADER + header,
         shared_memory=shared_memory,
     )
+
+
+def bits_of(number: float) -> int:
+    """A float32 as a template takes it; in a kernel, `__int_as_float` of it.
+
+    An input of one number would do, and cost each thread block that reads it much more.
+    """
+    bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
+    return bits
 
 
 HEADER = """

@@ -17,11 +17,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import kernel, runs_here
+from .cuda import bits_of, kernel, runs_here
 
 WARPS = 4  # of a thread block, each for 16 queries
 HEAD_DIMS = (32, 64, 96, 128)
-KEYS = 32  # in shared memory at once
+KEYS, STAGES = 32, 3  # keys that a thread block takes at once, and how often so many are under way
+# Slots shared out in parts: (up to so many, slots of a part). Small ones give few slots more to do
+# at once; of a long text they would be much to merge.
+PARTS = ((2048, 128), (4096, 256), (16384, 1024))
+LARGEST = 2048  # slots of a part beyond those
 
 
 def fits(attention: Any, *arrays: mx.array) -> bool:
@@ -35,7 +39,7 @@ def fits(attention: Any, *arrays: mx.array) -> bool:
 
 
 def attend(
-    q: mx.array, k: mx.array, v: mx.array, start: mx.array, seen: mx.array, scale: float
+    q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float
 ) -> mx.array:
     """Attention output [1, rows, heads * head_dim].
 
@@ -43,9 +47,9 @@ def attend(
         q: queries [1, heads, rows, head_dim].
         k: the cache's keys [1, kv_heads, slots, head_dim].
         v: its values, of the same shape.
-        start: slots filled before this pass, [1]; the rows' own follow.
-        seen: [4, rows] int32. Row j sees the slots before `seen[1, j]`, and those from `seen[2, j]`
-            up to, and not with, `seen[3, j]`. (`seen[0]` is where it stands.)
+        seen: [4, rows] int32. Row j stands at `seen[0, j]`, the first one behind the slots that
+            were filled before this pass; the rows' own follow. It sees the slots before
+            `seen[1, j]`, and those from `seen[2, j]` up to, and not with, `seen[3, j]`.
         scale: of the scores.
     """
     _, heads, rows, dim = q.shape
@@ -54,14 +58,18 @@ def attend(
     tiles = -(-rows * (heads // kv_heads) // (16 * WARPS))
     pieces, weights = kernel(
         "few_rows_attention",
-        ("q", "k", "v", "start", "seen", "scale"),
+        ("q", "k", "v", "seen"),
         ("pieces", "weights"),
         _ATTEND,
         _HEADER,
-        4 * KEYS * (dim + 8) * 2,
+        2 * STAGES * KEYS * (dim + 8) * 2,
     )(
-        inputs=[q, k, v, start, seen, mx.array(scale)],
-        template=[("T", q.dtype), ("D", dim), ("KEYS", KEYS), ("WARPS", WARPS)],
+        inputs=[q, k, v, seen],
+        template=[
+            ("T", q.dtype),
+            *{"D": dim, "KEYS": KEYS, "STAGES": STAGES, "WARPS": WARPS}.items(),
+            ("SCALE", bits_of(scale)),
+        ],
         grid=(tiles * WARPS * 32, kv_heads, parts),  # side by side those that read the same
         threadgroup=(WARPS * 32, 1, 1),
         output_shapes=[(parts, heads * rows, dim), (parts, heads * rows)],
@@ -114,18 +122,17 @@ def prepare(
     dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
     q, k, v = kernel(
         "few_rows_prepare",
-        ("ar", "diff", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen", "numbers"),
+        ("ar", "diff", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen"),
         ("q", "k", "v"),
         _PREPARE,
     )(
-        inputs=[
-            views[0],
-            views[-1],
-            *(norm.weight for norm in _norms(attention)),
-            seen,
-            mx.array([attention.q_norm.eps, math.log2(attention.rope.base)], mx.float32),
+        inputs=[views[0], views[-1], *(norm.weight for norm in _norms(attention)), seen],
+        template=[
+            ("T", views[0].dtype),
+            *{"D": dim, "H": heads, "KV": kv_heads, "AR": n_ar}.items(),
+            ("EPS", bits_of(attention.q_norm.eps)),
+            ("LOG_BASE", bits_of(math.log2(attention.rope.base))),
         ],
-        template=[("T", views[0].dtype), ("D", dim), ("H", heads), ("KV", kv_heads), ("AR", n_ar)],
         grid=(32, (heads + 2 * kv_heads), rows),
         threadgroup=(32, 4, 1),
         output_shapes=[(1, n, rows, dim) for n in (heads, kv_heads, kv_heads)],
@@ -136,18 +143,30 @@ def prepare(
 
 def parts_of(slots: int) -> int:
     """Parts that so many slots are shared out in; `part_start` below is its inverse."""
-    if slots <= 4096:
-        return -(-slots // 512)
-    return 8 + -(-(slots - 4096) // 1024) if slots <= 16384 else 20 + -(-(slots - 16384) // 2048)
+    parts = begin = 0
+    for end, size in (*PARTS, (slots, LARGEST)):
+        parts += max(0, -(-(min(slots, end) - begin) // size))
+        begin = end
+    return parts
 
 
-_HEADER = """
-// The first slot of a part. Few parts give little to do at once, many much to merge.
-__device__ __forceinline__ int part_start(int part) {
-  if (part < 8) return 512 * part;
-  return part < 20 ? 4096 + 1024 * (part - 8) : 16384 + 2048 * (part - 20);
-}
+def _part_starts() -> str:
+    """The body of `part_start`."""
+    lines, parts, begin = [], 0, 0
+    for end, size in PARTS:
+        lines.append(f"if (part < {parts_of(end)}) return {begin} + {size} * (part - {parts});")
+        parts, begin = parts_of(end), end
+    return "\n  ".join([*lines, f"return {begin} + {LARGEST} * (part - {parts});"])
 
+
+_HEADER = f"""
+// The first slot of a part.
+__device__ __forceinline__ int part_start(int part) {{
+  {_part_starts()}
+}}
+"""
+
+_HEADER += """
 // Four 8 x 8 matrices from shared memory, thread i giving the address of row i % 8 of matrix i / 8;
 // as `multiply_add` takes its `b`, or that of their transposes.
 __device__ __forceinline__ void read_matrices(unsigned* to, const void* from) {
@@ -170,15 +189,15 @@ _ATTEND = """
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int head = blockIdx.y, part = gridDim.z - 1 - blockIdx.z;  // the largest parts first
   const int rows = q_shape[2], group = q_shape[1] / k_shape[1], slots = k_shape[2];
-  const int queries = rows * group, filled = start[0] + rows;
+  const int queries = rows * group, before_pass = seen[0], filled = before_pass + rows;
   const int begin = part_start(part), end = min(part_start(part + 1), filled);
   if (begin >= end) return;
   extern __shared__ uint4 shared[];
   auto keys = reinterpret_cast<T(*)[KEYS][PAD]>(shared);
-  auto values = keys + 2;
+  auto values = keys + STAGES;
 
   auto read = [&](int from) {
-    const int stage = from / KEYS % 2;
+    const int stage = from / KEYS % STAGES;
     for (int i = threadIdx.x; i < KEYS * D / 8; i += WARPS * 32) {
       const int key = i / (D / 8), d = i % (D / 8) * 8;
       const size_t at = ((size_t)head * slots + min(from + key, slots - 1)) * D + d;
@@ -186,8 +205,11 @@ _ATTEND = """
       read_ahead(&values[stage][key][d], v + at);
     }
   };
-  read(begin);
-  asm volatile("cp.async.commit_group;");
+#pragma unroll
+  for (int stage = 0; stage < STAGES - 1; stage++) {
+    if (begin + stage * KEYS < end) read(begin + stage * KEYS);
+    asm volatile("cp.async.commit_group;");
+  }
 
   const int first = (blockIdx.x * WARPS + warp) * 16;
   int before[2], from[2], to[2];
@@ -204,14 +226,14 @@ _ATTEND = """
     }
   }
   const float none = __int_as_float(0xff800000);  // minus infinity
-  const float unit = scale[0] * 1.44269504f;
+  const float unit = __int_as_float(SCALE) * 1.44269504f;
   float out[D / 8][4] = {}, highest[2] = {none, none}, sum[2] = {};
 
   for (int slot = begin; slot < end; slot += KEYS) {
-    const int stage = slot / KEYS % 2;
-    if (slot + KEYS < end) read(slot + KEYS);
+    const int stage = slot / KEYS % STAGES, next = slot + (STAGES - 1) * KEYS;
+    if (next < end) read(next);
     asm volatile("cp.async.commit_group;");
-    asm volatile("cp.async.wait_group 1;" ::: "memory");
+    asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
     __syncthreads();
     if (first < queries) {
       float score[KEYS / 8][4] = {};
@@ -226,7 +248,7 @@ _ATTEND = """
           multiply_add(score[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
           multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
         }
-      const bool all = slot + KEYS <= start[0];  // is seen by every row
+      const bool all = slot + KEYS <= before_pass;  // is seen by every row
       float high[2] = {none, none}, shrink[2];
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
@@ -334,7 +356,7 @@ _PREPARE = """
     }
   if (head < H + KV) {
     for (int i = 16; i; i /= 2) square += __shfl_xor_sync(0xffffffff, square, i);
-    const float over = rsqrtf(square / D + numbers[0]);
+    const float over = rsqrtf(square / D + __int_as_float(EPS));
 #pragma unroll
     for (int p = 0; p < PAIRS; p++) {
       const int d = p * 32 + lane;
@@ -342,7 +364,7 @@ _PREPARE = """
       const float a = (T)((float)norm[d] * x[p][0] * over);
       const float b = (T)((float)norm[d + D / 2] * x[p][1] * over);
       float sine, cosine;
-      sincosf(seen[row] * exp2f(-(2.0f * d / D) * numbers[1]), &sine, &cosine);
+      sincosf(seen[row] * exp2f(-(2.0f * d / D) * __int_as_float(LOG_BASE)), &sine, &cosine);
       x[p][0] = a * cosine - b * sine, x[p][1] = a * sine + b * cosine;
     }
   }

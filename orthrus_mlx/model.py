@@ -136,7 +136,7 @@ class Attention(nn.Module):
         ar: Any = None
         diff: Any = None
         if rows.ranges is not None and few_rows_attention.fits(self, q, k, v):
-            both = few_rows_attention.attend(q, k, v, start, rows.ranges, self.scale)
+            both = few_rows_attention.attend(q, k, v, rows.ranges, self.scale)
             ar, diff = both[:, :n], both[:, n:]
         elif rows.mask is not None:
             both = self.attend(q, k, v, rows.mask)
