@@ -22,6 +22,8 @@ from .schedule import Scheduler
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
 
+AT_ONCE = 4  # layers of a prepared pass that are handed to the device together
+
 Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
 
@@ -317,7 +319,10 @@ class _Run:
             for layer, after in zip(self.cache, cycle.cache, strict=True):
                 vars(layer).update(vars(after))
             cycle.cache.clear()  # arrays held twice cannot be written to in place
-        mx.async_eval(cycle.outputs)
+            # A few layers at a time: the device begins while the host prepares the rest.
+            for layer in self.cache[AT_ONCE // 2 :: AT_ONCE]:
+                mx.async_eval(_arrays(layer))
+            mx.async_eval(cycle.outputs)
         drafts: Any = _known(cycle.drafts)
         if cycle.choices is None:
             return self._process(cycle, drafts)
@@ -371,10 +376,13 @@ class _Run:
 def _copy(layer: Any) -> Any:
     """A layer of the cache to write to: one writes to the arrays of a layer in place."""
     other = copy.copy(layer)
-    vars(other).update(
-        {name: held[...] for name, held in vars(layer).items() if isinstance(held, mx.array)}
-    )
+    vars(other).update({name: held[...] for name, held in _arrays(layer).items()})
     return other
+
+
+def _arrays(layer: Any) -> dict[str, mx.array]:
+    """What a layer of the cache holds."""
+    return {name: held for name, held in vars(layer).items() if isinstance(held, mx.array)}
 
 
 def _known(ids: Ids) -> list[int]:

@@ -38,18 +38,15 @@ def fits(attention: Any, *arrays: mx.array) -> bool:
     )
 
 
-def attend(
-    q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float
-) -> mx.array:
+def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) -> mx.array:
     """Attention output [1, rows, heads * head_dim].
 
     Args:
         q: queries [1, heads, rows, head_dim].
         k: the cache's keys [1, kv_heads, slots, head_dim].
         v: its values, of the same shape.
-        seen: [4, rows] int32. Row j stands at `seen[0, j]`, the first one behind the slots that
-            were filled before this pass; the rows' own follow. It sees the slots before
-            `seen[1, j]`, and those from `seen[2, j]` up to, and not with, `seen[3, j]`.
+        seen: `rows.ranges`, [5, rows] int32. The first row stands behind the slots that were filled
+            before this pass.
         scale: of the scores.
     """
     _, heads, rows, dim = q.shape

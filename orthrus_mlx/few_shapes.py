@@ -1,8 +1,8 @@
 """Passes in few shapes, each traced once: what MLX's CUDA backend needs to be fast.
 
 Passes of up to `MOST_ROWS` rows are filled up to a power of two of rows of each view there. As
-shapes repeat, so do whole passes: each is traced once by `mx.compile`, and costs the host less from
-then on.
+shapes repeat, so do whole passes: each is traced once by `mx.compile`, some layers at a time, and
+costs the host less from then on.
 
 Attention goes through kernels of our own. Where these cannot run (see `few_rows_attention`), MLX
 plans 16-bit attention over several rows anew for each shape, which takes 70 ms, and gives up after
@@ -15,9 +15,10 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
@@ -28,9 +29,10 @@ from .rows import Rows, ranges, visible
 
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
+PORTION = 4  # layers traced together, and handed to the device while the host prepares others
 ROOM = 512  # slots by which a cache grows: each size is traced anew
 LEAST_SLOTS = 1024  # shown behind a mask
-MOST_TRACED = 32  # the last ones used: each takes some megabytes of the host's memory
+MOST_TRACED = 32  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
 Pass = Callable[..., tuple[mx.array, Held]]
@@ -59,48 +61,31 @@ class Slots:
 
 
 class Passes:
-    """The traced passes of one model, good for as long as it holds the modules and arrays it did.
-
-    What is changed in place is not noticed: weights (`*=`), attributes that are no arrays. A model
-    in training is not traced, since a trace holds weights as constants, of no gradient.
-    """
+    """The passes of one model through all its layers, handed to the device portion by portion."""
 
     def __init__(self, model: Any):
         if not model.training:
             mx.eval(model.parameters())  # or each pass would compute them again
         # Nothing here refers to the model, or it would outlive its last user.
         self._model: Any = weakref.ref(model)
-        self._training: bool = model.training
-        self._layers = list(model.layers)
-        self._parts = [part for part in model.modules() if part is not model]
-        self._held = list(chain.from_iterable(map(dict.values, [model, *self._parts])))
+        self._state = model.training, runs_here(), len(model.layers)
         self._empty = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
         # Of keys, never computed here: packed embeddings and norms may be of other types.
         _, keys, _ = model.layers[0].self_attn.project(
             model.model.embed_tokens(mx.array([[0]])), False
         )
         self._dtype = keys.dtype
-        self._here = runs_here()
         self._kernels = few_rows_attention.fits(model.layers[0].self_attn, keys)
-        self._traced: OrderedDict[tuple[int, ...], Pass] = OrderedDict()
+        self._portions: dict[int, Portion] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copy of the model makes its own."""
         return type(None), ()
 
     def still_of(self, model: Any) -> bool:
-        """Whether they are this model's, and nothing in it was replaced since."""
-        now = model, model.training, runs_here()
-        if (self._model(), self._training, self._here) != now:
-            return False
-        parts: list[dict[str, Any]] = [model, *self._parts]
-        held = chain.from_iterable(map(dict.values, parts))
-        return (
-            sum(map(len, parts)) == len(self._held)
-            and len(model.layers) == len(self._layers)
-            and all(map(is_, held, self._held))
-            and all(map(is_, model.layers, self._layers))
-        )
+        """Whether they are this model's, and it is in the state it was in."""
+        now = model.training, runs_here(), len(model.layers)
+        return self._model() is model and self._state == now
 
     def run(
         self, ids: mx.array, cache: list[KVCache], kept: int, depths: Sequence[int]
@@ -116,46 +101,29 @@ class Passes:
             filled[-1] += power_of_two(sum(filled)) - sum(filled)  # each total is planned anew
             slots = slots_for(start + sum(filled), False)
         self._reserve(cache, slots)
-        held: Any = [(layer.keys, layer.values) for layer in cache]
-        n_ar = filled[0] if kept else 0
-        seen = ranges(start, n_ar, L - kept, depths, sum(filled) - n_ar - (L - kept))
-        run = self._pass(sum(filled), n_ar, slots, held[0][0].shape[2])
-        hidden, held = run(_fill(ids, counts, filled), mx.array([start]), seen, held)
-        for layer, (keys, values) in zip(cache, held, strict=True):
-            layer.keys, layer.values, layer.offset = keys, values, start + kept
+        n_ar, n_rows = filled[0] if kept else 0, sum(filled)
+        shape = Shape(n_rows, n_ar, slots, cache[0].keys.shape[2], self._dtype, self._kernels)
+        # Every layer reads it: a copy in the device's memory (no number is negative), since what
+        # the host wrote stays in the host's.
+        seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
+        h = _fill(ids, counts, filled)
+        for first in range(0, len(cache), PORTION):
+            part = cache[first : first + PORTION]
+            h, held = self._portion(first)(shape, h, seen, [(a.keys, a.values) for a in part])
+            for layer, (keys, values) in zip(part, held, strict=True):
+                layer.keys, layer.values, layer.offset = keys, values, start + kept
+            if kept < L:  # as in `Model.hidden`
+                mx.async_eval(h, held)
         if len(counts) > 1 and filled[0] > kept:
-            return mx.concatenate([hidden[:, :kept], hidden[:, n_ar : n_ar + L - kept]], axis=1)
-        return hidden[:, :L]
+            return mx.concatenate([h[:, :kept], h[:, n_ar : n_ar + L - kept]], axis=1)
+        return h[:, :L]
 
-    def _pass(self, n_rows: int, n_ar: int, slots: int, capacity: int) -> Pass:
-        """The pass over rows like these, traced if the model is not in training."""
-        owner, kernels, dtype = self._model, self._kernels, self._dtype
-        shown = capacity if kernels else slots
-
-        def run(
-            ids: mx.array, start: mx.array, seen: mx.array, held: Held
-        ) -> tuple[mx.array, Held]:
-            places = (start + mx.arange(n_rows))[None, None, :, None]
-            cache = [Slots(keys, values, places, shown) for keys, values in held]
-            see, not_see = mx.array(0, dtype), mx.array(-mx.inf, dtype)
-            rows = Rows(
-                start,
-                n_ar,
-                seen[0] if 0 < n_ar < n_rows else None,
-                mask=mx.where(visible(seen, shown), see, not_see),
-                ranges=seen if kernels else None,
-            )
-            return owner().run(ids, rows, cache), [(layer.keys, layer.values) for layer in cache]
-
-        if self._training:
-            return run
-        key = (n_rows, n_ar, shown, capacity)
-        if key not in self._traced:
-            self._traced[key] = mx.compile(run)
-        self._traced.move_to_end(key)
-        if len(self._traced) > MOST_TRACED:
-            self._traced.popitem(last=False)
-        return self._traced[key]
+    def _portion(self, first: int) -> Portion:
+        """The layers from `first` on, as they are now."""
+        known = self._portions.get(first)
+        if known is None or not known.still_of(self._model()):
+            known = self._portions[first] = Portion(self._model(), first)
+        return known
 
     def _reserve(self, cache: list[KVCache], slots: int) -> None:
         """Make room for `slots` tokens in all."""
@@ -168,6 +136,91 @@ class Passes:
                     held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
                     setattr(layer, name, held)
                     mx.eval(held)  # or the old and the new cache would be in memory at once
+
+
+class Shape(NamedTuple):
+    """What a pass is traced for.
+
+    Attributes:
+        rows: of both views.
+        n_ar: AR rows, which come first.
+        slots: shown behind a mask.
+        capacity: slots of the cache, all shown to kernels that take ranges.
+        dtype: of keys and values.
+        kernels: whether such kernels run.
+    """
+
+    rows: int
+    n_ar: int
+    slots: int
+    capacity: int
+    dtype: mx.Dtype
+    kernels: bool
+
+
+class Portion:
+    """Some layers' traced passes, good for as long as they hold the modules and arrays they did.
+
+    What is changed in place is not noticed: weights (`*=`), attributes that are no arrays. A model
+    in training is not traced, since a trace holds weights as constants, of no gradient.
+    """
+
+    def __init__(self, model: Any, first: int):
+        self._model: Any = weakref.ref(model)
+        self._first = first
+        self._layers = model.layers[first : first + PORTION]
+        roots = [*([] if first else [model.model.embed_tokens]), *self._layers]
+        self._parts = [part for root in roots for part in root.modules()]
+        self._held = list(chain.from_iterable(map(dict.values, self._parts)))
+        self._traced: OrderedDict[Shape, Pass] = OrderedDict()
+
+    def still_of(self, model: Any) -> bool:
+        """Whether they are this model's, and nothing in them was replaced since."""
+        layers = model.layers[self._first : self._first + PORTION]
+        parts: list[dict[str, Any]] = self._parts
+        held = chain.from_iterable(map(dict.values, parts))
+        return (
+            (self._first > 0 or parts[0] is model.model.embed_tokens)
+            and all(map(is_, layers, self._layers))
+            and sum(map(len, parts)) == len(self._held)
+            and all(map(is_, held, self._held))
+        )
+
+    def __call__(
+        self, shape: Shape, h: mx.array, seen: mx.array, held: Held
+    ) -> tuple[mx.array, Held]:
+        """Hidden states behind these layers, and what their caches hold then.
+
+        `h` are the hidden states before them [1, rows, dim], or the ids [1, rows] if they are the
+        first.
+        """
+        run = partial(_run, self._model, self._first, shape)  # not of this: a trace holds it
+        if self._model().training:
+            return run(h, seen, held)
+        if shape not in self._traced:
+            self._traced[shape] = mx.compile(run)
+        self._traced.move_to_end(shape)
+        if len(self._traced) > MOST_TRACED:
+            self._traced.popitem(last=False)
+        return self._traced[shape](h, seen, held)
+
+
+def _run(
+    model: Any, first: int, shape: Shape, h: mx.array, seen: mx.array, held: Held
+) -> tuple[mx.array, Held]:
+    """What `Portion` traces, of the model that `model` refers to."""
+    shown = shape.capacity if shape.kernels else shape.slots
+    cache = [Slots(keys, values, seen[4][None, None, :, None], shown) for keys, values in held]
+    see, not_see = mx.array(0, shape.dtype), mx.array(-mx.inf, shape.dtype)
+    rows = Rows(
+        seen[0, :1],
+        shape.n_ar,
+        seen[0] if 0 < shape.n_ar < shape.rows else None,
+        mask=mx.where(visible(seen, shown), see, not_see),
+        ranges=seen if shape.kernels else None,
+    )
+    h = model().run(h, rows, cache, first)
+    return h, [(layer.keys, layer.values) for layer in cache]
 
 
 def _fill(ids: mx.array, counts: list[int], filled: list[int]) -> mx.array:

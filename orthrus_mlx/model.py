@@ -28,11 +28,9 @@ from mlx_lm.models.rope_utils import initialize_rope
 from . import few_rows_attention, few_shapes
 from .config import ModelConfig
 from .few_rows import product
-from .few_shapes import Passes, Slots
+from .few_shapes import PORTION, Passes, Slots
 from .joined import Joined, join, products, side_by_side
 from .rows import Rows, lay_out
-
-LAYERS_AT_ONCE = 4  # handed to the device together; fewer cost the host more
 
 
 class Attention(nn.Module):
@@ -263,24 +261,28 @@ class Model(nn.Module):
                 self._passes = Passes(self)
             return self._passes.run(ids, cache, kept, depths)
         rows = lay_out(cache[0].offset, kept, L - kept, depths)
-        # The host waits for drafting passes: let the device begin while it builds the rest.
-        h = self.run(ids, rows, cache, at_once=LAYERS_AT_ONCE if kept < L else 0)
+        h = ids
+        for first in range(0, len(cache), PORTION):
+            h = self.run(h, rows, cache[first : first + PORTION], first)
+            # The host waits for drafting passes: let the device begin while it builds the rest.
+            if kept < L:
+                mx.async_eval(h)
         for layer in cache:
             layer.trim(L - kept)
         return h
 
     def run(
-        self, ids: mx.array, rows: Rows, cache: Sequence[KVCache | Slots], at_once: int = 0
+        self, h: mx.array, rows: Rows, cache: Sequence[KVCache | Slots], first: int
     ) -> mx.array:
-        """All layers over the rows of one pass, which stay in the cache; [1, L] -> [1, L, dim].
+        """The layers from `first` on, one for each of `cache`, over the rows of one pass.
 
-        `at_once` layers together are handed to the device, or all of them by whoever waits.
+        Returns [1, L, dim]; `h` is of the same shape, or the ids [1, L] if `first` is 0. The rows
+        stay in the cache.
         """
-        h = self.model.embed_tokens(ids)
-        for i, (layer, layer_cache) in enumerate(zip(self.model.layers, cache, strict=True), 1):
+        h = h if first else self.model.embed_tokens(h)
+        layers = self.model.layers[first : first + len(cache)]
+        for layer, layer_cache in zip(layers, cache, strict=True):
             h = layer(h, rows, layer_cache)
-            if at_once and i % at_once == 0:
-                mx.async_eval(h)
         return h
 
     def logits(self, hidden: mx.array) -> mx.array:

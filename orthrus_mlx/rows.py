@@ -40,24 +40,25 @@ def lay_out(start: int, n_ar: int, n_diff: int, depths: Sequence[int]) -> Rows:
 
 
 def ranges(start: int, n_ar: int, n_diff: int, depths: Sequence[int], spare: int = 0) -> mx.array:
-    """Where each row of a pass stands, and two ranges of slots that it sees, [4, rows].
+    """Where each row of a pass stands, two ranges of slots that it sees, and its own, [5, rows].
 
     Row j stands at [0, j]. It sees the text, the slots before [1, j], and its block, those from
-    [2, j] up to [3, j], that one not included. `spare` diffusion rows behind the others, whose
-    results nobody wants, are further blocks.
+    [2, j] up to [3, j], that one not included. Its keys and values go to slot [4, j]. `spare`
+    diffusion rows behind the others, whose results nobody wants, are further blocks.
     """
-    rows = [(start + j, start + j + 1, 0, 0) for j in range(n_ar)]
+    rows = [(start + j, start + j + 1, 0, 0, start + j) for j in range(n_ar)]
     length, end = n_diff // len(depths), start + n_ar + n_diff + spare
     for j in range(n_diff + spare):
         block, place = divmod(j, length)
         anchor = start + (depths[block] if block < len(depths) else 0)
         own = start + n_ar + block * length  # a block's slots follow those of the AR rows
-        rows.append((anchor + place, anchor, own, min(own + length, end)))
+        slot = start + n_ar + j
+        rows.append((anchor + place, anchor, own, min(own + length, end), slot))
     return mx.array(list(zip(*rows, strict=True)), mx.int32)
 
 
 def visible(seen: mx.array, slots: int) -> mx.array:
     """Which of so many slots rows with these `ranges` see, [rows, slots]."""
     slot = mx.arange(slots)
-    _, text, first, last = seen[:, :, None]
+    text, first, last = seen[1:4, :, None]
     return (slot < text) | ((slot >= first) & (slot < last))

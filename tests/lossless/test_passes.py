@@ -340,7 +340,7 @@ def test_few_traces_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model = row_kernels.build(row_kernels.Model)
     for n in (2, 4, 8, 16, 4):
         model.verify(mx.array(PROMPT[:n]), model.make_cache())
-    assert [key[0] for key in model._passes._traced] == [16, 4]
+    assert [shape.rows for shape in model._passes._portions[0]._traced] == [16, 4]
 
 
 def test_a_model_that_ran_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
