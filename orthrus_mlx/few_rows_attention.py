@@ -21,7 +21,7 @@ from .cuda import bits_of, kernel, runs_here
 
 WARPS = 4  # of a thread block, each for 16 queries
 HEAD_DIMS = (32, 64, 96, 128)
-KEYS, STAGES = 32, 3  # keys that a thread block takes at once, and how often so many are under way
+KEYS, STAGES = 64, 2  # keys that a thread block takes at once, and how often so many are held
 # Slots shared out in parts: (up to so many, slots of a part). Small ones give few slots more to do
 # at once; of a long text they would be much to merge.
 PARTS = ((2048, 128), (4096, 256), (16384, 1024))
@@ -164,6 +164,12 @@ __device__ __forceinline__ int part_start(int part) {{
 """
 
 _HEADER += """
+__device__ __forceinline__ float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // Four 8 x 8 matrices from shared memory, thread i giving the address of row i % 8 of matrix i / 8;
 // as `multiply_add` takes its `b`, or that of their transposes.
 __device__ __forceinline__ void read_matrices(unsigned* to, const void* from) {
@@ -193,29 +199,31 @@ _ATTEND = """
   auto keys = reinterpret_cast<T(*)[KEYS][PAD]>(shared);
   auto values = keys + STAGES;
 
-  auto read = [&](int from) {
-    const int stage = from / KEYS % STAGES;
-    for (int i = threadIdx.x; i < KEYS * D / 8; i += WARPS * 32) {
-      const int key = i / (D / 8), d = i % (D / 8) * 8;
-      const size_t at = ((size_t)head * slots + min(from + key, slots - 1)) * D + d;
-      read_ahead(&keys[stage][key][d], k + at);
-      read_ahead(&values[stage][key][d], v + at);
+  const T *from_keys = k + (size_t)head * slots * D, *from_values = v + (size_t)head * slots * D;
+  auto read = [&](int from, int stage) {
+    if (from < end) {
+#pragma unroll
+      for (int i = 0; i < KEYS * D / 8; i += WARPS * 32) {
+        const int key = (i + threadIdx.x) / (D / 8), d = (i + threadIdx.x) % (D / 8) * 8;
+        if (key >= KEYS) break;
+        const int at = min(from + key, slots - 1) * D + d;
+        read_ahead(&keys[stage][key][d], from_keys + at);
+        read_ahead(&values[stage][key][d], from_values + at);
+      }
     }
+    asm volatile("cp.async.commit_group;");
   };
 #pragma unroll
-  for (int stage = 0; stage < STAGES - 1; stage++) {
-    if (begin + stage * KEYS < end) read(begin + stage * KEYS);
-    asm volatile("cp.async.commit_group;");
-  }
+  for (int stage = 0; stage < STAGES - 1; stage++) read(begin + stage * KEYS, stage);
 
   const int first = (blockIdx.x * WARPS + warp) * 16;
-  int before[2], from[2], to[2];
+  int row[2];
   unsigned query[D / 16][4];
 #pragma unroll
   for (int h = 0; h < 2; h++) {
-    const int n = min(first + 8 * h + g, queries - 1), row = n / group;  // the last one repeats
-    before[h] = seen[rows + row], from[h] = seen[2 * rows + row], to[h] = seen[3 * rows + row];
-    const T* at = q + (head * group + n % group) * q_strides[1] + row * q_strides[2] + 2 * t;
+    const int n = min(first + 8 * h + g, queries - 1);  // the last one repeats
+    row[h] = n / group;
+    const T* at = q + (head * group + n % group) * q_strides[1] + row[h] * q_strides[2] + 2 * t;
 #pragma unroll
     for (int d = 0; d < D / 16; d++) {
       query[d][h] = *reinterpret_cast<const unsigned*>(at + 16 * d);
@@ -226,12 +234,10 @@ _ATTEND = """
   const float unit = __int_as_float(SCALE) * 1.44269504f;
   float out[D / 8][4] = {}, highest[2] = {none, none}, sum[2] = {};
 
-  for (int slot = begin; slot < end; slot += KEYS) {
-    const int stage = slot / KEYS % STAGES, next = slot + (STAGES - 1) * KEYS;
-    if (next < end) read(next);
-    asm volatile("cp.async.commit_group;");
-    asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 1) : "memory");
+  for (int slot = begin, stage = 0; slot < end; slot += KEYS, stage = (stage + 1) % STAGES) {
+    asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
     __syncthreads();
+    read(slot + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
     if (first < queries) {
       float score[KEYS / 8][4] = {};
 #pragma unroll
@@ -245,37 +251,47 @@ _ATTEND = """
           multiply_add(score[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
           multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
         }
-      const bool all = slot + KEYS <= before_pass;  // is seen by every row
+      if (slot + KEYS > before_pass) {  // what is before it is seen by every row
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const int* ranges = seen + row[h];
+          const int before = ranges[rows], from = ranges[2 * rows], to = ranges[3 * rows];
+#pragma unroll
+          for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+              const int at = slot + 8 * n + 2 * t + i;
+              if (at >= before && (at < from || at >= to)) score[n][2 * h + i] = none;
+            }
+        }
+      }
       float high[2] = {none, none}, shrink[2];
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const int h = i / 2, at = slot + 8 * n + 2 * t + i % 2;
-          const bool sees = at < before[h] || (at >= from[h] && at < to[h]);
-          if (!all && !sees) score[n][i] = none;
-          high[h] = fmaxf(high[h], score[n][i]);
-        }
+        for (int i = 0; i < 4; i++) high[i / 2] = fmaxf(high[i / 2], score[n][i]);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 1));
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 2));
         high[h] = fmaxf(highest[h], high[h] * unit);
         const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
-        shrink[h] = exp2f(highest[h] - zero);  // exactly 1 where nothing is to be added
+        shrink[h] = power_of_two(highest[h] - zero);  // exactly 1 where nothing is to be added
         highest[h] = high[h], high[h] = zero, sum[h] *= shrink[h];
       }
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          score[n][i] = exp2f(fmaf(score[n][i], unit, -high[i / 2]));
+          score[n][i] = power_of_two(fmaf(score[n][i], unit, -high[i / 2]));
           sum[i / 2] += score[n][i];
         }
+      if (__any_sync(0xffffffff, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
-      for (int d = 0; d < D / 8; d++)
+        for (int d = 0; d < D / 8; d++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) out[d][i] *= shrink[i / 2];
+          for (int i = 0; i < 4; i++) out[d][i] *= shrink[i / 2];
+      }
 #pragma unroll
       for (int n = 0; n < KEYS / 16; n++) {
         const float *low = score[2 * n], *up = score[2 * n + 1];
@@ -290,7 +306,6 @@ _ATTEND = """
         }
       }
     }
-    __syncthreads();
   }
 
 #pragma unroll
@@ -315,14 +330,17 @@ _MERGE = """
   const int queries = all / KV, group = queries / rows;
   const int row = n % queries / group, head = n / queries * group + n % queries % group;
   const int end = max(seen[rows + row], seen[3 * rows + row]);
+  int parts = 0;
+  while (part_start(parts) < end) parts++;
   float high = __int_as_float(0xff800000), sum = 0, low = 0, up = 0;
-  for (int part = 0; part_start(part) < end; part++)
-    high = fmaxf(high, weights[(size_t)part * all + n]);
-  for (int part = 0; part_start(part) < end; part++) {
-    const size_t at = (size_t)part * all + n;
+#pragma unroll 8
+  for (int part = 0; part < parts; part++) high = fmaxf(high, weights[part * all + n]);
+#pragma unroll 8
+  for (int part = 0; part < parts; part++) {
+    const int at = part * all + n;
     const float weight = exp2f(weights[at] - high);
     const float2 piece = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(
-        pieces + at * D + d));
+        pieces + (size_t)at * D + d));
     sum += weight, low += weight * piece.x, up += weight * piece.y;
   }
   *reinterpret_cast<unsigned*>(y + ((size_t)row * (all / rows) + head) * D + d) =

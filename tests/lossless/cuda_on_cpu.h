@@ -78,6 +78,16 @@ static float __shfl_xor_sync(unsigned, float value, int mask) {
   return other;
 }
 
+static bool __any_sync(unsigned, bool value) {
+  exchange().value[thread_number % WARP] = value;
+  meet();
+  const bool any = std::any_of(exchange().value, exchange().value + WARP, [](float v) { return v; });
+  meet();
+  return any;
+}
+
+static float power_of_two(float x) { return exp2f(x); }
+
 static float half_of(unsigned pair, int i) { return as_float((pair >> 16 * i & 0xffff) << 16); }
 
 // mma.m16n8k16, row by column, as the PTX manual shares it out among threads.

@@ -32,7 +32,7 @@ def kernel(
     """As `orthrus_mlx.cuda.kernel`."""
     body = WAITS.sub(";\n", source).replace(SHARED, "uint4* shared = shared_memory.data();")
     # Helpers that are single instructions are those of cuda_on_cpu.h.
-    helpers = header.split("// Four 8 x 8 matrices")[0]
+    helpers = header.split("__device__ __forceinline__ float power_of_two")[0]
     names = inputs
 
     def run(
