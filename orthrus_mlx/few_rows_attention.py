@@ -75,8 +75,8 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
     (out,) = kernel("few_rows_merge", ("pieces", "weights", "seen"), ("y",), _MERGE, _HEADER)(
         inputs=[pieces, weights, seen],
         template=[("T", q.dtype), ("D", dim), ("KV", kv_heads)],
-        grid=(dim // 2, heads * rows, 1),
-        threadgroup=(dim // 2, 1, 1),
+        grid=(32, heads * rows, 1),
+        threadgroup=(32, 4, 1),
         output_shapes=[(1, rows, heads * dim)],
         output_dtypes=[q.dtype],
     )
@@ -147,20 +147,28 @@ def parts_of(slots: int) -> int:
     return parts
 
 
-def _part_starts() -> str:
-    """The body of `part_start`."""
-    lines, parts, begin = [], 0, 0
-    for end, size in PARTS:
-        lines.append(f"if (part < {parts_of(end)}) return {begin} + {size} * (part - {parts});")
-        parts, begin = parts_of(end), end
-    return "\n  ".join([*lines, f"return {begin} + {LARGEST} * (part - {parts});"])
+def _shared_out() -> tuple[str, str]:
+    """The bodies of `part_start` and `parts_of` in the kernels."""
+    starts, counts, begin = "", "", 0
+    for end, size in (*PARTS, (0, LARGEST)):
+        last, first = not end, parts_of(begin)
+        until = "" if last else f"if (part < {parts_of(end)}) "
+        starts += f"  {until}return {begin} + {size} * (part - {first});\n"
+        until = "" if last else f"if (slots <= {end}) "
+        counts += f"  {until}return {first} + (slots - {begin} + {size - 1}) / {size};\n"
+        begin = end
+    return starts, counts
 
 
+_STARTS, _COUNTS = _shared_out()
 _HEADER = f"""
 // The first slot of a part.
 __device__ __forceinline__ int part_start(int part) {{
-  {_part_starts()}
-}}
+{_STARTS}}}
+
+// Parts that so many slots are shared out in.
+__device__ __forceinline__ int parts_of(int slots) {{
+{_COUNTS}}}
 """
 
 _HEADER += """
@@ -324,27 +332,42 @@ _ATTEND = """
   }
 """
 
-# A thread merges two values of one query, over the parts of the slots that its row sees.
+# A warp merges one query, over the parts of the slots that its row sees.
 _MERGE = """
-  const int n = blockIdx.y, d = 2 * threadIdx.x, all = pieces_shape[1], rows = seen_shape[1];
-  const int queries = all / KV, group = queries / rows;
+  const int lane = threadIdx.x, n = blockIdx.y * blockDim.y + threadIdx.y;
+  const int all = pieces_shape[1], rows = seen_shape[1], queries = all / KV, group = queries / rows;
+  if (n >= all) return;
   const int row = n % queries / group, head = n / queries * group + n % queries % group;
-  const int end = max(seen[rows + row], seen[3 * rows + row]);
-  int parts = 0;
-  while (part_start(parts) < end) parts++;
-  float high = __int_as_float(0xff800000), sum = 0, low = 0, up = 0;
-#pragma unroll 8
-  for (int part = 0; part < parts; part++) high = fmaxf(high, weights[part * all + n]);
-#pragma unroll 8
-  for (int part = 0; part < parts; part++) {
-    const int at = part * all + n;
-    const float weight = exp2f(weights[at] - high);
-    const float2 piece = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(
-        pieces + (size_t)at * D + d));
-    sum += weight, low += weight * piece.x, up += weight * piece.y;
+  const int parts = parts_of(max(seen[rows + row], seen[3 * rows + row]));
+  float high = __int_as_float(0xff800000);
+  for (int part = lane; part < parts; part += 32) high = fmaxf(high, weights[part * all + n]);
+  for (int i = 16; i; i /= 2) high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, i));
+  constexpr int PAIRS = (D / 2 + 31) / 32;
+  float sum = 0, out[PAIRS][2] = {};
+  for (int first = 0; first < parts; first += 32) {
+    const float mine = first + lane < parts ? weights[(first + lane) * all + n] : 0.0f;
+    const float weight = exp2f(mine - high);
+#pragma unroll 4
+    for (int i = 0; i < min(32, parts - first); i++) {
+      const T* piece = pieces + ((size_t)(first + i) * all + n) * D;
+      const float share = __shfl_sync(0xffffffff, weight, i);
+      sum += share;
+#pragma unroll
+      for (int p = 0; p < PAIRS; p++) {
+        const int d = min(2 * (p * 32 + lane), D - 2);
+        const float2 two =
+            __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(piece + d));
+        out[p][0] += share * two.x, out[p][1] += share * two.y;
+      }
+    }
   }
-  *reinterpret_cast<unsigned*>(y + ((size_t)row * (all / rows) + head) * D + d) =
-      pair(low / sum, up / sum);
+#pragma unroll
+  for (int p = 0; p < PAIRS; p++) {
+    const int d = 2 * (p * 32 + lane);
+    if (d < D)
+      *reinterpret_cast<unsigned*>(y + ((size_t)row * (all / rows) + head) * D + d) =
+          pair(out[p][0] / sum, out[p][1] / sum);
+  }
 """
 
 # A warp norms and rotates one head of one row, as the model's modules do, or copies a value.

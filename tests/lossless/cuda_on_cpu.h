@@ -70,12 +70,16 @@ static Exchange& exchange() { return exchanges[thread_number / WARP]; }
 static void meet() { warp_barriers[thread_number / WARP]->arrive_and_wait(); }
 static void __syncthreads() { block_barrier->arrive_and_wait(); }
 
-static float __shfl_xor_sync(unsigned, float value, int mask) {
+static float __shfl_sync(unsigned, float value, int lane) {
   exchange().value[thread_number % WARP] = value;
   meet();
-  const float other = exchange().value[thread_number % WARP ^ mask];
+  const float other = exchange().value[lane];
   meet();
   return other;
+}
+
+static float __shfl_xor_sync(unsigned warp, float value, int mask) {
+  return __shfl_sync(warp, value, thread_number % WARP ^ mask);
 }
 
 static bool __any_sync(unsigned, bool value) {
