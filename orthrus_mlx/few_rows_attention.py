@@ -342,22 +342,29 @@ _MERGE = """
   float high = __int_as_float(0xff800000);
   for (int part = lane; part < parts; part += 32) high = fmaxf(high, weights[part * all + n]);
   for (int i = 16; i; i /= 2) high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, i));
-  constexpr int PAIRS = (D / 2 + 31) / 32;
+  constexpr int PAIRS = (D / 2 + 31) / 32, BATCH = 8;  // read together, or each would be waited for
   float sum = 0, out[PAIRS][2] = {};
-  for (int first = 0; first < parts; first += 32) {
-    const float mine = first + lane < parts ? weights[(first + lane) * all + n] : 0.0f;
-    const float weight = exp2f(mine - high);
-#pragma unroll 4
-    for (int i = 0; i < min(32, parts - first); i++) {
-      const T* piece = pieces + ((size_t)(first + i) * all + n) * D;
-      const float share = __shfl_sync(0xffffffff, weight, i);
-      sum += share;
+  for (int first = 0; first < parts; first += BATCH) {
+    float share[BATCH];
+    __nv_bfloat162 piece[BATCH][PAIRS];
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const int at = min(first + i, parts - 1) * all + n;
+      share[i] = weights[at];
 #pragma unroll
       for (int p = 0; p < PAIRS; p++) {
         const int d = min(2 * (p * 32 + lane), D - 2);
-        const float2 two =
-            __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(piece + d));
-        out[p][0] += share * two.x, out[p][1] += share * two.y;
+        piece[i][p] = *reinterpret_cast<const __nv_bfloat162*>(pieces + (size_t)at * D + d);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      share[i] = first + i < parts ? power_of_two(share[i] - high) : 0.0f;
+      sum += share[i];
+#pragma unroll
+      for (int p = 0; p < PAIRS; p++) {
+        const float2 two = __bfloat1622float2(piece[i][p]);
+        out[p][0] += share[i] * two.x, out[p][1] += share[i] * two.y;
       }
     }
   }
