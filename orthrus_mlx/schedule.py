@@ -6,11 +6,24 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
 
 from .plans import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
-from .speeds import SOURCES, Costs, Source, best_case, most_speed, plan_cost, policy_speed
+from .speeds import (
+    SOURCES,
+    Costs,
+    Source,
+    best_case,
+    most_speed,
+    outlook,
+    plan_cost,
+    policy_speed,
+)
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass"]
@@ -46,8 +59,7 @@ class Acceptance:
     """How often a draft stands at each place of a cycle, given that those before it stood.
 
     Recent cycles count most: every observation fades by `KEEP` a cycle. Places tried little lean
-    on the place before them, and the first on the average over all places: one cycle says little,
-    a long draft that stood is often luck.
+    on the place before them, and the first on the average over all places.
     """
 
     KEEP = 0.95
@@ -69,27 +81,26 @@ class Acceptance:
             self.stood[place] += place < accepted
 
     @property
-    def evidence(self) -> float:
-        """Drafts judged so far, faded."""
-        return sum(self.tried)
+    def evidence(self) -> tuple[float, float]:
+        """Drafts that stood and that fell, faded."""
+        stood = sum(self.stood)
+        return stood, sum(self.tried) - stood
 
-    @property
-    def falls(self) -> float:
-        """Share of the judged drafts that fell."""
-        return 1 - sum(self.stood) / self.evidence if self.tried else 0.0
+    def rates(self, expected: list[float], weight: float) -> list[float]:
+        """The chance to stand at each place, given those before.
 
-    def rates(self, places: int, prior: float, weight: float) -> list[float]:
-        """The chance to stand at each of the first `places` places, given those before.
-
-        `prior` is the chance expected before anything was seen, worth `weight` drafts.
+        `expected` are the chances of other drafts like these, the first worth `weight` drafts.
         """
-        near = (sum(self.stood) + weight * prior) / (self.evidence + weight)
+        stood, fell = self.evidence
+        lead = (stood + weight * expected[0]) / (stood + fell + weight) - expected[0]
         rates = []
-        for place in range(places):
-            tried = self.tried[place] if place < len(self.tried) else 0.0
-            stood = self.stood[place] if place < len(self.stood) else 0.0
-            near = (stood + self.WEIGHT * near) / (tried + self.WEIGHT)
-            rates.append(near)
+        for place, other in enumerate(expected):
+            rate = min(0.999, max(0.0, other + lead))
+            if place < len(self.tried):
+                tried, stood = self.tried[place], self.stood[place]
+                rate = (stood + self.WEIGHT * rate) / (tried + self.WEIGHT)
+                lead = rate - other
+            rates.append(rate)
         return rates
 
 
@@ -105,12 +116,14 @@ class Auto:
     """
 
     FIRST_CREDIT, MOST_CREDIT, INCOME = 0.5, 12.0, 0.015  # plain steps
-    # Share of drafts expected to fall before any was seen, in drafts of a cycle's own draft pass,
-    # and how much oftener those fall that were made in the cycle before.
-    FALLS = 0.15
+    # What texts there are: on some nearly all drafts stand, on others hardly any. Shares that fall
+    # of a cycle's own drafts, how common a text like that is, and how much oftener drafts fall that
+    # were made in the cycle before.
+    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+    COMMON = tuple(falls**0.6 for falls in FALLS)
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
-    PRIOR_WEIGHT, BORROWED_WEIGHT = 24.0, 8.0  # of these, and of what other drafts show
-    CHANGE = 1.1  # how much faster another policy must seem to take over
+    TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
+    PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 
@@ -154,30 +167,52 @@ class Auto:
     def choose(self) -> None:
         """Look at all policies: take the fastest, and note whether it beats plain steps."""
         places = max(policy.n_drafts for policy in self.policies)
-        rates = {source: self.rates(source, places) for source in self.acceptance}
-        speed = policy_speed(self.costs, self.current, rates) if self.current.n_drafts else 0.0
-        best, to_beat = self.current, self.CHANGE * speed
+        texts = self.texts()
+        outlooks = {
+            source: outlook(self.rates(source, texts, places)) for source in self.acceptance
+        }
+        best = self.current
+        speed = policy_speed(self.costs, best, outlooks) if best.n_drafts else 0.0
         # Those that could be the fastest first: most need no closer look.
-        most = {policy: most_speed(self.costs, policy, rates) for policy in self.policies}
+        most = {policy: most_speed(self.costs, policy, outlooks) for policy in self.policies}
         for policy in sorted(self.policies, key=most.__getitem__, reverse=True):
-            if most[policy] <= to_beat:
+            if most[policy] <= speed:
                 break
-            expected = policy_speed(self.costs, policy, rates)
-            if expected > to_beat:
-                best, speed, to_beat = policy, expected, expected
+            expected = policy_speed(self.costs, policy, outlooks)
+            if expected > speed:
+                best, speed = policy, expected
         self.current, self.pays = best, speed > self.plain_speed
 
-    def rates(self, source: Source, places: int) -> list[float]:
-        """Chances to stand of the drafts from one source, helped by what the others have shown."""
-        falls = self.FALLS * self.OFTENER[source]
-        total, weight = falls * self.PRIOR_WEIGHT, self.PRIOR_WEIGHT
-        for other, seen in self.acceptance.items():
-            if other != source:
-                lent = min(seen.evidence, self.BORROWED_WEIGHT)
-                oftener = self.OFTENER[source] / self.OFTENER[other]
-                total += lent * min(1.0, seen.falls * oftener)
-                weight += lent
-        return self.acceptance[source].rates(places, 1 - total / weight, weight)
+    def texts(self) -> list[float]:
+        """How likely each kind of text is by what all drafts have shown, the likeliest being 1."""
+        likely = list(map(math.log, self.COMMON))
+        for name, seen in self.acceptance.items():
+            stood, fell = seen.evidence
+            for i, share in enumerate(self.falls(name)):
+                likely[i] += self.TRUST * (stood * math.log(1 - share) + fell * math.log(share))
+        most = max(likely)
+        return [math.exp(log - most) for log in likely]
+
+    def rates(self, source: Source, texts: list[float], places: int) -> list[float]:
+        """Chances to stand of the drafts from one source, by place.
+
+        The longer drafts have stood, the likelier is a text on which they do.
+        """
+        stands = [sum(map(operator.mul, texts, chances)) for chances in self.stand(source, places)]
+        expected = [after / before for before, after in pairwise(stands)]
+        return self.acceptance[source].rates(expected, self.PRIOR_WEIGHT)
+
+    @classmethod
+    @functools.cache
+    def falls(cls, source: Source) -> list[float]:
+        """For each kind of text, the share that falls of the drafts from one source."""
+        return [min(0.95, share * cls.OFTENER[source]) for share in cls.FALLS]
+
+    @classmethod
+    @functools.cache
+    def stand(cls, source: Source, places: int) -> list[list[float]]:
+        """For 0 to `places` drafts, by kind of text: the chance that all of them stand."""
+        return [[(1 - share) ** n for share in cls.falls(source)] for n in range(places + 1)]
 
 
 def policies(costs: Costs, cycle: CycleKind, block_size: int) -> list[Policy]:

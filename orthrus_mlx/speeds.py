@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .plans import Plan, Policy, left_over
 
@@ -14,7 +15,27 @@ from .plans import Plan, Policy, left_over
 # that expected just what stood ("fresh") or less ("stale": guessed from further away).
 Source = Literal["two-pass", "fresh", "stale"]
 SOURCES: tuple[Source, ...] = ("two-pass", "fresh", "stale")
-Rates = dict[Source, list[float]]  # chances to stand by place, given that those before stood
+
+
+class Outlook(NamedTuple):
+    """What is expected of the drafts from one source.
+
+    Attributes:
+        stands: the chance that the first a drafts all stand, for a from 0 on.
+        tokens: that a cycle over n drafts writes on average, for n from 0 on.
+    """
+
+    stands: list[float]
+    tokens: list[float]
+
+
+Outlooks = dict[Source, Outlook]
+
+
+def outlook(rates: Iterable[float]) -> Outlook:
+    """From the chances to stand by place, each given that all drafts before it stood."""
+    stands = list(itertools.accumulate(rates, operator.mul, initial=1.0))
+    return Outlook(stands, list(itertools.accumulate(stands)))
 
 
 @dataclass(frozen=True)
@@ -83,72 +104,72 @@ def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
     )
 
 
-def policy_speed(costs: Costs, policy: Policy, rates: Rates) -> float:
-    """Expected tokens for each unit of time, given the chances to stand by place."""
+def policy_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
+    """Expected tokens for each unit of time."""
     if policy.kind == "plain":
         return 1 / costs.of_plain()
     if policy.kind == "two-pass":
-        return two_pass_speed(costs, policy.n_drafts, rates["two-pass"])
+        return two_pass_speed(costs, policy.n_drafts, outlooks["two-pass"])
     if policy.kind == "alternating":
-        return alternating_speed(costs, policy, rates["fresh"])
-    return one_pass_speed(costs, policy, rates["fresh"], rates["stale"])
+        return alternating_speed(costs, policy, outlooks["fresh"])
+    return one_pass_speed(costs, policy, outlooks["fresh"], outlooks["stale"])
 
 
-def most_speed(costs: Costs, policy: Policy, rates: Rates) -> float:
+def most_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
     """No less than `policy_speed`, and found much sooner for one-pass policies."""
     if policy.kind != "one-pass":
-        return policy_speed(costs, policy, rates)
+        return policy_speed(costs, policy, outlooks)
     full = min(policy.n_drafts, policy.ahead_rows - 1)
     # As if all cycles had the better drafts of both sources, and all the price of the smallest.
-    better = list(map(max, rates["fresh"][:full], rates["stale"][:full]))
     cheapest = costs.of_each_fused(1 + full, policy.ahead_rows * policy.blocks)[0]
-    return (1 + expected_accepted(better)) / cheapest
+    return max(outlooks[source].tokens[full] for source in ("fresh", "stale")) / cheapest
 
 
 def best_case(costs: Costs, policy: Policy) -> float:
     """The speed of a policy if every draft stood."""
     if policy.kind != "one-pass":
-        return policy_speed(costs, policy, {s: [1.0] * policy.n_drafts for s in SOURCES})
+        return policy_speed(costs, policy, dict.fromkeys(SOURCES, outlook([1.0] * policy.n_drafts)))
     full = min(policy.n_drafts, policy.ahead_rows - 1)
     return (1 + full) / costs.of_fused(1 + full, policy.ahead_rows * policy.blocks)
 
 
-def expected_accepted(rates: list[float]) -> float:
-    """Drafts that stand on average in a cycle over `len(rates)` drafts."""
-    return sum(chances(rates)) - 1
-
-
-def two_pass_speed(costs: Costs, n_drafts: int, rates: list[float]) -> float:
+def two_pass_speed(costs: Costs, n_drafts: int, drafts: Outlook) -> float:
     """Tokens for each unit of time when every cycle drafts and verifies `n_drafts`."""
-    cost = costs.of_draft(n_drafts + 1) + costs.of_verify(n_drafts + 1)
-    return (1 + expected_accepted(rates[:n_drafts])) / cost
+    return drafts.tokens[n_drafts] / (costs.of_draft(n_drafts + 1) + costs.of_verify(n_drafts + 1))
 
 
-def alternating_speed(costs: Costs, policy: Policy, fresh: list[float]) -> float:
+def alternating_speed(costs: Costs, policy: Policy, fresh: Outlook) -> float:
     """Tokens for each unit of time when passes that draft take turns with passes that verify.
 
     Each of the two writes one token, and the second also the drafts that stand.
     """
     cost = costs.of_fused(1, policy.ahead_rows) + costs.of_verify(1 + policy.n_drafts)
-    return (2 + expected_accepted(fresh[: policy.n_drafts])) / cost
+    return (1 + fresh.tokens[policy.n_drafts]) / cost
 
 
-def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list[float]) -> float:
+def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook) -> float:
     """Tokens for each unit of time in the long run of one-pass cycles.
 
     If a block expected just what stood, all but one of its guesses are left for the next cycle
-    (`fresh` are their chances); if it expected less, fewer are (`stale`). So what is pending is a
-    Markov chain; its stationary average is what counts.
+    (`fresh`); if it expected less, fewer are (`stale`). So what is pending is a Markov chain; its
+    stationary average is what counts.
     """
     most = max(0, policy.ahead_rows - 1)
     full = min(policy.n_drafts, most)  # fresh drafts
     after = _after_a_fall(full, most, policy.blocks)
-    fresh_stands, stale_stands = chances(fresh[:full]), chances(stale[:full])
+    fresh_stands, stale_stands = fresh.stands, stale.stands
     fresh_falls = [fresh_stands[a] - fresh_stands[a + 1] for a in range(full)]
     stale_falls = [stale_stands[a] - stale_stands[a + 1] for a in range(full)]
     renewed = sum(fall for fall, left in zip(fresh_falls, after, strict=True) if left is None)
     ends = 1 - fresh_stands[full] - renewed  # of a run of cycles with fresh drafts
-    all_fresh, share = 1.0, [0.0] * full + [1.0]  # of cycles with fresh drafts, with m stale ones
+    falls = [0.0] * (full + 1)  # to m stale drafts, from fresh ones
+    for left, fall in zip(after, fresh_falls, strict=True):
+        if left is not None:
+            falls[left] += fall
+    if not (total := sum(falls)):
+        falls[full] = total = 1.0
+    # Of cycles with fresh drafts, with m stale ones.
+    all_fresh, share = 1.0, [fall / total for fall in falls]
     for _ in range(12):
         before = all_fresh
         begins, more = share[full] * stale_stands[full], share[full]  # more: with more than a
@@ -163,10 +184,10 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list
             more += share[a]
         # Between fresh and stale the balance is known at once; among the stale, step by step.
         all_fresh = begins / (begins + ends) if begins + ends else 1.0
-        following = [flow * (1 - all_fresh) for flow in following]
-        for left, fall in zip(after, fresh_falls, strict=True):
-            if left is not None:
-                following[left] += fall * all_fresh
+        following = [
+            flow * (1 - all_fresh) + fall * all_fresh
+            for flow, fall in zip(following, falls, strict=True)
+        ]
         if not (total := sum(following)):
             break
         # Half a step keeps chains that would alternate for ever from doing so.
@@ -175,14 +196,10 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: list[float], stale: list
             break
     ahead = policy.ahead_rows * policy.blocks
     prices = costs.of_each_fused(1 + full, ahead)
-    tokens = all_fresh * sum(fresh_stands)
-    time = all_fresh * prices[full]
-    expected = 0.0
-    for m, weight in enumerate(share):
-        expected += stale_stands[m]  # one for the choice after the drafts, and each that stands
-        tokens += (1 - all_fresh) * weight * expected
-        time += (1 - all_fresh) * weight * prices[m]
-    return tokens / time
+    tokens = sum(map(operator.mul, share, stale.tokens))
+    time = sum(map(operator.mul, share, prices))
+    tokens = all_fresh * fresh.tokens[full] + (1 - all_fresh) * tokens
+    return tokens / (all_fresh * prices[full] + (1 - all_fresh) * time)
 
 
 @functools.cache
@@ -195,8 +212,3 @@ def _after_a_fall(full: int, most: int, blocks: int) -> list[int | None]:
     uses = [left_over(plan, full, a) for a in range(full)]
     overtaken = [full + most if use is None else use[1] - 1 for use in uses]
     return [max(0, min(full, most - n)) if n else None for n in overtaken]
-
-
-def chances(rates: list[float]) -> list[float]:
-    """The chance that the first a drafts all stand, for a from 0 to all of them."""
-    return list(itertools.accumulate(rates, operator.mul, initial=1.0))

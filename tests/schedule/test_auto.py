@@ -23,7 +23,7 @@ from benchmarks.simulate import (
 from orthrus_mlx.costs import NOMINAL, within
 from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
 from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
-from orthrus_mlx.speeds import Costs, plan_cost, policy_speed
+from orthrus_mlx.speeds import Costs, outlook, plan_cost, policy_speed
 
 METAL = COSTS["bf16"]
 
@@ -63,8 +63,8 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
     """
     costs = NOMINAL if name == "nominal" else COSTS[name]
     ways = [PLAIN_POLICY, *policies(costs, "auto", LONGEST)]
-    rates: Any = dict.fromkeys(Auto.OFTENER, [rate] * 64)
-    best = max(policy_speed(costs, policy, rates) for policy in ways)
+    outlooks: Any = dict.fromkeys(Auto.OFTENER, outlook([rate] * 64))
+    best = max(policy_speed(costs, policy, outlooks) for policy in ways)
     rng, scheduler = random.Random(1), auto(costs)
 
     def geometric(place: int) -> int:

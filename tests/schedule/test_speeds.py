@@ -14,11 +14,11 @@ from orthrus_mlx.schedule import Acceptance
 from orthrus_mlx.speeds import (
     SOURCES,
     Costs,
-    Rates,
+    Outlooks,
     best_case,
-    expected_accepted,
     most_speed,
     one_pass_speed,
+    outlook,
     plan_cost,
     policy_speed,
     two_pass_speed,
@@ -47,9 +47,12 @@ def outcomes(rates: list[float]) -> dict[int, float]:
 
 @given(st.lists(CHANCES, max_size=7))
 @SMALL
-def test_expected_accepted(rates: list[float]) -> None:
-    expected = sum(accepted * chance for accepted, chance in outcomes(rates).items())
-    assert expected_accepted(rates) == pytest.approx(expected)
+def test_outlook(rates: list[float]) -> None:
+    expected = outcomes(rates)
+    found = outlook(rates)
+    assert found.tokens[-1] == pytest.approx(1 + sum(a * chance for a, chance in expected.items()))
+    for n in range(len(rates) + 1):
+        assert found.stands[n] == pytest.approx(sum(c for a, c in expected.items() if a >= n))
 
 
 @given(st.integers(1, 7), st.lists(CHANCES, min_size=7, max_size=7))
@@ -58,7 +61,7 @@ def test_two_pass_speed(n_drafts: int, rates: list[float]) -> None:
     tokens = sum((1 + a) * chance for a, chance in outcomes(rates[:n_drafts]).items())
     cost = next(c for n, c in COSTS.draft.items() if n > n_drafts)
     cost += next(c for n, c in COSTS.verify.items() if n > n_drafts)
-    assert two_pass_speed(COSTS, n_drafts, rates) == pytest.approx(tokens / cost)
+    assert two_pass_speed(COSTS, n_drafts, outlook(rates)) == pytest.approx(tokens / cost)
 
 
 @given(st.integers(3, 8), st.lists(CHANCES, min_size=7, max_size=7))
@@ -69,7 +72,8 @@ def test_alternating_speed(length: int, rates: list[float]) -> None:
     tokens = sum((2 + a) * chance for a, chance in outcomes(rates[:n]).items())
     cost = COSTS.of_fused(1, length) + COSTS.of_verify(n + 1)
     policy = Policy("alternating", n, length, 1)
-    found = policy_speed(COSTS, policy, {"two-pass": [], "fresh": rates, "stale": []})
+    none = outlook([])
+    found = policy_speed(COSTS, policy, {"two-pass": none, "fresh": outlook(rates), "stale": none})
     assert found == pytest.approx(tokens / cost)
 
 
@@ -95,7 +99,7 @@ def test_one_pass_speed_with_a_third_block_is_nearly_right() -> None:
 
 
 def speed_of(policy: tuple[int, int, int], fresh: list[float], stale: list[float]) -> float:
-    return one_pass_speed(COSTS, Policy("one-pass", *policy), fresh, stale)
+    return one_pass_speed(COSTS, Policy("one-pass", *policy), outlook(fresh), outlook(stale))
 
 
 def long_run(policy: tuple[int, int, int], fresh: list[float], stale: list[float]) -> float:
@@ -122,8 +126,9 @@ def test_right_drafts_are_followed_by_as_many() -> None:
     costs = Costs({1: 1.0}, {}, {(8, 24): 3.0})
     for blocks in (1, 2, 3):
         policy = Policy("one-pass", 7, 8, blocks)
-        assert one_pass_speed(costs, policy, [1.0] * 7, [0.0] * 7) == pytest.approx(8 / 3)
-        assert one_pass_speed(costs, policy, [0.0] * 7, [0.0] * 7) == pytest.approx(1 / 3)
+        right, wrong = outlook([1.0] * 7), outlook([0.0] * 7)
+        assert one_pass_speed(costs, policy, right, wrong) == pytest.approx(8 / 3)
+        assert one_pass_speed(costs, policy, wrong, wrong) == pytest.approx(1 / 3)
 
 
 def test_blocks_are_spread_and_the_deepest_that_fits_is_used() -> None:
@@ -136,10 +141,16 @@ def test_blocks_are_spread_and_the_deepest_that_fits_is_used() -> None:
 
 
 def test_policy_speed_and_plan_cost_follow_the_kind() -> None:
-    rates: Rates = {"two-pass": [0.5] * 7, "fresh": [0.4] * 7, "stale": [0.3] * 7}
-    assert policy_speed(COSTS, Policy("plain"), rates) == 1.0
-    assert policy_speed(COSTS, Policy("two-pass", 3), rates) == two_pass_speed(COSTS, 3, [0.5] * 7)
-    assert policy_speed(COSTS, Policy("one-pass", 2, 4), rates) == speed_of(
+    outlooks: Outlooks = {
+        "two-pass": outlook([0.5] * 7),
+        "fresh": outlook([0.4] * 7),
+        "stale": outlook([0.3] * 7),
+    }
+    assert policy_speed(COSTS, Policy("plain"), outlooks) == 1.0
+    assert policy_speed(COSTS, Policy("two-pass", 3), outlooks) == two_pass_speed(
+        COSTS, 3, outlooks["two-pass"]
+    )
+    assert policy_speed(COSTS, Policy("one-pass", 2, 4), outlooks) == speed_of(
         (2, 4, 2), [0.4] * 7, [0.3] * 7
     )
     assert plan_cost(COSTS, Plan(), 0) == 1.0
@@ -158,12 +169,11 @@ POLICIES = st.one_of(
 @given(POLICIES, st.lists(CHANCES, min_size=21, max_size=21))
 @SMALL
 def test_bounds_of_a_speed_hold(policy: Policy, chances: list[float]) -> None:
-    rates: Rates = {s: chances[7 * i : 7 * i + 7] for i, s in enumerate(SOURCES)}
-    bound = most_speed(COSTS, policy, rates)
-    assert policy_speed(COSTS, policy, rates) <= bound * (1 + 1e-9)
-    assert policy_speed(COSTS, policy, {s: [1.0] * 7 for s in SOURCES}) == pytest.approx(
-        best_case(COSTS, policy)
-    )
+    outlooks = {s: outlook(chances[7 * i : 7 * i + 7]) for i, s in enumerate(SOURCES)}
+    bound = most_speed(COSTS, policy, outlooks)
+    assert policy_speed(COSTS, policy, outlooks) <= bound * (1 + 1e-9)
+    surely = dict.fromkeys(SOURCES, outlook([1.0] * 7))
+    assert policy_speed(COSTS, policy, surely) == pytest.approx(best_case(COSTS, policy))
 
 
 def test_costs_are_those_of_the_next_measured_size() -> None:
@@ -178,34 +188,38 @@ def test_costs_are_those_of_the_next_measured_size() -> None:
     ]
 
 
-def test_acceptance_starts_from_its_prior_and_learns_by_place() -> None:
-    acceptance = Acceptance()
-    assert acceptance.rates(3, 0.8, 10) == pytest.approx([0.8] * 3)
-    assert (acceptance.evidence, acceptance.falls) == (0.0, 0.0)
+def test_acceptance_starts_from_what_is_expected_and_learns_by_place() -> None:
+    acceptance, others = Acceptance(), [0.8, 0.85, 0.9, 0.9]
+    assert acceptance.rates(others, 10) == pytest.approx(others)
+    assert acceptance.evidence == (0.0, 0.0)
     for _ in range(400):
         acceptance.observe(4, 2)  # the third draft always falls, the fourth is never reached
-    first, second, third, fourth = acceptance.rates(4, 0.8, 10)
+    first, second, third, fourth = acceptance.rates(others, 10)
     assert second > 0.8 and first > 0.8 and third < 0.5
-    assert fourth == pytest.approx(third)  # no evidence: as the place before
-    assert acceptance.falls == pytest.approx(1 / 3)
+    assert fourth == pytest.approx(third)  # no evidence: as far from the others as the place before
+    stood, fell = acceptance.evidence
+    assert stood == pytest.approx(2 * fell)
 
 
 def test_acceptance_fades() -> None:
     acceptance = Acceptance()
     for _ in range(500):
         acceptance.observe(4, 0)
-    before = acceptance.rates(1, 0.8, 1)[0]
+    before = acceptance.rates([0.8], 1)[0]
     for _ in range(100):
         acceptance.observe(4, 4)
-    assert before < 0.6 < 0.8 < acceptance.rates(1, 0.8, 1)[0]
+    assert before < 0.6 < 0.8 < acceptance.rates([0.8], 1)[0]
     # An unending run weighs no more than its sum of fading weights.
     assert acceptance.tried[0] <= 1 / (1 - Acceptance.KEEP)
 
 
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=40), CHANCES)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=40),
+    st.lists(CHANCES, min_size=12, max_size=12),
+)
 @SMALL
-def test_rates_are_chances(seen: list[tuple[int, int]], prior: float) -> None:
+def test_rates_are_chances(seen: list[tuple[int, int]], others: list[float]) -> None:
     acceptance = Acceptance()
     for n_drafts, accepted in seen:
         acceptance.observe(n_drafts, min(n_drafts, accepted))
-    assert all(-1e-9 <= rate <= 1 + 1e-9 for rate in acceptance.rates(12, prior, 4.0))
+    assert all(-1e-9 <= rate <= 1 + 1e-9 for rate in acceptance.rates(others, 4.0))
