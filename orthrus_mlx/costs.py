@@ -32,7 +32,7 @@ ROWS = (16, 32, 48, 64, 96)
 ALTERNATING = (8, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
 REPEATS = 3
-PLAIN_STEPS, CYCLES = 8, 4  # timed as the engine runs them
+PLAIN_STEPS, CYCLES, RUNS = 8, 4, 3  # timed as the engine runs them, and how often
 SLOW = 0.05  # seconds; a pass that takes longer is timed once
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
@@ -108,19 +108,21 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # What a cycle takes beyond its passes: the host's part, which counts where models are small. It
     # goes with the pass that verifies, of which each cycle has one. The host works while a draft
     # pass runs, but not while a one-pass cycle does, whose pass needs all that the last one said.
+    # Where passes are slow it is nothing, and would be lost in their noise.
     def beyond(policy: Policy, passes: float) -> float:
-        times: list[float] = []
-        for _ in range(1 if passes > SLOW else 2):  # the first run may have to compile
-            times += cycle_times(model, cache, policy, CYCLES)
-        return max(0.0, min(times) - passes)
+        if passes > SLOW:
+            return 0.0
+        runs = [fmean(cycle_times(model, cache, policy, CYCLES)) for _ in range(RUNS)]
+        return max(0.0, min(runs) - passes)  # the first run may have to compile
 
     least = min(costs.draft)
     host = beyond(Policy("two-pass", least - 1), costs.draft[least] + costs.verify[least])
     alone = host
     if pair := next((pair for pair in sorted(costs.fused) if pair[0] == pair[1] > 2), None):
         alone = beyond(Policy("one-pass", pair[0] - 2, pair[1], 1), costs.fused[pair])
-    # Everything is weighed against the plain step: time it twice, at both ends.
-    again = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
+    # Everything is weighed against the plain step: time it again at the end.
+    runs = 1 if plain > SLOW else RUNS
+    again = min(fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS)) for _ in range(runs))
     return Costs(
         verify={n: cost + host for n, cost in costs.verify.items()},
         draft=costs.draft,
