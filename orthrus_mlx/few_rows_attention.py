@@ -126,7 +126,7 @@ def prepare(
         inputs=[views[0], views[-1], *(norm.weight for norm in _norms(attention)), seen],
         template=[
             ("T", views[0].dtype),
-            *{"D": dim, "H": heads, "KV": kv_heads, "AR": n_ar}.items(),
+            *{"D": dim, "H": heads, "KV": kv_heads, "HAS_AR": n_ar > 0}.items(),
             ("EPS", bits_of(attention.q_norm.eps)),
             ("LOG_BASE", bits_of(math.log2(attention.rope.base))),
         ],
@@ -380,10 +380,10 @@ _MERGE = """
 # A warp norms and rotates one head of one row, as the model's modules do, or copies a value.
 _PREPARE = """
   const int lane = threadIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, row = blockIdx.z;
-  const int rows = gridDim.z;
+  const int rows = gridDim.z, n_ar = HAS_AR ? ar_shape[1] : 0;
   if (head >= H + 2 * KV) return;
-  const bool is_diff = row >= AR;
-  const T* from = (is_diff ? diff + (size_t)(row - AR) * (H + 2 * KV) * D
+  const bool is_diff = row >= n_ar;
+  const T* from = (is_diff ? diff + (size_t)(row - n_ar) * (H + 2 * KV) * D
                            : ar + (size_t)row * (H + 2 * KV) * D) + head * D;
   T* to = head < H        ? q + ((size_t)head * rows + row) * D
           : head < H + KV ? k + ((size_t)(head - H) * rows + row) * D
