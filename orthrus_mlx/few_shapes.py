@@ -101,14 +101,15 @@ class Passes:
             filled[-1] += power_of_two(sum(filled)) - sum(filled)  # each total is planned anew
             slots = slots_for(start + sum(filled), False)
         self._reserve(cache, slots)
+        layers: list[Any] = list(cache)
         n_ar, n_rows = filled[0] if kept else 0, sum(filled)
-        shape = Shape(n_rows, n_ar, slots, cache[0].keys.shape[2], self._dtype, self._kernels)
+        shape = Shape(n_rows, n_ar, slots, layers[0].keys.shape[2], self._dtype, self._kernels)
         # Every layer reads it: a copy in the device's memory (no number is negative), since what
         # the host wrote stays in the host's.
         seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
         h = _fill(ids, counts, filled)
-        for first in range(0, len(cache), PORTION):
-            part = cache[first : first + PORTION]
+        for first in range(0, len(layers), PORTION):
+            part = layers[first : first + PORTION]
             h, held = self._portion(first)(shape, h, seen, [(a.keys, a.values) for a in part])
             for layer, (keys, values) in zip(part, held, strict=True):
                 layer.keys, layer.values, layer.offset = keys, values, start + kept
