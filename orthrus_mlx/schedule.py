@@ -124,6 +124,9 @@ class Auto:
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
+    CHANGE = (
+        1.1  # how much faster drafting ahead must seem to begin: its first pass verifies nothing
+    )
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 
@@ -171,16 +174,19 @@ class Auto:
         outlooks = {
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
-        best = self.current
-        speed = policy_speed(self.costs, best, outlooks) if best.n_drafts else 0.0
+        current = self.current
+        speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
+        best, to_beat = current, speed
         # Those that could be the fastest first: most need no closer look.
         most = {policy: most_speed(self.costs, policy, outlooks) for policy in self.policies}
         for policy in sorted(self.policies, key=most.__getitem__, reverse=True):
-            if most[policy] <= speed:
+            if most[policy] <= to_beat:
                 break
             expected = policy_speed(self.costs, policy, outlooks)
-            if expected > speed:
+            begins = policy.ahead_rows and current.n_drafts and not current.ahead_rows
+            if expected > to_beat * (self.CHANGE if begins else 1.0):
                 best, speed = policy, expected
+                to_beat = expected / (self.CHANGE if begins else 1.0)
         self.current, self.pays = best, speed > self.plain_speed
 
     def texts(self) -> list[float]:
