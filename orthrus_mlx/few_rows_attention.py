@@ -22,8 +22,8 @@ from .cuda import bits_of, kernel, runs_here
 WARPS = 4  # of a thread block, each for 16 queries
 HEAD_DIMS = (32, 64, 96, 128)
 KEYS, STAGES = 64, 2  # keys that a thread block takes at once, and how often so many are held
-# Slots shared out in parts: (up to so many, slots of a part). Small ones give few slots more to do
-# at once; of a long text they would be much to merge.
+# Slots shared out in parts: (up to so many, slots of a part), multiples of KEYS. Small parts give
+# few slots more to do at once; of a long text they would be much to merge.
 PARTS = ((2048, 128), (4096, 256), (16384, 1024))
 LARGEST = 2048  # slots of a part beyond those
 

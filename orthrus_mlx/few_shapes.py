@@ -64,18 +64,10 @@ class Passes:
     """The passes of one model through all its layers, handed to the device portion by portion."""
 
     def __init__(self, model: Any):
-        if not model.training:
-            mx.eval(model.parameters())  # or each pass would compute them again
         # Nothing here refers to the model, or it would outlive its last user.
         self._model: Any = weakref.ref(model)
         self._state = model.training, runs_here(), len(model.layers)
         self._empty = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
-        # Of keys, never computed here: packed embeddings and norms may be of other types.
-        _, keys, _ = model.layers[0].self_attn.project(
-            model.model.embed_tokens(mx.array([[0]])), False
-        )
-        self._dtype = keys.dtype
-        self._kernels = few_rows_attention.fits(model.layers[0].self_attn, keys)
         self._portions: dict[int, Portion] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -91,29 +83,33 @@ class Passes:
         self, ids: mx.array, cache: list[KVCache], kept: int, depths: Sequence[int]
     ) -> mx.array:
         """Final hidden states [1, L, dim] of rows `ids` [1, L]; see `Model.hidden`."""
+        portion = self._portion(0)
+        kernels, dtype = portion.kernels, portion.dtype
         L, start = ids.shape[1], cache[0].offset
         counts = [n for n in (kept, L - kept) if n]
         filled = [power_of_two(n) for n in counts]
-        if self._kernels:
+        if kernels:
             # As for the longest pass, so that none grows the cache that is prepared behind another.
             slots = slots_for(start + max(sum(filled), MOST_ROWS), True)
         else:
             filled[-1] += power_of_two(sum(filled)) - sum(filled)  # each total is planned anew
             slots = slots_for(start + sum(filled), False)
-        self._reserve(cache, slots)
+        self._reserve(cache, slots, dtype)
         layers: list[Any] = list(cache)
         n_ar, n_rows = filled[0] if kept else 0, sum(filled)
-        shape = Shape(n_rows, n_ar, slots, layers[0].keys.shape[2], self._dtype, self._kernels)
-        # Every layer reads it: a copy in the device's memory (no number is negative), since what
-        # the host wrote stays in the host's.
+        shown = layers[0].keys.shape[2] if kernels else slots
+        shape = Shape(n_rows, n_ar, layers[0].keys.shape[2], shown, dtype, kernels)
+        # Every layer reads it. No number is negative: only what the device computes, and not what
+        # the host wrote, is in the device's memory.
         seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
         h = _fill(ids, counts, filled)
         for first in range(0, len(layers), PORTION):
             part = layers[first : first + PORTION]
-            h, held = self._portion(first)(shape, h, seen, [(a.keys, a.values) for a in part])
+            portion = self._portion(first) if first else portion
+            h, held = portion(shape, h, seen, [(a.keys, a.values) for a in part])
             for layer, (keys, values) in zip(part, held, strict=True):
                 layer.keys, layer.values, layer.offset = keys, values, start + kept
-            if kept < L:  # as in `Model.hidden`
+            if kept < L and not self._state[0]:  # as in `Model.hidden`
                 mx.async_eval(h, held)
         if len(counts) > 1 and filled[0] > kept:
             return mx.concatenate([h[:, :kept], h[:, n_ar : n_ar + L - kept]], axis=1)
@@ -126,17 +122,17 @@ class Passes:
             known = self._portions[first] = Portion(self._model(), first)
         return known
 
-    def _reserve(self, cache: list[KVCache], slots: int) -> None:
+    def _reserve(self, cache: list[KVCache], slots: int, dtype: mx.Dtype) -> None:
         """Make room for `slots` tokens in all."""
         for layer in cache:
-            for name in ("keys", "values"):
-                held: Any = getattr(layer, name)
-                held = mx.zeros(self._empty, self._dtype) if held is None else held
-                if held.shape[2] < slots:
-                    room = (0, slots - layer.offset)
-                    held = mx.pad(held[:, :, : layer.offset], [(0, 0), (0, 0), room, (0, 0)])
-                    setattr(layer, name, held)
-                    mx.eval(held)  # or the old and the new cache would be in memory at once
+            held: list[Any] = [layer.keys, layer.values]
+            held = [mx.zeros(self._empty, dtype) if a is None else a for a in held]
+            if all(a.shape[2] >= slots for a in held):
+                continue
+            room = [(0, 0), (0, 0), (0, slots - layer.offset), (0, 0)]
+            held = [mx.pad(a[:, :, : layer.offset], room) for a in held]
+            mx.eval(held)  # or the old and the new cache would be in memory at once
+            layer.keys, layer.values = held
 
 
 class Shape(NamedTuple):
@@ -145,16 +141,16 @@ class Shape(NamedTuple):
     Attributes:
         rows: of both views.
         n_ar: AR rows, which come first.
-        slots: shown behind a mask.
-        capacity: slots of the cache, all shown to kernels that take ranges.
+        capacity: slots of the cache.
+        shown: of them, to attention: all to kernels that take ranges, else those behind a mask.
         dtype: of keys and values.
         kernels: whether such kernels run.
     """
 
     rows: int
     n_ar: int
-    slots: int
     capacity: int
+    shown: int
     dtype: mx.Dtype
     kernels: bool
 
@@ -164,13 +160,24 @@ class Portion:
 
     What is changed in place is not noticed: weights (`*=`), attributes that are no arrays. A model
     in training is not traced, since a trace holds weights as constants, of no gradient.
+
+    Attributes:
+        dtype: of the keys that the first of the layers makes.
+        kernels: whether kernels of our own can run its attention.
     """
 
     def __init__(self, model: Any, first: int):
         self._model: Any = weakref.ref(model)
         self._first = first
         self._layers = model.layers[first : first + PORTION]
-        roots = [*([] if first else [model.model.embed_tokens]), *self._layers]
+        embeddings = model.model.embed_tokens
+        roots = [*([] if first else [embeddings]), *self._layers]
+        if not model.training:
+            mx.eval([root.parameters() for root in roots])  # or each pass would compute them again
+        attention = self._layers[0].self_attn
+        # Never computed: packed embeddings and norms may be of other types than keys.
+        _, keys, _ = attention.project(embeddings(mx.array([[0]])), False)
+        self.dtype, self.kernels = keys.dtype, few_rows_attention.fits(attention, keys)
         self._parts = [part for root in roots for part in root.modules()]
         self._held = list(chain.from_iterable(map(dict.values, self._parts)))
         self._traced: OrderedDict[Shape, Pass] = OrderedDict()
@@ -210,14 +217,14 @@ def _run(
     model: Any, first: int, shape: Shape, h: mx.array, seen: mx.array, held: Held
 ) -> tuple[mx.array, Held]:
     """What `Portion` traces, of the model that `model` refers to."""
-    shown = shape.capacity if shape.kernels else shape.slots
-    cache = [Slots(keys, values, seen[4][None, None, :, None], shown) for keys, values in held]
+    places = seen[4][None, None, :, None]
+    cache = [Slots(keys, values, places, shape.shown) for keys, values in held]
     see, not_see = mx.array(0, shape.dtype), mx.array(-mx.inf, shape.dtype)
     rows = Rows(
         seen[0, :1],
         shape.n_ar,
         seen[0] if 0 < shape.n_ar < shape.rows else None,
-        mask=mx.where(visible(seen, shown), see, not_see),
+        mask=mx.where(visible(seen, shape.shown), see, not_see),
         ranges=seen if shape.kernels else None,
     )
     h = model().run(h, rows, cache, first)

@@ -256,6 +256,8 @@ class Model(nn.Module):
         """
         L = ids.shape[1]
         kept = L if n_ar is None else n_ar
+        if len(cache) != len(self.layers):
+            raise ValueError(f"A cache of {len(cache)} layers for a model of {len(self.layers)}.")
         if few_shapes.NEEDED and 1 < L <= few_shapes.MOST_ROWS:
             if self._passes is None or not self._passes.still_of(self):
                 self._passes = Passes(self)
@@ -265,7 +267,7 @@ class Model(nn.Module):
         for first in range(0, len(cache), PORTION):
             h = self.run(h, rows, cache[first : first + PORTION], first)
             # The host waits for drafting passes: let the device begin while it builds the rest.
-            if kept < L:
+            if kept < L and not self.training:
                 mx.async_eval(h)
         for layer in cache:
             layer.trim(L - kept)

@@ -57,6 +57,11 @@ def decode_request(
     _one_of("numerics", numerics, NUMERICS)
     config = model.config
     cache = model.make_cache() if prompt_cache is None else prompt_cache
+    if len(cache) != config.num_hidden_layers:
+        raise GenerationError(
+            f"The prompt cache has {len(cache)} layers, and this model {config.num_hidden_layers}: "
+            "it was made for another model. Make one with `model.make_cache()`."
+        )
     prompt = _checked_ids(prompt_tokens, config.vocab_size)
     room = config.max_position_embeddings - cache[0].offset - len(prompt)
     if room < 1:

@@ -112,7 +112,7 @@ class Auto:
     it cost, and each plain step pays in `INCOME`. So text on which drafts fail loses at most that
     share, plus the first credit and one cycle, while text that has turned easy keeps itself in
     credit until the acceptance has caught up. The constants were found with
-    benchmarks/simulate.py.
+    benchmarks/simulate.py, and replays of the demo's drafts.
     """
 
     FIRST_CREDIT, MOST_CREDIT, INCOME = 0.5, 12.0, 0.015  # plain steps
@@ -124,9 +124,8 @@ class Auto:
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
-    CHANGE = (
-        1.1  # how much faster drafting ahead must seem to begin: its first pass verifies nothing
-    )
+    # How much faster drafting ahead must seem to begin: its first pass verifies nothing.
+    CHANGE = 1.1
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 

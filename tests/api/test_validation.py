@@ -134,6 +134,14 @@ def test_what_a_prompt_cache_holds_counts_towards_the_context() -> None:
     assert len(rest) == 1
 
 
+def test_a_prompt_cache_of_another_model_is_refused() -> None:
+    model = FakeModel(layers=2)
+    for layers in (1, 3):
+        cache = FakeModel(layers=layers).make_cache()
+        with pytest.raises(GenerationError, match=f"{layers} layers"):
+            mlx_generate(model, [1, 2], (), 4, prompt_cache=cache)
+
+
 def test_a_run_never_started_leaves_the_cache_alone() -> None:
     model = FakeModel()
     cache = model.make_cache()

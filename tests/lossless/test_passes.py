@@ -12,7 +12,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from orthrus_mlx import few_shapes, mlx_generate
+from orthrus_mlx import engine, few_shapes, mlx_generate
 from orthrus_mlx.joined import join, products
 from orthrus_mlx.numerics import STEPS, device_key
 
@@ -20,6 +20,14 @@ from . import row_kernels
 from .scenarios import WAYS
 
 PROMPT = [(7 * i) % 60 for i in range(225)]  # the answers cross the step of 256 of a cache
+
+
+@pytest.fixture(autouse=True)
+def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model of many layers is run, which these are not."""
+    for name in ("orthrus_mlx.few_shapes.PORTION", "orthrus_mlx.model.PORTION"):
+        monkeypatch.setattr(name, 1)
+    monkeypatch.setattr(engine, "AT_ONCE", 1)
 
 
 def logits(model: Any, n: int = 200) -> list[mx.array]:
@@ -238,22 +246,48 @@ def test_passes_traced_once_notice_what_was_replaced(monkeypatch: pytest.MonkeyP
     assert mx.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_another_type_of_weights_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys in a cache of the old type would lose what the new one holds."""
+    monkeypatch.setattr(few_shapes, "NEEDED", True)
+    model = row_kernels.build(row_kernels.Model)
+    weights = model.parameters()
+    for dtype in (mx.bfloat16, mx.float32):
+        model.set_dtype(dtype)
+        cache = model.make_cache()
+        model.verify(mx.array(PROMPT[:5]), cache)
+        assert {layer.keys.dtype for layer in cache} == {dtype}
+    model.update(weights)
+    expected = logits(model, 0)
+    monkeypatch.setattr(few_shapes, "NEEDED", False)
+    for a, b in zip(expected, logits(model, 0), strict=True):
+        assert mx.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_a_cache_of_another_model_is_refused(monkeypatch: pytest.MonkeyPatch, few: bool) -> None:
+    monkeypatch.setattr(few_shapes, "NEEDED", few)
+    model = row_kernels.build(row_kernels.Model)
+    for cache in (model.make_cache()[:1], model.make_cache() * 2):
+        with pytest.raises(ValueError, match="layers"):
+            model.verify(mx.array(PROMPT[:5]), cache)
+
+
 def test_passes_of_the_same_shape_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)
     traced = []
     run = model.run
 
-    def counted(ids: mx.array, *more: Any) -> mx.array:
-        traced.append(ids.shape)
-        return run(ids, *more)
+    def counted(h: mx.array, *more: Any) -> mx.array:
+        traced.append(h.shape[:2])
+        return run(h, *more)
 
     monkeypatch.setattr(row_kernels.Model, "run", lambda self, *args: counted(*args))
     cache = model.make_cache()
     for at in range(0, 40, 4):  # wherever they stand
         model.verify(mx.array(PROMPT[at : at + 4]), cache)
         model.draft(mx.array(PROMPT[:8]), cache)
-    assert traced == [(1, 4), (1, 8)]
+    assert traced == [(1, 4), (1, 4), (1, 8), (1, 8)]  # each layer by itself
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
@@ -277,7 +311,8 @@ def test_a_model_in_training_has_its_gradients(monkeypatch: pytest.MonkeyPatch) 
 
     def gradients() -> Any:
         def loss(model: Any) -> mx.array:
-            return (model(mx.array([PROMPT[:5]])) ** 2).sum()
+            both = model.verify_and_draft(mx.array(PROMPT[:5]), 3, (1,), model.make_cache())
+            return (model(mx.array([PROMPT[:5]])) ** 2).sum() + sum((a**2).sum() for a in both)
 
         return tree_flatten(nn.value_and_grad(model, loss)(model)[1])
 
