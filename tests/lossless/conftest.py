@@ -1,10 +1,10 @@
-"""Where the CUDA kernels run that tests ask for."""
+"""How passes are run that tests ask for."""
 
 from __future__ import annotations
 
 import pytest
 
-from orthrus_mlx import cuda, few_rows, few_rows_attention
+from orthrus_mlx import cuda, engine, few_rows, few_rows_attention
 
 from . import cuda_on_cpu
 
@@ -19,3 +19,11 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (few_rows, few_rows_attention):
         monkeypatch.setattr(module, "kernel", cuda_on_cpu.kernel)
         monkeypatch.setattr(module, "runs_here", lambda: True)
+
+
+@pytest.fixture
+def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model of many layers is run, which these are not."""
+    for name in ("orthrus_mlx.few_shapes.PORTION", "orthrus_mlx.model.PORTION"):
+        monkeypatch.setattr(name, 1)
+    monkeypatch.setattr(engine, "AT_ONCE", 1)

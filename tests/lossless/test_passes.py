@@ -1,4 +1,4 @@
-"""How passes are computed changes nothing: joined projections, caches shown whole, any type."""
+"""Passes in few shapes, traced portion by portion, compute what others do."""
 
 from __future__ import annotations
 
@@ -12,129 +12,19 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from orthrus_mlx import engine, few_shapes, mlx_generate
-from orthrus_mlx.joined import join, products
-from orthrus_mlx.numerics import STEPS, device_key
+from orthrus_mlx import few_shapes, mlx_generate
+from orthrus_mlx.numerics import STEPS
 
 from . import row_kernels
+from .passes import PROMPT, logits
 from .scenarios import WAYS
 
-PROMPT = [(7 * i) % 60 for i in range(225)]  # the answers cross the step of 256 of a cache
-
-
-@pytest.fixture(autouse=True)
-def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a model of many layers is run, which these are not."""
-    for name in ("orthrus_mlx.few_shapes.PORTION", "orthrus_mlx.model.PORTION"):
-        monkeypatch.setattr(name, 1)
-    monkeypatch.setattr(engine, "AT_ONCE", 1)
-
-
-def logits(model: Any, n: int = 200) -> list[mx.array]:
-    """Of every kind of pass after `n` tokens."""
-    cache = model.make_cache()
-    if n:
-        model.hidden(mx.array([PROMPT[:n]]), cache)
-    block, masks = [PROMPT[n]], [model.config.mask_token_id] * 7
-    found = [model.draft(mx.array(block + masks[:length]), cache) for length in (7, 4)]
-    rows = PROMPT[n : n + 5]
-    both = mx.array([*rows, *block, *masks, rows[3], *masks])
-    found += model.verify_and_draft(both, 5, (0, 3), cache)
-    found.append(model.verify(mx.array(PROMPT[n + 5 : n + 14]), cache))
-    assert {layer.offset for layer in cache} == {n + 14}
-    mx.eval(found)
-    return found
+pytestmark = pytest.mark.usefixtures("layer_by_layer")
 
 
 def answer(model: Any, mode: Any, cycle: Any, prompt: list[int] = PROMPT) -> list[int]:
     options: Any = {"mode": mode, "cycle": cycle, "seed": 1, "calibrate": False}
     return list(mlx_generate(model, prompt, (), 60, **options))
-
-
-@pytest.mark.parametrize("bits", [None, 4])
-def test_joined_projections_give_the_bits_of_separate_ones(bits: int | None) -> None:
-    model = row_kernels.build(row_kernels.Model, hidden_size=64, intermediate_size=64)
-    if bits:
-        nn.quantize(model, bits=bits, group_size=32)
-    separate = logits(model)
-    weights = dict(nn.utils.tree_flatten(model.parameters()))
-    model.pack()
-    layer = model.layers[1]
-    assert None not in (layer.self_attn._qkv, layer.self_attn._qkv_diff, layer.mlp._gate_up)
-    assert all(map(mx.array_equal, logits(model), separate))
-    packed = dict(nn.utils.tree_flatten(model.parameters()))
-    assert list(packed) == list(weights)  # and each name still holds its own weight
-    assert all(mx.array_equal(packed[name], weights[name]) for name in weights)
-
-
-def test_weights_replaced_after_joining_are_used() -> None:
-    model = row_kernels.build(row_kernels.Model)
-    model.pack()
-    other = row_kernels.build(row_kernels.Model)
-    other.set_dtype(mx.float16)
-    expected = logits(other)
-    model.set_dtype(mx.float16)
-    assert all(map(mx.array_equal, logits(model), expected))
-    model.pack()
-    assert all(map(mx.array_equal, logits(model), expected))
-
-
-def test_a_module_put_in_the_place_of_a_projection_is_used() -> None:
-    """As adapters do; it need not even have a weight."""
-
-    class Doubled(nn.Module):
-        def __init__(self, inner: nn.Module):
-            super().__init__()
-            self.inner = inner
-
-        def __call__(self, x: mx.array) -> mx.array:
-            return 2 * self.inner(x)
-
-    models = [row_kernels.build(row_kernels.Model) for _ in range(2)]
-    models[0].pack()
-    assert models[0].joined and not models[1].joined
-    for model in models:
-        for layer in model.layers:
-            layer.mlp.gate_proj = Doubled(layer.mlp.gate_proj)
-            layer.self_attn.v_proj = Doubled(layer.self_attn.v_proj)
-    assert all(map(mx.array_equal, logits(models[0]), logits(models[1])))
-    assert not models[0].joined
-    models[0].pack()  # what cannot be joined is left alone
-    assert all(map(mx.array_equal, logits(models[0]), logits(models[1])))
-
-
-def test_scales_replaced_after_joining_are_used() -> None:
-    model = row_kernels.build(row_kernels.Model, hidden_size=64, intermediate_size=64)
-    nn.quantize(model, bits=4, group_size=32)
-    model.pack()
-    model.set_dtype(mx.bfloat16)  # the packed integers stay
-    assert {a.dtype for a in logits(model)} == {mx.bfloat16}
-
-
-def test_what_was_measured_joined_is_not_taken_for_separate() -> None:
-    model = row_kernels.build(row_kernels.Model)
-    separate = device_key(model)
-    model.pack()
-    assert device_key(model) != separate
-
-
-def test_projections_of_different_kinds_are_not_joined() -> None:
-    plain, biased = nn.Linear(64, 32, bias=False), nn.Linear(64, 32)
-    packed = [nn.QuantizedLinear(64, 32, bias=False, bits=bits) for bits in (4, 4, 8)]
-    assert join([plain, biased]) is None
-    assert join([plain, packed[0]]) is None
-    assert join(packed) is None  # as mixed recipes have it
-    assert join(packed[:2]) is not None
-
-
-def test_a_bias_added_to_a_joined_projection_counts() -> None:
-    model = row_kernels.build(row_kernels.Model)
-    model.pack()
-    ids = mx.array(PROMPT[:5])
-    before = model.verify(ids, model.make_cache())
-    up = model.layers[0].mlp.up_proj
-    up.bias = mx.ones(up.weight.shape[0])
-    assert not mx.allclose(model.verify(ids, model.make_cache()), before)
 
 
 def test_passes_in_few_shapes_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,32 +216,6 @@ def test_a_model_in_training_has_its_gradients(monkeypatch: pytest.MonkeyPatch) 
     assert expected["model.layers.0.mlp.down_proj.weight"].any()
 
 
-def test_packing_counts_what_was_put_in_as_the_rest() -> None:
-    """`nn.quantize` makes modules in training, for which `few_rows` leaves products alone."""
-    model = row_kernels.build(row_kernels.Model).eval()
-    nn.quantize(model, group_size=32, bits=4)
-    assert model.layers[0].mlp.down_proj.training
-    model.pack()
-    assert not any(part.training for part in model.modules())
-    assert not model.layers[0].mlp._gate_up.product.training
-    model.train().pack()  # and a model in training stays so
-    assert all(part.training for part in model.modules())
-
-
-def test_what_the_kernel_would_compute_is_left_alone_in_training(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It has no gradient; a joined projection does not know of its parts' mode."""
-    asked: list[bool] = []
-    monkeypatch.setattr("orthrus_mlx.joined.product", lambda module, x: asked.append(True))
-    model = row_kernels.build(row_kernels.Model).eval()
-    model.pack()
-    model.train()
-    mlp = model.layers[0].mlp
-    products(mx.zeros((1, 4, 32)), (mlp.gate_proj, mlp.up_proj), mlp._gate_up)
-    assert not asked
-
-
 def test_traced_passes_keep_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(few_shapes, "NEEDED", True)
     model = row_kernels.build(row_kernels.Model)
@@ -384,67 +248,3 @@ def test_a_model_that_ran_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None
     expected = model.verify(mx.array(PROMPT[:5]), model.make_cache())
     other = copy.deepcopy(model)
     assert mx.array_equal(other.verify(mx.array(PROMPT[:5]), other.make_cache()), expected)
-
-
-@pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
-def test_a_run_closed_early_leaves_no_pass_to_compute(cycle: Any) -> None:
-    """MLX would compute it with the next one, and to write twice at once copy the cache."""
-    model = row_kernels.build(row_kernels.Model, max_position_embeddings=40000)
-    cache = model.make_cache()
-    for layer in cache:  # as after a long text
-        long = mx.zeros((1, model.config.num_key_value_heads, 30000, model.config.head_dim))
-        layer.update_and_fetch(long, long)
-        mx.eval(layer.state)
-    options: Any = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache}
-    for _ in range(2):  # the first run makes room
-        run = mlx_generate(model, [1, 2], (), 40, **options)
-        next(run)
-        run.close()
-    mx.synchronize()
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    before = mx.get_active_memory()
-    mx.eval(model.verify(mx.array([1, 2]), cache))
-    assert mx.get_peak_memory() - before < cache[0].keys.nbytes / 2
-
-
-@pytest.mark.parametrize("few", [False, True])
-@pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
-def test_a_cycle_writes_to_the_cache_in_place(
-    monkeypatch: pytest.MonkeyPatch, cycle: Any, few: bool
-) -> None:
-    monkeypatch.setattr(few_shapes, "NEEDED", few)
-    model = row_kernels.build(row_kernels.Model, max_position_embeddings=40000, head_dim=128)
-    mx.eval(model.parameters())
-    without = mx.get_active_memory()
-    cache = model.make_cache()
-    for layer in cache:  # as after a long text
-        long = mx.zeros((1, model.config.num_key_value_heads, 30000, model.config.head_dim))
-        layer.update_and_fetch(long, long)
-        mx.eval(layer.state)
-    options: Any = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache, "block_size": 4}
-    run = mlx_generate(model, [1, 2], (), 60, **options)
-    for _ in range(8):  # makes room
-        next(run)
-    del long
-    mx.reset_peak_memory()
-    for _ in range(30):
-        next(run)
-    one = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache)
-    assert mx.get_peak_memory() - without < one + cache[0].keys.nbytes / 2
-    run.close()
-
-
-def test_a_run_closed_late_leaves_what_others_wrote() -> None:
-    model = row_kernels.build(row_kernels.Model)
-    cache = model.make_cache()
-    options: Any = {"mode": "parallel", "cycle": "two-pass", "prompt_cache": cache}
-    late = mlx_generate(model, PROMPT[:20], (), 40, **options)
-    next(late)
-    for layer in cache:
-        layer.trim(layer.offset)
-    written = list(mlx_generate(model, [5, 6], (), 6, **options))
-    late.close()
-    assert cache[0].offset == 7
-    more = list(mlx_generate(model, written[-1:], (), 20, **options))
-    assert written + more == list(mlx_generate(model, [5, 6], (), 26, mode="ar"))
