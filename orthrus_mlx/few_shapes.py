@@ -99,8 +99,8 @@ class Passes:
         n_ar, n_rows = filled[0] if kept else 0, sum(filled)
         shown = layers[0].keys.shape[2] if kernels else slots
         shape = Shape(n_rows, n_ar, layers[0].keys.shape[2], shown, dtype, kernels)
-        # Every layer reads it. No number is negative: only what the device computes, and not what
-        # the host wrote, is in the device's memory.
+        # Every layer reads it, from the device's memory if the device computed it. (What the host
+        # wrote stays in the host's.) `abs` changes nothing, as no number is negative.
         seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
         h = _fill(ids, counts, filled)
         for first in range(0, len(layers), PORTION):

@@ -183,9 +183,9 @@ class Auto:
                 break
             expected = policy_speed(self.costs, policy, outlooks)
             begins = policy.ahead_rows and current.n_drafts and not current.ahead_rows
-            if expected > to_beat * (self.CHANGE if begins else 1.0):
-                best, speed = policy, expected
-                to_beat = expected / (self.CHANGE if begins else 1.0)
+            worth = expected / self.CHANGE if begins else expected
+            if worth > to_beat:
+                best, speed, to_beat = policy, expected, worth
         self.current, self.pays = best, speed > self.plain_speed
 
     def texts(self) -> list[float]:
