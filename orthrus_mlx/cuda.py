@@ -12,15 +12,25 @@ import mlx.core as mx
 
 def runs_here() -> bool:
     """Whether MLX computes on a CUDA device with tensor cores for bfloat16."""
-    return _multiplies_bfloat16() and mx.default_device() == mx.gpu
+    return _capability() >= (8, 0) and mx.default_device() == mx.gpu
 
 
 @functools.cache
-def _multiplies_bfloat16() -> bool:
+def shared_memory() -> int:
+    """Bytes of shared memory that a thread block can have, by the CUDA programming guide."""
+    major, minor = _capability()
+    if major in (9, 10, 11):
+        return 227 << 10
+    return (163 if (major, minor) in ((8, 0), (8, 7)) else 99) << 10
+
+
+@functools.cache
+def _capability() -> tuple[int, int]:
+    """The device's compute capability; zeros where there is no CUDA device."""
     if not (hasattr(mx, "cuda") and mx.cuda.is_available()):
-        return False
-    capability: Any = mx.device_info(mx.gpu).get("compute_capability_major", 0)
-    return bool(capability >= 8)
+        return 0, 0
+    device: Any = mx.device_info(mx.gpu)
+    return device.get("compute_capability_major", 0), device.get("compute_capability_minor", 0)
 
 
 @functools.cache

@@ -17,15 +17,15 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import bits_of, kernel, runs_here
+from .cuda import bits_of, kernel, runs_here, shared_memory
 
-WARPS = 4  # of a thread block, each for 16 queries
+WARPS = 4  # of a thread block
 HEAD_DIMS = (32, 64, 96, 128)
 KEYS, STAGES = 64, 2  # keys that a thread block takes at once, and how often so many are held
 # Slots shared out in parts: (up to so many, slots of a part), multiples of KEYS. Small parts give
 # few slots more to do at once; of a long text they would be much to merge.
-PARTS = ((2048, 128), (4096, 256), (16384, 1024))
-LARGEST = 2048  # slots of a part beyond those
+PARTS = ((2048, 128), (4096, 256))
+LARGEST = 1024  # slots of a part beyond those
 
 
 def fits(attention: Any, *arrays: mx.array) -> bool:
@@ -52,22 +52,25 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
     _, heads, rows, dim = q.shape
     kv_heads, slots = k.shape[1:3]
     parts = parts_of(slots)
-    tiles = -(-rows * (heads // kv_heads) // (16 * WARPS))
+    queries = rows * (heads // kv_heads)  # of one KV head
+    # Tiles of 16 queries for each warp: two share what is read of keys and values.
+    tiles = 2 if queries > 16 * WARPS and _shared(2, dim) <= shared_memory() else 1
+    blocks = -(-queries // (16 * tiles * WARPS))
     pieces, weights = kernel(
         "few_rows_attention",
         ("q", "k", "v", "seen"),
         ("pieces", "weights"),
         _ATTEND,
         _HEADER,
-        2 * STAGES * KEYS * (dim + 8) * 2,
+        _shared(tiles, dim),
     )(
         inputs=[q, k, v, seen],
         template=[
             ("T", q.dtype),
-            *{"D": dim, "KEYS": KEYS, "STAGES": STAGES, "WARPS": WARPS}.items(),
+            *{"D": dim, "KEYS": KEYS, "STAGES": STAGES, "WARPS": WARPS, "TILES": tiles}.items(),
             ("SCALE", bits_of(scale)),
         ],
-        grid=(tiles * WARPS * 32, kv_heads, parts),  # side by side those that read the same
+        grid=(blocks * WARPS * 32, kv_heads, parts),  # side by side those that read the same
         threadgroup=(WARPS * 32, 1, 1),
         output_shapes=[(parts, heads * rows, dim), (parts, heads * rows)],
         output_dtypes=[q.dtype, mx.float32],
@@ -81,6 +84,11 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         output_dtypes=[q.dtype],
     )
     return out
+
+
+def _shared(tiles: int, dim: int) -> int:
+    """Bytes for keys and values under way, and for a thread block's queries."""
+    return (2 * STAGES * KEYS + 16 * tiles * WARPS) * (dim + 8) * 2
 
 
 def prepares(attention: Any, *views: mx.array) -> bool:
@@ -192,84 +200,86 @@ __device__ __forceinline__ void read_transposed(unsigned* to, const void* from) 
 }
 """
 
-# A thread block takes one part of the slots, one KV head, and 16 of its queries for each warp (all
-# rows of all heads that share it). Scores and sums stay in registers; which thread holds what is
-# said at `multiply_add`.
+# A thread block takes one part of the slots, one KV head, and some of its queries (all rows of all
+# heads that share it): TILES of 16 for each warp. Scores and sums stay in registers; which thread
+# holds what is said at `multiply_add`. How many tiles there are changes nothing in any of them.
 _ATTEND = """
   constexpr int PAD = D + 8;  // so that rows of shared memory start in different banks
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int head = blockIdx.y, part = gridDim.z - 1 - blockIdx.z;  // the largest parts first
   const int rows = q_shape[2], group = q_shape[1] / k_shape[1], slots = k_shape[2];
-  const int queries = rows * group, before_pass = seen[0], filled = before_pass + rows;
+  const int all = rows * group, before_pass = seen[0], filled = before_pass + rows;
   const int begin = part_start(part), end = min(part_start(part + 1), filled);
   if (begin >= end) return;
   extern __shared__ uint4 shared[];
-  auto keys = reinterpret_cast<T(*)[KEYS][PAD]>(shared);
-  auto values = keys + STAGES;
+  auto keys = reinterpret_cast<T(*)[KEYS][PAD]>(shared), values = keys + STAGES;
+  auto query = *(values + STAGES) + warp * 16 * TILES;
 
   const T *from_keys = k + (size_t)head * slots * D, *from_values = v + (size_t)head * slots * D;
   auto read = [&](int from, int stage) {
-    if (from < end) {
 #pragma unroll
-      for (int i = 0; i < KEYS * D / 8; i += WARPS * 32) {
-        const int key = (i + threadIdx.x) / (D / 8), d = (i + threadIdx.x) % (D / 8) * 8;
-        if (key >= KEYS) break;
-        const int at = min(from + key, slots - 1) * D + d;
-        read_ahead(&keys[stage][key][d], from_keys + at);
-        read_ahead(&values[stage][key][d], from_values + at);
-      }
+    for (int i = 0; i < KEYS * D / 8; i += WARPS * 32) {
+      const int key = (i + threadIdx.x) / (D / 8), d = (i + threadIdx.x) % (D / 8) * 8;
+      if (key >= KEYS || from >= end) break;
+      const int at = min(from + key, slots - 1) * D + d;
+      read_ahead(&keys[stage][key][d], from_keys + at);
+      read_ahead(&values[stage][key][d], from_values + at);
     }
     asm volatile("cp.async.commit_group;");
   };
+
+  const int first = (blockIdx.x * WARPS + warp) * 16 * TILES;
+  for (int i = lane; i < 16 * TILES * D / 8; i += 32) {
+    const int n = min(first + i / (D / 8), all - 1), d = i % (D / 8) * 8;  // the last one repeats
+    read_ahead(&query[i / (D / 8)][d],
+               q + (head * group + n % group) * q_strides[1] + n / group * q_strides[2] + d);
+  }
 #pragma unroll
   for (int stage = 0; stage < STAGES - 1; stage++) read(begin + stage * KEYS, stage);
 
-  const int first = (blockIdx.x * WARPS + warp) * 16;
-  int row[2];
-  unsigned query[D / 16][4];
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int n = min(first + 8 * h + g, queries - 1);  // the last one repeats
-    row[h] = n / group;
-    const T* at = q + (head * group + n % group) * q_strides[1] + row[h] * q_strides[2] + 2 * t;
-#pragma unroll
-    for (int d = 0; d < D / 16; d++) {
-      query[d][h] = *reinterpret_cast<const unsigned*>(at + 16 * d);
-      query[d][h + 2] = *reinterpret_cast<const unsigned*>(at + 16 * d + 8);
-    }
-  }
   const float none = __int_as_float(0xff800000);  // minus infinity
   const float unit = __int_as_float(SCALE) * 1.44269504f;
-  float out[D / 8][4] = {}, highest[2] = {none, none}, sum[2] = {};
+  float out[TILES][D / 8][4] = {}, highest[TILES][2], sum[TILES][2] = {};
+#pragma unroll
+  for (int i = 0; i < TILES; i++) highest[i][0] = highest[i][1] = none;
 
   for (int slot = begin, stage = 0; slot < end; slot += KEYS, stage = (stage + 1) % STAGES) {
     asm volatile("cp.async.wait_group %0;" :: "n"(STAGES - 2) : "memory");
     __syncthreads();
     read(slot + (STAGES - 1) * KEYS, (stage + STAGES - 1) % STAGES);
-    if (first < queries) {
-      float score[KEYS / 8][4] = {};
+    if (first >= all) continue;
+    float score[TILES][KEYS / 8][4] = {};
+#pragma unroll (8 / TILES)  // or there would be more to hold than registers
+    for (int d = 0; d < D / 16; d++) {
+      unsigned a[TILES][4];
 #pragma unroll
-      for (int d = 0; d < D / 16; d++)
+      for (int i = 0; i < TILES; i++)
+        read_matrices(a[i], &query[16 * i + lane % 16][16 * d + lane / 16 * 8]);
 #pragma unroll
-        for (int n = 0; n < KEYS / 16; n++) {
-          const int key = 16 * n + lane / 16 * 8 + lane % 8;
-          unsigned b[4];
-          read_matrices(b, &keys[stage][key][16 * d + lane / 8 % 2 * 8]);
-          const unsigned* a = query[d];
-          multiply_add(score[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
-          multiply_add(score[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+      for (int n = 0; n < KEYS / 16; n++) {
+        const int key = 16 * n + lane / 16 * 8 + lane % 8;
+        unsigned b[4];
+        read_matrices(b, &keys[stage][key][16 * d + lane / 8 % 2 * 8]);
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+          multiply_add(score[i][2 * n], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+          multiply_add(score[i][2 * n + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
         }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < TILES; i++) {
       if (slot + KEYS > before_pass) {  // what is before it is seen by every row
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const int* ranges = seen + row[h];
+          const int* ranges = seen + min(first + 16 * i + 8 * h + g, all - 1) / group;
           const int before = ranges[rows], from = ranges[2 * rows], to = ranges[3 * rows];
 #pragma unroll
           for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-              const int at = slot + 8 * n + 2 * t + i;
-              if (at >= before && (at < from || at >= to)) score[n][2 * h + i] = none;
+            for (int j = 0; j < 2; j++) {
+              const int at = slot + 8 * n + 2 * t + j;
+              if (at >= before && (at < from || at >= to)) score[i][n][2 * h + j] = none;
             }
         }
       }
@@ -277,58 +287,69 @@ _ATTEND = """
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) high[i / 2] = fmaxf(high[i / 2], score[n][i]);
+        for (int j = 0; j < 4; j++) high[j / 2] = fmaxf(high[j / 2], score[i][n][j]);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 1));
         high[h] = fmaxf(high[h], __shfl_xor_sync(0xffffffff, high[h], 2));
-        high[h] = fmaxf(highest[h], high[h] * unit);
+        high[h] = fmaxf(highest[i][h], high[h] * unit);
         const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
-        shrink[h] = power_of_two(highest[h] - zero);  // exactly 1 where nothing is to be added
-        highest[h] = high[h], high[h] = zero, sum[h] *= shrink[h];
+        shrink[h] = power_of_two(highest[i][h] - zero);  // exactly 1 where nothing is to be added
+        highest[i][h] = high[h], high[h] = zero, sum[i][h] *= shrink[h];
       }
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-          score[n][i] = power_of_two(fmaf(score[n][i], unit, -high[i / 2]));
-          sum[i / 2] += score[n][i];
+        for (int j = 0; j < 4; j++) {
+          score[i][n][j] = power_of_two(fmaf(score[i][n][j], unit, -high[j / 2]));
+          sum[i][j / 2] += score[i][n][j];
         }
       if (__any_sync(0xffffffff, shrink[0] != 1 || shrink[1] != 1)) {
 #pragma unroll
         for (int d = 0; d < D / 8; d++)
 #pragma unroll
-          for (int i = 0; i < 4; i++) out[d][i] *= shrink[i / 2];
+          for (int j = 0; j < 4; j++) out[i][d][j] *= shrink[j / 2];
       }
+    }
 #pragma unroll
-      for (int n = 0; n < KEYS / 16; n++) {
-        const float *low = score[2 * n], *up = score[2 * n + 1];
-        const unsigned a[] = {pair(low[0], low[1]), pair(low[2], low[3]), pair(up[0], up[1]),
-                              pair(up[2], up[3])};
+    for (int n = 0; n < KEYS / 16; n++) {
+      unsigned a[TILES][4];
 #pragma unroll
-        for (int d = 0; d < D / 16; d++) {
-          unsigned b[4];
-          read_transposed(b, &values[stage][16 * n + lane % 16][16 * d + lane / 16 * 8]);
-          multiply_add(out[2 * d], a[0], a[1], a[2], a[3], b[0], b[1]);
-          multiply_add(out[2 * d + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+      for (int i = 0; i < TILES; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+          const float* both = score[i][2 * n + j / 2] + j % 2 * 2;
+          a[i][j] = pair(both[0], both[1]);
+        }
+#pragma unroll
+      for (int d = 0; d < D / 16; d++) {
+        unsigned b[4];
+        read_transposed(b, &values[stage][16 * n + lane % 16][16 * d + lane / 16 * 8]);
+#pragma unroll
+        for (int i = 0; i < TILES; i++) {
+          multiply_add(out[i][2 * d], a[i][0], a[i][1], a[i][2], a[i][3], b[0], b[1]);
+          multiply_add(out[i][2 * d + 1], a[i][0], a[i][1], a[i][2], a[i][3], b[2], b[3]);
         }
       }
     }
   }
 
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int n = first + 8 * h + g;
-    sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 1);
-    sum[h] += __shfl_xor_sync(0xffffffff, sum[h], 2);
-    if (n >= queries) continue;
-    const size_t at = (size_t)(part * gridDim.y + head) * queries + n;
-    const float over = sum[h] > 0 ? 1 / sum[h] : 0.0f;
-    if (t == 0) weights[at] = highest[h] + log2f(sum[h]);  // -inf where nothing was seen
+  for (int i = 0; i < 2 * TILES; i++) {
+    const int h = i % 2, n = first + 8 * i + g;
+    float all_of_it = sum[i / 2][h];
+    all_of_it += __shfl_xor_sync(0xffffffff, all_of_it, 1);
+    all_of_it += __shfl_xor_sync(0xffffffff, all_of_it, 2);
+    if (n >= all) continue;
+    const size_t at = (size_t)(part * gridDim.y + head) * all + n;
+    const float over = all_of_it > 0 ? 1 / all_of_it : 0.0f;
+    if (t == 0) weights[at] = highest[i / 2][h] + log2f(all_of_it);  // -inf where nothing was seen
 #pragma unroll
-    for (int d = 0; d < D / 8; d++)
+    for (int d = 0; d < D / 8; d++) {
+      const float* both = out[i / 2][d] + 2 * h;
       *reinterpret_cast<unsigned*>(pieces + at * D + 8 * d + 2 * t) =
-          pair(out[d][2 * h] * over, out[d][2 * h + 1] * over);
+          pair(both[0] * over, both[1] * over);
+    }
   }
 """
 
