@@ -162,6 +162,7 @@ def cycles(
     pending: list[bool] = []
     while budget > 0:
         plan = scheduler.plan(budget, len(pending))
+        scheduler.consider()
         guesses = text.guesses(anchor, plan.draft_rows)[:-1] if plan.draft_rows else pending
         drafts = guesses[: plan.n_drafts]
         accepted = drafts.index(False) if False in drafts else len(drafts)

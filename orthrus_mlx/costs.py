@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 import mlx.core as mx
@@ -31,9 +33,10 @@ ROWS = (16, 32, 48, 64, 96)
 # The same where all rows but one draft, and the view of that one does next to nothing.
 ALTERNATING = (8, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
-REPEATS = 3
-PLAIN_STEPS, CYCLES, RUNS = 8, 4, 3  # timed as the engine runs them, and how often
-SLOW = 0.05  # seconds; a pass that takes longer is timed once
+# Seconds. What takes longer than SLOW is timed once, the rest in up to ROUNDS more rounds, for as
+# long as ENOUGH.
+SLOW, ROUNDS, ENOUGH = 0.05, 8, 0.6
+CYCLES = 4  # timed at once, as the engine runs them
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
 NOMINAL = Costs(
@@ -49,9 +52,9 @@ NOMINAL = Costs(
 def calibrate(model: Any, block_size: int) -> Costs:
     """Measure the passes that decoding with blocks of up to `block_size` rows can run.
 
-    Each pass runs once to warm up, then up to three times (once where it is slow). Sizes are
-    measured in rising order, and no further once two in a row could not pay even if every draft
-    stood, as on a CPU, where each row costs the same.
+    Each runs once to warm up and once to be timed; sizes in rising order, and no further once two
+    in a row could not pay even if every draft stood, as on a CPU, where each row costs the same.
+    What is fast is timed again.
     """
     from .few_shapes import shape_of  # with model code, which importing this need not wait for
 
@@ -64,30 +67,36 @@ def calibrate(model: Any, block_size: int) -> Costs:
     model.hidden(ids[None, :context], cache)
     mx.eval([layer.state for layer in cache])
 
-    def measure(run: Callable[..., Any], *args: Any) -> float:
-        times: list[float] = []
-        while len(times) <= REPEATS:
-            start = time.perf_counter()
-            mx.eval(run(*args, cache))
-            times.append(time.perf_counter() - start)
-            cut_cache(cache, context)
-            if len(times) > 1 and times[-1] > SLOW:
-                break
-        return min(times)  # the first one too, where it had nothing to compile
+    times = _Times()
 
-    plain = fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS))
-    costs = Costs({1: measure(model.verify, ids[:1])}, {}, {}, plain)
+    def time_pass(run: Callable[..., Any], *args: Any) -> float:
+        start = time.perf_counter()
+        mx.eval(run(*args, cache))
+        taken = time.perf_counter() - start
+        cut_cache(cache, context)
+        return taken
+
+    cycles: dict[Policy, float] = {}
+
+    def measure_cycles(policy: Policy) -> None:
+        times.add(cycles, [policy], lambda: median(cycle_times(model, cache, policy)))
+
+    measure_cycles(PLAIN_POLICY)
+    costs = Costs({}, {}, {}, cycles[PLAIN_POLICY])
+    times.add(costs.verify, [1], partial(time_pass, model.verify, ids[:1]))
 
     # Each measures one size, and says whether it could pay.
     def two_pass(n: int) -> bool:
-        costs.verify[n] = measure(model.verify, ids[:n])
-        costs.draft[n] = measure(model.draft, ids[:n])
+        times.add(costs.verify, [n], partial(time_pass, model.verify, ids[:n]))
+        times.add(costs.draft, [n], partial(time_pass, model.draft, ids[:n]))
         return costs.verify[n] + costs.draft[n] <= n * costs.of_plain()
 
     def alternating(n: int) -> bool:
-        costs.fused[1, n - 1] = cost = measure(model.verify_and_draft, ids[:n], 1, (0,))
+        job = partial(time_pass, model.verify_and_draft, ids[:n], 1, (0,))
+        times.add(costs.fused, [(1, n - 1)], job)
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
-        return cost + costs.of_verify(1 + drafts) <= (2 + drafts) * costs.of_plain()
+        cost = costs.fused[1, n - 1] + costs.of_verify(1 + drafts)
+        return cost <= (2 + drafts) * costs.of_plain()
 
     def one_pass(n: int) -> bool:
         shapes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
@@ -96,9 +105,10 @@ def calibrate(model: Any, block_size: int) -> Costs:
         could_pay = False
         for shares in shapes.values():
             rows, ahead = shares[len(shares) // 2]
-            cost = measure(model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
-            costs.fused.update(dict.fromkeys(shares, cost))
-            could_pay |= cost <= max(rows for rows, _ in shares) * costs.of_plain()
+            job = partial(time_pass, model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
+            times.add(costs.fused, shares, job)
+            most = max(rows for rows, _ in shares)
+            could_pay |= costs.fused[shares[0]] <= most * costs.of_plain()
         return could_pay
 
     _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
@@ -109,26 +119,62 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # goes with the pass that verifies, of which each cycle has one. The host works while a draft
     # pass runs, but not while a one-pass cycle does, whose pass needs all that the last one said.
     # Where passes are slow it is nothing, and would be lost in their noise.
-    def beyond(policy: Policy, passes: float) -> float:
-        if passes > SLOW:
-            return 0.0
-        runs = [fmean(cycle_times(model, cache, policy, CYCLES)) for _ in range(RUNS)]
-        return max(0.0, min(runs) - passes)  # the first run may have to compile
+    def of_passes(policy: Policy) -> float:
+        if policy.kind == "two-pass":
+            return costs.draft[policy.n_drafts + 1] + costs.verify[policy.n_drafts + 1]
+        return costs.fused[policy.n_drafts + 1, policy.ahead_rows * policy.blocks]
 
-    least = min(costs.draft)
-    host = beyond(Policy("two-pass", least - 1), costs.draft[least] + costs.verify[least])
-    alone = host
-    if pair := next((pair for pair in sorted(costs.fused) if pair[0] == pair[1] > 2), None):
-        alone = beyond(Policy("one-pass", pair[0] - 2, pair[1], 1), costs.fused[pair])
-    # Everything is weighed against the plain step: time it again at the end.
-    runs = 1 if plain > SLOW else RUNS
-    again = min(fmean(cycle_times(model, cache, PLAIN_POLICY, PLAIN_STEPS)) for _ in range(runs))
+    two = [Policy("two-pass", n - 1) for n in (min(costs.draft), max(costs.draft))]
+    # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
+    pairs = [(n, ahead) for n, ahead in costs.fused if ahead % 2 == 0 and abs(ahead // 2 - n) < 2]
+    one = [Policy("one-pass", n - 1, ahead // 2, 2) for n, ahead in pairs]
+    one = [*one[:1], *one[1:][-1:]]
+    for policy in (*two, *one):
+        if of_passes(policy) <= SLOW:
+            measure_cycles(policy)
+    times.repeat()
+
+    def beyond(policies: list[Policy], otherwise: float) -> float:
+        known = [max(0.0, cycles[p] - of_passes(p)) for p in policies if p in cycles]
+        return median(known) if known else otherwise
+
+    host = beyond(two, 0.0)
+    alone = beyond(one, host)
     return Costs(
         verify={n: cost + host for n, cost in costs.verify.items()},
         draft=costs.draft,
         fused={pair: cost + alone for pair, cost in costs.fused.items()},
-        plain=min(plain, again),
+        plain=cycles[PLAIN_POLICY],
     )
+
+
+class _Times:
+    """What is timed in turn: what slows the machine down for a while slows down all alike."""
+
+    def __init__(self) -> None:
+        self._again: list[Callable[[], None]] = []
+
+    def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
+        """Have the seconds that `job` returns in `table`, for all these `sizes`."""
+        first, times = job(), [job()]
+        slow = times[0] > SLOW
+        # A slow one had next to nothing to compile: the first time counts too.
+        table.update(dict.fromkeys(sizes, min(first, times[0]) if slow else times[0]))
+
+        def again() -> None:
+            times.append(job())
+            table.update(dict.fromkeys(sizes, median(times)))
+
+        if not slow:
+            self._again.append(again)
+
+    def repeat(self) -> None:
+        """Time what is fast again, for as long as that may take."""
+        start = time.perf_counter()
+        for again in self._again * ROUNDS:
+            if time.perf_counter() - start > ENOUGH:
+                return
+            again()
 
 
 def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:
@@ -139,13 +185,13 @@ def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> N
             return
 
 
-def cycle_times(model: Any, cache: list[Any], policy: Policy, cycles: int) -> list[float]:
+def cycle_times(model: Any, cache: list[Any], policy: Policy) -> list[float]:
     """Seconds for each of some cycles as the engine runs them, or for one that is slow.
 
     Plain steps start before the last one is read.
     """
     context = cache[0].offset
-    most = (cycles + 3) * (policy.n_drafts + 1)
+    most = (CYCLES + 3) * (policy.n_drafts + 1)
     request = Request([1], frozenset(), most, Sampling(), model.config.mask_token_id)
     times: list[float] = []  # when the first token of each cycle came
     with contextlib.closing(decode(model, request, Fixed(policy), cache)) as run:
@@ -153,7 +199,7 @@ def cycle_times(model: Any, cache: list[Any], policy: Policy, cycles: int) -> li
             if stats.cycles > len(times):
                 times.append(time.perf_counter())
             slow = len(times) > 2 and times[-1] - times[-2] > SLOW
-            if slow or len(times) == cycles + 2:
+            if slow or len(times) == CYCLES + 2:
                 break
     cut_cache(cache, context)
     return [after - before for before, after in pairwise(times[1:])]
@@ -184,6 +230,7 @@ def device_costs(model: Any, block_size: int) -> Costs:
     return found
 
 
+@functools.lru_cache(maxsize=32)
 def within(costs: Costs, row_counts: RowCounts) -> Costs:
     """The costs that are left where exact numerics pad every pass to `row_counts`."""
     if not row_counts.verify:

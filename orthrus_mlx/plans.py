@@ -79,6 +79,11 @@ class Policy:
     ahead_rows: int = 0
     blocks: int = 2
 
+    @property
+    def length(self) -> int:
+        """Rows of each block, anchor included."""
+        return self.ahead_rows or self.n_drafts + 1
+
     def plan(self, budget: int, pending: int) -> Plan:
         """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
         if self.kind == "two-pass":

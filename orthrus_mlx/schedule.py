@@ -7,18 +7,19 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-import operator
 from collections.abc import Callable
-from itertools import pairwise
 from typing import ClassVar, Literal, Protocol
+
+import numpy as np
 
 from .plans import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
 from .speeds import (
     SOURCES,
     Costs,
     Source,
-    best_case,
+    contenders,
     most_speed,
     outlook,
     plan_cost,
@@ -40,6 +41,9 @@ class Scheduler(Protocol):
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn that of the `n_drafts` drafts that `plan` verified, `accepted` stood."""
 
+    def consider(self) -> None:
+        """Think about what was learnt; called once the next cycle is under way on the device."""
+
 
 class Fixed:
     """The same policy in every cycle, whatever comes of it."""
@@ -53,6 +57,9 @@ class Fixed:
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Nothing to learn."""
+
+    def consider(self) -> None:
+        """Nothing to think about."""
 
 
 class Acceptance:
@@ -129,16 +136,16 @@ class Auto:
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 
-    def __init__(self, costs: Costs, policies: list[Policy]):
+    def __init__(self, costs: Costs, policies: tuple[Policy, ...]):
         self.costs = costs
         self.plain_speed = 1 / costs.of_plain()
         self.acceptance: dict[Source, Acceptance] = {source: Acceptance() for source in SOURCES}
-        # Only what could pay if every draft stood is ever worth a try.
-        self.policies = [p for p in policies if best_case(costs, p) > self.plain_speed]
+        self.policies = contenders(costs, policies)
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = 0
         self.credit = self.FIRST_CREDIT
         self.untested = False  # drafts were made ahead and not verified yet
+        self.due = False  # a look at all policies
         self.current, self.pays = PLAIN_POLICY, False
         if self.policies:
             self.choose()
@@ -163,24 +170,31 @@ class Auto:
         if n_drafts:
             self.acceptance[source].observe(n_drafts, accepted)
             self.cycles += 1
-            if self.cycles <= self.EARLY or not self.pays or self.cycles % self.REPLAN == 0:
-                self.choose()
+            self.due |= self.cycles <= self.EARLY or not self.pays or self.cycles % self.REPLAN == 0
+            if gain < 0:  # as it is, the next cycle would lose too
+                self.consider()
+
+    def consider(self) -> None:
+        """Look at all policies if that is due."""
+        if self.due:
+            self.choose()
 
     def choose(self) -> None:
         """Look at all policies: take the fastest, and note whether it beats plain steps."""
+        self.due = False
         places = max(policy.n_drafts for policy in self.policies)
-        texts = self.texts()
+        texts, current = self.texts(), self.current
         outlooks = {
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
-        current = self.current
         speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
         best, to_beat = current, speed
         # Those that could be the fastest first: most need no closer look.
-        most = {policy: most_speed(self.costs, policy, outlooks) for policy in self.policies}
-        for policy in sorted(self.policies, key=most.__getitem__, reverse=True):
-            if most[policy] <= to_beat:
+        bounds = [most_speed(self.costs, policy, outlooks) for policy in self.policies]
+        for bound, i in sorted(zip(bounds, itertools.count()), reverse=True):
+            if bound <= to_beat:
                 break
+            policy = self.policies[i]
             expected = policy_speed(self.costs, policy, outlooks)
             begins = policy.ahead_rows and current.n_drafts and not current.ahead_rows
             worth = expected / self.CHANGE if begins else expected
@@ -203,8 +217,8 @@ class Auto:
 
         The longer drafts have stood, the likelier is a text on which they do.
         """
-        stands = [sum(map(operator.mul, texts, chances)) for chances in self.stand(source, places)]
-        expected = [after / before for before, after in pairwise(stands)]
+        stands = self.stand(source, places) @ texts
+        expected: list[float] = (stands[1:] / stands[:-1]).tolist()
         return self.acceptance[source].rates(expected, self.PRIOR_WEIGHT)
 
     @classmethod
@@ -215,12 +229,13 @@ class Auto:
 
     @classmethod
     @functools.cache
-    def stand(cls, source: Source, places: int) -> list[list[float]]:
+    def stand(cls, source: Source, places: int) -> np.ndarray:
         """For 0 to `places` drafts, by kind of text: the chance that all of them stand."""
-        return [[(1 - share) ** n for share in cls.falls(source)] for n in range(places + 1)]
+        return (1 - np.array(cls.falls(source))) ** np.arange(places + 1)[:, None]
 
 
-def policies(costs: Costs, cycle: CycleKind, block_size: int) -> list[Policy]:
+@functools.lru_cache(maxsize=32)
+def policies(costs: Costs, cycle: CycleKind, block_size: int) -> tuple[Policy, ...]:
     """The ways to draft that `cycle` and the block size allow, and `costs` knows the price of.
 
     "one-pass" allows alternating passes too.
@@ -243,7 +258,8 @@ def policies(costs: Costs, cycle: CycleKind, block_size: int) -> list[Policy]:
         most = max(costs.verify) - 1  # exact numerics, or what was measured, end there
         for ahead in sorted({ahead for _, ahead in costs.fused}):
             found.append(Policy("alternating", min(left(ahead), most), ahead, 1))
-    return [p for p in found if p.n_drafts > 0 and max(p.n_drafts + 1, p.ahead_rows) <= block_size]
+    fitting = (p for p in found if max(p.n_drafts + 1, p.ahead_rows) <= block_size)
+    return tuple(dict.fromkeys(p for p in fitting if p.n_drafts > 0))
 
 
 def make_scheduler(
