@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 
 class Rows(NamedTuple):
@@ -46,15 +48,25 @@ def ranges(start: int, n_ar: int, n_diff: int, depths: Sequence[int], spare: int
     [2, j] up to [3, j], that one not included. Its keys and values go to slot [4, j]. `spare`
     diffusion rows behind the others, whose results nobody wants, are further blocks.
     """
-    rows = [(start + j, start + j + 1, 0, 0, start + j) for j in range(n_ar)]
-    length, end = n_diff // len(depths), start + n_ar + n_diff + spare
+    at_0, moves = _ranges_at_0(n_ar, n_diff, tuple(depths), spare)
+    return mx.array(at_0 + start * moves)
+
+
+@functools.lru_cache(maxsize=256)
+def _ranges_at_0(
+    n_ar: int, n_diff: int, depths: tuple[int, ...], spare: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for a start of 0, and where a start is to be added: all but AR rows' blocks."""
+    rows = [(j, j + 1, 0, 0, j) for j in range(n_ar)]
+    length, end = n_diff // len(depths), n_ar + n_diff + spare
     for j in range(n_diff + spare):
         block, place = divmod(j, length)
-        anchor = start + (depths[block] if block < len(depths) else 0)
-        own = start + n_ar + block * length  # a block's slots follow those of the AR rows
-        slot = start + n_ar + j
-        rows.append((anchor + place, anchor, own, min(own + length, end), slot))
-    return mx.array(list(zip(*rows, strict=True)), mx.int32)
+        anchor = depths[block] if block < len(depths) else 0
+        own = n_ar + block * length  # a block's slots follow those of the AR rows
+        rows.append((anchor + place, anchor, own, min(own + length, end), n_ar + j))
+    moves = np.ones((5, len(rows)), np.int32)
+    moves[2:4, :n_ar] = 0
+    return np.array(rows, np.int32).T, moves
 
 
 def visible(seen: mx.array, slots: int) -> mx.array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -93,22 +92,21 @@ class Acceptance:
         stood = sum(self.stood)
         return stood, sum(self.tried) - stood
 
-    def rates(self, expected: list[float], weight: float) -> list[float]:
+    def rates(self, expected: np.ndarray, weight: float) -> list[float]:
         """The chance to stand at each place, given those before.
 
         `expected` are the chances of other drafts like these, the first worth `weight` drafts.
         """
         stood, fell = self.evidence
-        lead = (stood + weight * expected[0]) / (stood + fell + weight) - expected[0]
+        others: list[float] = expected.tolist()
+        lead = (stood + weight * others[0]) / (stood + fell + weight) - others[0]
         rates = []
-        for place, other in enumerate(expected):
+        for other, tried, stood in zip(others, self.tried, self.stood, strict=False):
             rate = min(0.999, max(0.0, other + lead))
-            if place < len(self.tried):
-                tried, stood = self.tried[place], self.stood[place]
-                rate = (stood + self.WEIGHT * rate) / (tried + self.WEIGHT)
-                lead = rate - other
-            rates.append(rate)
-        return rates
+            rates.append((stood + self.WEIGHT * rate) / (tried + self.WEIGHT))
+            lead = rates[-1] - other
+        rest: list[float] = (expected[len(rates) :] + lead).clip(0.0, 0.999).tolist()
+        return rates + rest
 
 
 class Auto:
@@ -131,8 +129,9 @@ class Auto:
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
-    # How much faster drafting ahead must seem to begin: its first pass verifies nothing.
-    CHANGE = 1.1
+    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
+    # at first, less the more cycles were seen.
+    CHANGE, KNOWN = 1.2, 4
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
 
@@ -187,6 +186,7 @@ class Auto:
         outlooks = {
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
+        change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
         speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
         best, to_beat = current, speed
         # Those that could be the fastest first: most need no closer look.
@@ -197,41 +197,40 @@ class Auto:
             policy = self.policies[i]
             expected = policy_speed(self.costs, policy, outlooks)
             begins = policy.ahead_rows and current.n_drafts and not current.ahead_rows
-            worth = expected / self.CHANGE if begins else expected
+            worth = expected / change if begins else expected
             if worth > to_beat:
                 best, speed, to_beat = policy, expected, worth
         self.current, self.pays = best, speed > self.plain_speed
 
-    def texts(self) -> list[float]:
+    def texts(self) -> np.ndarray:
         """How likely each kind of text is by what all drafts have shown, the likeliest being 1."""
-        likely = list(map(math.log, self.COMMON))
-        for name, seen in self.acceptance.items():
+        likely = np.log(self.COMMON)
+        for source, seen in self.acceptance.items():
             stood, fell = seen.evidence
-            for i, share in enumerate(self.falls(name)):
-                likely[i] += self.TRUST * (stood * math.log(1 - share) + fell * math.log(share))
-        most = max(likely)
-        return [math.exp(log - most) for log in likely]
+            if stood or fell:
+                falls = self.falls(source)
+                likely += self.TRUST * (stood * np.log1p(-falls) + fell * np.log(falls))
+        return np.exp(likely - likely.max())
 
-    def rates(self, source: Source, texts: list[float], places: int) -> list[float]:
+    def rates(self, source: Source, texts: np.ndarray, places: int) -> list[float]:
         """Chances to stand of the drafts from one source, by place.
 
         The longer drafts have stood, the likelier is a text on which they do.
         """
         stands = self.stand(source, places) @ texts
-        expected: list[float] = (stands[1:] / stands[:-1]).tolist()
-        return self.acceptance[source].rates(expected, self.PRIOR_WEIGHT)
+        return self.acceptance[source].rates(stands[1:] / stands[:-1], self.PRIOR_WEIGHT)
 
     @classmethod
     @functools.cache
-    def falls(cls, source: Source) -> list[float]:
+    def falls(cls, source: Source) -> np.ndarray:
         """For each kind of text, the share that falls of the drafts from one source."""
-        return [min(0.95, share * cls.OFTENER[source]) for share in cls.FALLS]
+        return np.minimum(0.95, np.array(cls.FALLS) * cls.OFTENER[source])
 
     @classmethod
     @functools.cache
     def stand(cls, source: Source, places: int) -> np.ndarray:
         """For 0 to `places` drafts, by kind of text: the chance that all of them stand."""
-        return (1 - np.array(cls.falls(source))) ** np.arange(places + 1)[:, None]
+        return (1 - cls.falls(source)) ** np.arange(places + 1)[:, None]
 
 
 @functools.lru_cache(maxsize=32)

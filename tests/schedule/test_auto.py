@@ -23,7 +23,7 @@ from benchmarks.simulate import (
 from orthrus_mlx.costs import NOMINAL, within
 from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
 from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
-from orthrus_mlx.speeds import Costs, outlook, plan_cost, policy_speed
+from orthrus_mlx.speeds import Costs, contenders, outlook, plan_cost, policy_speed
 
 METAL = COSTS["bf16"]
 
@@ -157,6 +157,37 @@ def test_policies_are_those_whose_price_is_known() -> None:
     # Of a block as long as in training, the last row learnt nothing.
     assert policies(costs, "auto", 8) == two_pass + one_pass
     assert policies(costs, "auto", 7) == (two_pass[0], Policy("alternating", 5, 7, 1))
+
+
+def test_ways_that_draft_less_for_about_the_same_price_are_no_contenders() -> None:
+    flat = Costs(
+        verify={1: 1.0, 8: 1.05, 16: 1.05, 32: 1.1},
+        draft={8: 1.0, 16: 1.05, 32: 1.1},
+        fused={(8, 8): 1.2, (16, 16): 1.25, (16, 32): 1.3},
+    )
+    left = contenders(flat, policies(flat, "auto", 32))
+    assert [p.n_drafts for p in left if p.kind == "two-pass"] == [31]
+    assert {p.length for p in left if p.kind == "one-pass"} == {16}
+    steep = replace(flat, draft={8: 1.0, 16: 1.5, 32: 2.5})
+    left = contenders(steep, policies(steep, "two-pass", 32))
+    assert [p.n_drafts for p in left] == [7, 15, 31]
+    dear = replace(flat, verify={1: 1.0, 8: 4.0, 16: 20.0, 32: 40.0})
+    left = contenders(dear, policies(dear, "two-pass", 32))
+    assert [p.n_drafts for p in left] == [7]  # others lose even if every draft stands
+
+
+def test_a_good_cycle_is_looked_into_behind_the_next_one() -> None:
+    """The device waits for a plan: a look at all policies is not to come between."""
+    for accepted, behind in ((15, True), (0, False)):
+        scheduler = auto(cycle="two-pass")
+        plan = scheduler.plan(1000, 0)
+        looks: list[None] = []
+        scheduler.choose = lambda looks=looks: looks.append(None)  # type: ignore[method-assign]
+        scheduler.observe(plan, plan.n_drafts, min(accepted, plan.n_drafts))
+        assert len(looks) == (0 if behind else 1)
+        scheduler.plan(980, 0)
+        scheduler.consider()
+        assert looks
 
 
 def test_exact_numerics_offer_no_cycle_that_verifies_more_than_the_class_holds() -> None:

@@ -83,6 +83,13 @@ def test_a_plain_step_is_timed_as_the_engine_runs_it(clock: Clock) -> None:
     assert within(found, RowCounts(verify=(8,))).of_plain() == pytest.approx(0.002)
 
 
+def test_a_machine_that_is_slow_for_a_while_favours_no_size(clock: Clock) -> None:
+    model = Timed(clock, lambda rows: 0.001 * (2 if 20 < len(model.measured) < 60 else 1))
+    found = calibrate(model, 32)
+    for table in (found.verify, found.draft, found.fused, {1: found.of_plain()}):
+        assert list(table.values()) == pytest.approx([0.001] * len(table))
+
+
 def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001 * rows)
     found = calibrate(model, 64)
