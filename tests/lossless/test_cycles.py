@@ -40,6 +40,9 @@ class Recording:
         self.verified.append(n_drafts)
         self.scheduler.observe(plan, n_drafts, accepted)
 
+    def consider(self) -> None:
+        self.scheduler.consider()
+
 
 def check(scenario: Scenario, scheduler: Any, row_counts: RowCounts = ANY_ROWS) -> None:
     """Decode, and compare all that the engine says with what the model's log tells."""
