@@ -196,7 +196,7 @@ class Auto:
                 break
             policy = self.policies[i]
             expected = policy_speed(self.costs, policy, outlooks)
-            begins = policy.ahead_rows and current.n_drafts and not current.ahead_rows
+            begins = policy.ahead_rows and not current.ahead_rows
             worth = expected / change if begins else expected
             if worth > to_beat:
                 best, speed, to_beat = policy, expected, worth
