@@ -159,6 +159,9 @@ class AnySchedule:
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         pass
 
+    def consider(self) -> None:
+        """Nothing to think about."""
+
 
 @given(scenarios(least_tokens=1), st.data())
 @settings(UNTIMED, max_examples=150)
