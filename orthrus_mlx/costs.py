@@ -33,9 +33,9 @@ ROWS = (16, 32, 48, 64, 96)
 # The same where all rows but one draft, and the view of that one does next to nothing.
 ALTERNATING = (8, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
-# Seconds. What takes longer than SLOW is timed once, the rest in up to ROUNDS more rounds, for as
-# long as ENOUGH.
-SLOW, ROUNDS, ENOUGH = 0.05, 8, 0.6
+# Seconds. What takes longer than SLOW is timed once; the rest FIRST times at once, then in up to
+# ROUNDS rounds, until these took ENOUGH.
+SLOW, FIRST, ROUNDS, ENOUGH = 0.05, 3, 8, 0.6
 CYCLES = 4  # timed at once, as the engine runs them
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
@@ -124,7 +124,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
             return costs.draft[policy.n_drafts + 1] + costs.verify[policy.n_drafts + 1]
         return costs.fused[policy.n_drafts + 1, policy.ahead_rows * policy.blocks]
 
-    two = [Policy("two-pass", n - 1) for n in (min(costs.draft), max(costs.draft))]
+    two = [Policy("two-pass", n - 1) for n in sorted({min(costs.draft), max(costs.draft)})]
     # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
     pairs = [(n, ahead) for n, ahead in costs.fused if ahead % 2 == 0 and abs(ahead // 2 - n) < 2]
     one = [Policy("one-pass", n - 1, ahead // 2, 2) for n, ahead in pairs]
@@ -135,8 +135,8 @@ def calibrate(model: Any, block_size: int) -> Costs:
     times.repeat()
 
     def beyond(policies: list[Policy], otherwise: float) -> float:
-        known = [max(0.0, cycles[p] - of_passes(p)) for p in policies if p in cycles]
-        return median(known) if known else otherwise
+        known = [cycles[p] - of_passes(p) for p in policies if p in cycles]
+        return max(0.0, median(known)) if known else otherwise
 
     host = beyond(two, 0.0)
     alone = beyond(one, host)
@@ -156,25 +156,26 @@ class _Times:
 
     def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
         """Have the seconds that `job` returns in `table`, for all these `sizes`."""
-        first, times = job(), [job()]
-        slow = times[0] > SLOW
-        # A slow one had next to nothing to compile: the first time counts too.
-        table.update(dict.fromkeys(sizes, min(first, times[0]) if slow else times[0]))
+        times = [job(), job()]
 
         def again() -> None:
             times.append(job())
             table.update(dict.fromkeys(sizes, median(times)))
 
-        if not slow:
+        if times[1] <= SLOW:
+            times.extend(job() for _ in range(FIRST - 1))
+            del times[0]  # which warmed up
             self._again.append(again)
+        # At first the least, which a stall does not change: it decides what else is measured.
+        table.update(dict.fromkeys(sizes, min(times)))
 
     def repeat(self) -> None:
-        """Time what is fast again, for as long as that may take."""
-        start = time.perf_counter()
-        for again in self._again * ROUNDS:
-            if time.perf_counter() - start > ENOUGH:
-                return
-            again()
+        """Time what is fast again, all of it in each round, for as long as that may take."""
+        start, rounds = time.perf_counter(), 0
+        while self._again and rounds < ROUNDS and time.perf_counter() - start < ENOUGH:
+            for again in self._again:
+                again()
+            rounds += 1
 
 
 def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:

@@ -295,7 +295,8 @@ _ATTEND = """
         high[h] = fmaxf(highest[i][h], high[h] * unit);
         const float zero = high[h] == none ? 0.0f : high[h];  // where nothing was seen yet
         shrink[h] = power_of_two(highest[i][h] - zero);  // exactly 1 where nothing is to be added
-        highest[i][h] = high[h], high[h] = zero, sum[i][h] *= shrink[h];
+        highest[i][h] = high[h], high[h] = zero;
+        sum[i][h] = __fmul_rn(sum[i][h], shrink[h]);  // not to be fused with what is added next
       }
 #pragma unroll
       for (int n = 0; n < KEYS / 8; n++)

@@ -130,7 +130,7 @@ class Auto:
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
-    # at first, less the more cycles were seen.
+    # at first, less the more cycles were seen; half of it where nothing is drafted now.
     CHANGE, KNOWN = 1.2, 4
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
@@ -152,7 +152,9 @@ class Auto:
     def plan(self, budget: int, pending: int) -> Plan:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
         if self.policies and (self.pays or self.untested or self.credit > 0):
-            return self.current.plan(budget, pending)
+            plan = self.current.plan(budget, pending)
+            self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
+            return plan
         self.credit += self.INCOME
         return PLAIN
 
@@ -174,8 +176,8 @@ class Auto:
                 self.consider()
 
     def consider(self) -> None:
-        """Look at all policies if that is due."""
-        if self.due:
+        """Look at all policies if that is due, but not while one begins to draft ahead."""
+        if self.due and not self.untested:
             self.choose()
 
     def choose(self) -> None:
@@ -186,7 +188,8 @@ class Auto:
         outlooks = {
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
-        change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
+        more = self.CHANGE / (self.KNOWN + self.cycles)
+        change = 1 + (more if current.n_drafts else more / 2)
         speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
         best, to_beat = current, speed
         # Those that could be the fastest first: most need no closer look.
@@ -217,7 +220,7 @@ class Auto:
 
         The longer drafts have stood, the likelier is a text on which they do.
         """
-        stands = self.stand(source, places) @ texts
+        stands = (self.stand(source, places) * texts).sum(axis=1)
         return self.acceptance[source].rates(stands[1:] / stands[:-1], self.PRIOR_WEIGHT)
 
     @classmethod

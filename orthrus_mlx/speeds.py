@@ -148,11 +148,12 @@ def best_case(costs: Costs, policy: Policy) -> float:
 
 
 @functools.lru_cache(maxsize=32)
-def contenders(costs: Costs, policies: tuple[Policy, ...]) -> list[Policy]:
-    """Those that are worth comparing, whatever drafts do.
+def contenders(costs: Costs, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    """Those that are worth comparing.
 
     They could beat plain steps if every draft stood, and no other one drafts more in the same way
-    for about the same price.
+    for about the same price: by the rule of thumb of `ALIKE`, the longer block's drafts make up
+    for what it costs more.
     """
     paying = [p for p in policies if best_case(costs, p) > 1 / costs.of_plain()]
     prices = {p: _prices(costs, p) for p in paying}
@@ -166,7 +167,7 @@ def contenders(costs: Costs, policies: tuple[Policy, ...]) -> list[Policy]:
         pairs = [*zip(prices[q], prices[p], strict=False), (prices[q][-1], prices[p][-1])]
         return all(more <= alike * less for more, less in pairs)
 
-    return [p for p in paying if not any(beats(q, p) for q in paying)]
+    return tuple(p for p in paying if not any(beats(q, p) for q in paying))
 
 
 def _prices(costs: Costs, policy: Policy) -> list[float]:

@@ -52,6 +52,7 @@ static float2 __bfloat1622float2(__nv_bfloat162 v) { return {v.x, v.y}; }
 static float __int_as_float(uint32_t bits) { return as_float(bits); }
 static float __uint_as_float(uint32_t bits) { return as_float(bits); }
 static float rsqrtf(float x) { return 1 / sqrtf(x); }
+static float __fmul_rn(float a, float b) { return a * b; }
 
 // One block at a time.
 constexpr int WARP = 32, MOST_WARPS = 32;

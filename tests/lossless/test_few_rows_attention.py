@@ -22,8 +22,8 @@ PASSES = [
     ((4, 4, 32), (0, 0, 8, (0,), 0), 512),
     ((4, 1, 128), (500, 5, 6, (0, 4), 2), 700),
     ((2, 1, 32), (1100, 2, 3, (1,), 1), 1536),  # more parts than are merged at once
-    ((6, 1, 32), (70, 9, 3, (1,), 1), 300),  # two tiles of queries for each warp
-    pytest.param((2, 1, 96), (4090, 13, 12, (0, 1, 2), 4), 5120, marks=on_cuda),
+    ((6, 1, 64), (70, 9, 3, (1,), 1), 300),  # two tiles of queries for each warp
+    pytest.param((4, 1, 96), (4090, 13, 12, (0, 1, 2), 4), 5120, marks=on_cuda),
     pytest.param((2, 1, 32), (17000, 2, 2, (0,), 0), 20480, marks=on_cuda),
     pytest.param((32, 8, 128), (1000, 64, 64, (0, 7), 0), 1536, marks=on_cuda),
 ]

@@ -143,7 +143,7 @@ def test_no_plan_goes_beyond_the_budget(mode: Any, cycle: Any, block: int, seed:
 def test_drafts_never_pay_where_each_row_costs_the_same() -> None:
     costs = Costs({1: 1.0, 4: 4.0, 8: 8.0}, {4: 4.0, 8: 8.0}, {(4, 10): 14.0, (7, 16): 23.0})
     scheduler = auto(costs)
-    assert scheduler.policies == []
+    assert scheduler.policies == ()
     assert run(scheduler, 50, lambda place: 9) == ([PLAIN] * 50, 50.0)
 
 
@@ -188,6 +188,21 @@ def test_a_good_cycle_is_looked_into_behind_the_next_one() -> None:
         scheduler.plan(980, 0)
         scheduler.consider()
         assert looks
+
+
+def test_drafts_that_one_begins_with_are_verified() -> None:
+    """A look that was put off is not to drop them for another way."""
+    scheduler = auto(cycle="auto")
+    scheduler.current, scheduler.pays = Policy("one-pass", 7, 8, 2), True
+    scheduler.due = True
+    assert scheduler.plan(1000, 0).ahead_rows == 8
+    scheduler.consider()
+    assert scheduler.due and scheduler.current == Policy("one-pass", 7, 8, 2)
+    scheduler.observe(Plan(ahead_rows=8), 0, 0)
+    assert scheduler.plan(999, 6).n_drafts == 6
+    scheduler.observe(Plan(n_drafts=6, ahead_rows=8), 6, 3)
+    scheduler.consider()
+    assert not scheduler.due
 
 
 def test_exact_numerics_offer_no_cycle_that_verifies_more_than_the_class_holds() -> None:
