@@ -43,7 +43,7 @@ def outlook(rates: Iterable[float]) -> Outlook:
     return Outlook(stands, list(itertools.accumulate(stands)))
 
 
-@dataclass(frozen=True, eq=False)  # hashed as what it is: much is looked up by it
+@dataclass(frozen=True, eq=False)  # hashed by identity: much is looked up by it
 class Costs:
     """What a pass costs on this device, in any one unit of time.
 
@@ -114,9 +114,10 @@ def policy_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
     if policy.kind == "plain":
         return 1 / costs.of_plain()
     if policy.kind == "two-pass":
-        return two_pass_speed(costs, policy.n_drafts, outlooks["two-pass"])
+        return outlooks["two-pass"].tokens[policy.n_drafts] / _prices(costs, policy)[0]
     if policy.kind == "alternating":
-        return alternating_speed(costs, policy, outlooks["fresh"])
+        # Each of the two passes writes one token, and the second also the drafts that stand.
+        return (1 + outlooks["fresh"].tokens[policy.n_drafts]) / _prices(costs, policy)[0]
     return one_pass_speed(costs, policy, outlooks["fresh"], outlooks["stale"])
 
 
@@ -125,8 +126,7 @@ def most_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
     if policy.kind != "one-pass":
         return policy_speed(costs, policy, outlooks)
     fresh, stale, (full, most) = outlooks["fresh"], outlooks["stale"], _fresh(policy)
-    after = _after_a_fall(full, most, policy.blocks)
-    prices = costs.of_each_fused(1 + full, policy.ahead_rows * policy.blocks)
+    after, prices = _after_a_fall(full, most, policy.blocks), _prices(costs, policy)
     # As if after each fall as many were left as ever are, and fresh ones again the cycle after.
     left = (n for n in after if n is not None)
     tokens, price = stale.tokens[max(left, default=full)], prices[0]
@@ -143,8 +143,7 @@ def best_case(costs: Costs, policy: Policy) -> float:
     surely = outlook([1.0] * policy.n_drafts)
     if policy.kind != "one-pass":
         return policy_speed(costs, policy, dict.fromkeys(SOURCES, surely))
-    full, _ = _fresh(policy)
-    return (1 + full) / costs.of_fused(1 + full, policy.ahead_rows * policy.blocks)
+    return (1 + _fresh(policy)[0]) / _prices(costs, policy)[-1]
 
 
 @functools.lru_cache(maxsize=32)
@@ -171,7 +170,10 @@ def contenders(costs: Costs, policies: tuple[Policy, ...]) -> tuple[Policy, ...]
 
 
 def _prices(costs: Costs, policy: Policy) -> list[float]:
-    """What cycles of a policy cost, by the drafts they verify where these come a cycle ahead."""
+    """What a cycle of a policy costs; of a one-pass policy, by the drafts that it verifies.
+
+    Of alternating passes, both.
+    """
     n = policy.n_drafts
     if policy.kind == "two-pass":
         return [costs.of_draft(n + 1) + costs.of_verify(n + 1)]
@@ -184,20 +186,6 @@ def _fresh(policy: Policy) -> tuple[int, int]:
     """Fresh drafts that a one-pass cycle verifies, and that a block leaves it."""
     most = max(0, policy.ahead_rows - 1)
     return min(policy.n_drafts, most), most
-
-
-def two_pass_speed(costs: Costs, n_drafts: int, drafts: Outlook) -> float:
-    """Tokens for each unit of time when every cycle drafts and verifies `n_drafts`."""
-    return drafts.tokens[n_drafts] / (costs.of_draft(n_drafts + 1) + costs.of_verify(n_drafts + 1))
-
-
-def alternating_speed(costs: Costs, policy: Policy, fresh: Outlook) -> float:
-    """Tokens for each unit of time when passes that draft take turns with passes that verify.
-
-    Each of the two writes one token, and the second also the drafts that stand.
-    """
-    cost = costs.of_fused(1, policy.ahead_rows) + costs.of_verify(1 + policy.n_drafts)
-    return (1 + fresh.tokens[policy.n_drafts]) / cost
 
 
 def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook) -> float:
@@ -246,8 +234,7 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook)
         share = [(old + new / total) / 2 for old, new in zip(share, following, strict=True)]
         if abs(all_fresh - before) < 0.003:
             break
-    ahead = policy.ahead_rows * policy.blocks
-    prices = costs.of_each_fused(1 + full, ahead)
+    prices = _prices(costs, policy)
     tokens = sum(map(operator.mul, share, stale.tokens))
     time = sum(map(operator.mul, share, prices))
     tokens = all_fresh * fresh.tokens[full] + (1 - all_fresh) * tokens

@@ -22,7 +22,6 @@ from orthrus_mlx.speeds import (
     outlook,
     plan_cost,
     policy_speed,
-    two_pass_speed,
 )
 
 CHANCES = st.floats(0, 1, allow_subnormal=False)
@@ -62,7 +61,9 @@ def test_two_pass_speed(n_drafts: int, rates: list[float]) -> None:
     tokens = sum((1 + a) * chance for a, chance in outcomes(rates[:n_drafts]).items())
     cost = next(c for n, c in COSTS.draft.items() if n > n_drafts)
     cost += next(c for n, c in COSTS.verify.items() if n > n_drafts)
-    assert two_pass_speed(COSTS, n_drafts, outlook(rates)) == pytest.approx(tokens / cost)
+    outlooks: Outlooks = dict.fromkeys(SOURCES, outlook(rates))
+    found = policy_speed(COSTS, Policy("two-pass", n_drafts), outlooks)
+    assert found == pytest.approx(tokens / cost)
 
 
 @given(st.integers(3, 8), st.lists(CHANCES, min_size=7, max_size=7))
@@ -148,9 +149,7 @@ def test_policy_speed_and_plan_cost_follow_the_kind() -> None:
         "stale": outlook([0.3] * 7),
     }
     assert policy_speed(COSTS, Policy("plain"), outlooks) == 1.0
-    assert policy_speed(COSTS, Policy("two-pass", 3), outlooks) == two_pass_speed(
-        COSTS, 3, outlooks["two-pass"]
-    )
+    assert policy_speed(COSTS, Policy("two-pass", 3), outlooks) == pytest.approx(1.875 / 3.3)
     assert policy_speed(COSTS, Policy("one-pass", 2, 4), outlooks) == speed_of(
         (2, 4, 2), [0.4] * 7, [0.3] * 7
     )
