@@ -52,9 +52,9 @@ NOMINAL = Costs(
 def calibrate(model: Any, block_size: int) -> Costs:
     """Measure the passes that decoding with blocks of up to `block_size` rows can run.
 
-    Each runs once to warm up and once to be timed; sizes in rising order, and no further once two
+    Each runs once to warm up and then to be timed; sizes in rising order, and no further once two
     in a row could not pay even if every draft stood, as on a CPU, where each row costs the same.
-    What is fast is timed again.
+    What is fast is timed several times, the last ones in turn with all others.
     """
     from .few_shapes import shape_of  # with model code, which importing this need not wait for
 
@@ -128,7 +128,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
     pairs = [(n, ahead) for n, ahead in costs.fused if ahead % 2 == 0 and abs(ahead // 2 - n) < 2]
     one = [Policy("one-pass", n - 1, ahead // 2, 2) for n, ahead in pairs]
-    one = [*one[:1], *one[1:][-1:]]
+    one = one[:: max(1, len(one) - 1)]  # the smallest and the largest
     for policy in (*two, *one):
         if of_passes(policy) <= SLOW:
             measure_cycles(policy)

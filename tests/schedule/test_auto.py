@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -176,13 +177,13 @@ def test_ways_that_draft_less_for_about_the_same_price_are_no_contenders() -> No
     assert [p.n_drafts for p in left] == [7]  # others lose even if every draft stands
 
 
-def test_a_good_cycle_is_looked_into_behind_the_next_one() -> None:
+def test_a_good_cycle_is_looked_into_behind_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device waits for a plan: a look at all policies is not to come between."""
     for accepted, behind in ((15, True), (0, False)):
         scheduler = auto(cycle="two-pass")
         plan = scheduler.plan(1000, 0)
         looks: list[None] = []
-        scheduler.choose = lambda looks=looks: looks.append(None)  # type: ignore[method-assign]
+        monkeypatch.setattr(scheduler, "choose", partial(looks.append, None))
         scheduler.observe(plan, plan.n_drafts, min(accepted, plan.n_drafts))
         assert len(looks) == (0 if behind else 1)
         scheduler.plan(980, 0)
