@@ -338,13 +338,13 @@ _ATTEND = """
 #pragma unroll
   for (int i = 0; i < 2 * TILES; i++) {
     const int h = i % 2, n = first + 8 * i + g;
-    float all_of_it = sum[i / 2][h];
-    all_of_it += __shfl_xor_sync(0xffffffff, all_of_it, 1);
-    all_of_it += __shfl_xor_sync(0xffffffff, all_of_it, 2);
+    float total = sum[i / 2][h];
+    total += __shfl_xor_sync(0xffffffff, total, 1);
+    total += __shfl_xor_sync(0xffffffff, total, 2);
     if (n >= all) continue;
     const size_t at = (size_t)(part * gridDim.y + head) * all + n;
-    const float over = all_of_it > 0 ? 1 / all_of_it : 0.0f;
-    if (t == 0) weights[at] = highest[i / 2][h] + log2f(all_of_it);  // -inf where nothing was seen
+    const float over = total > 0 ? 1 / total : 0.0f;
+    if (t == 0) weights[at] = highest[i / 2][h] + log2f(total);  // -inf where nothing was seen
 #pragma unroll
     for (int d = 0; d < D / 8; d++) {
       const float* both = out[i / 2][d] + 2 * h;
