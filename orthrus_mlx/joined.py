@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,38 +14,42 @@ import mlx.nn as nn
 from .few_rows import product
 
 
-class Joined(NamedTuple):
-    """Projections computed as one.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Projections of one module, computed as one.
 
     Attributes:
         product: the projection with the rows of all parts.
+        names: of the parts in their module.
         parts: of which it was made.
         arrays: what each of them had: the part, the name, the array.
         ends: where each part ends in its output, but for the last.
     """
 
     product: nn.Module
+    names: Sequence[str]
     parts: Sequence[nn.Module]
     arrays: tuple[Sequence[nn.Module], Sequence[str], Sequence[mx.array]]
     ends: list[int]
 
-    def still_of(self, parts: Sequence[nn.Module]) -> bool:
-        """Whether these are the parts, and still have the arrays that they had, and no others."""
+    def still_of(self, owner: nn.Module) -> bool:
+        """Whether `owner` still has the parts, and they the arrays that they had, no others."""
         owners, names, arrays = self.arrays  # a plain step asks twice a layer: no loop in Python
-        held = map(dict.get, owners, names)
         return (
-            all(map(is_, parts, self.parts))
-            and all(map(is_, held, arrays))
-            and sum(map(len, parts)) == len(arrays)
+            all(map(is_, map(owner.get, self.names), self.parts))
+            and all(map(is_, map(dict.get, owners, names), arrays))
+            and sum(map(len, self.parts)) == len(arrays)
         )
 
 
-def join(parts: Sequence[Any]) -> Joined | None:
-    """One projection in place of `parts`, which read the same input; None if they differ in kind.
+def join(owner: nn.Module, names: Sequence[str]) -> Joined | None:
+    """One projection in place of some of `owner`, which read the same input.
 
-    Quantization groups run along the input, so that packed weights join as plain ones do. The
-    parts stay, as views of the joined matrix: no weight is in memory twice.
+    None if they differ in kind. Quantization groups run along the input, so that packed weights
+    join as plain ones do. The parts stay, as views of the joined matrix: no weight is in memory
+    twice.
     """
+    parts: list[Any] = [owner[name] for name in names]
     kinds = {
         (type(p), *(getattr(p, name, None) for name in ("bits", "group_size", "mode")))
         for p in parts
@@ -55,30 +60,34 @@ def join(parts: Sequence[Any]) -> Joined | None:
     product = copy.copy(parts[0])
     sizes = [p.weight.shape[0] for p in parts]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    names = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
-    for name in names:
+    arrays = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
+    for name in arrays:
         whole = mx.concatenate([p[name] for p in parts])
         product[name] = whole
         for part, view in zip(parts, mx.split(whole, ends), strict=True):
             part[name] = view
     mx.eval(product.parameters(), [p.parameters() for p in parts])
-    held = [(part, name, part[name]) for part in parts for name in names]
-    owners, kept, arrays = zip(*held, strict=True)
-    return Joined(product, parts, (owners, kept, arrays), ends)
+    held = [(part, name, part[name]) for part in parts for name in arrays]
+    owners, kept, values = zip(*held, strict=True)
+    return Joined(product, names, parts, (owners, kept, values), ends)
 
 
-def products(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> list[mx.array]:
-    """What each of `parts` makes of `x`, by one product where they are joined."""
-    if joined is None or not joined.still_of(parts):
-        return [product(part, x) for part in parts]
+def products(
+    x: mx.array, owner: nn.Module, names: Sequence[str], joined: Joined | None
+) -> list[mx.array]:
+    """What each of these projections of `owner` makes of `x`, by one product if they are joined."""
+    if joined is None or not joined.still_of(owner):
+        return [product(owner[name], x) for name in names]
     outputs: Any = mx.split(_whole(x, joined), joined.ends, axis=-1)
     return list(outputs)
 
 
-def side_by_side(x: mx.array, parts: Sequence[nn.Module], joined: Joined | None) -> mx.array:
+def side_by_side(
+    x: mx.array, owner: nn.Module, names: Sequence[str], joined: Joined | None
+) -> mx.array:
     """The same in one array, [..., rows, sum of their outputs]."""
-    if joined is None or not joined.still_of(parts):
-        return mx.concatenate([product(part, x) for part in parts], axis=-1)
+    if joined is None or not joined.still_of(owner):
+        return mx.concatenate([product(owner[name], x) for name in names], axis=-1)
     return _whole(x, joined)
 
 

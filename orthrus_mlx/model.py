@@ -32,6 +32,10 @@ from .few_shapes import PORTION, Passes, Slots
 from .joined import Joined, join, products, side_by_side
 from .rows import Rows, lay_out
 
+QKV = ("q_proj", "k_proj", "v_proj")
+QKV_DIFF = ("q_proj_diff", "k_proj_diff", "v_proj_diff")
+GATE_UP = ("gate_proj", "up_proj")
+
 
 class Attention(nn.Module):
     """Grouped-query attention with one set of projections a view."""
@@ -70,14 +74,12 @@ class Attention(nn.Module):
 
     def pack(self) -> None:
         """Compute q, k and v of a view as one product from now on; see `join`."""
-        self._qkv = join([self.q_proj, self.k_proj, self.v_proj])
-        self._qkv_diff = join([self.q_proj_diff, self.k_proj_diff, self.v_proj_diff])
+        self._qkv = join(self, QKV)
+        self._qkv_diff = join(self, QKV_DIFF)
 
-    def projections(self, diffusion: bool) -> tuple[list[Any], Joined | None]:
-        """Those of one view to queries, keys and values, and them joined."""
-        if diffusion:
-            return [self.q_proj_diff, self.k_proj_diff, self.v_proj_diff], self._qkv_diff
-        return [self.q_proj, self.k_proj, self.v_proj], self._qkv
+    def projections(self, diffusion: bool) -> tuple[Sequence[str], Joined | None]:
+        """Those of one view to queries, keys and values: their names, and them joined."""
+        return (QKV_DIFF, self._qkv_diff) if diffusion else (QKV, self._qkv)
 
     def project(self, x: mx.array, diffusion: bool) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values [B, L, heads, head_dim] of one view; `x` is [B, L, dim].
@@ -85,7 +87,7 @@ class Attention(nn.Module):
         Queries and keys are normed, and not rotated yet.
         """
         B, L, _ = x.shape
-        q, k, v = products(x, *self.projections(diffusion))
+        q, k, v = products(x, self, *self.projections(diffusion))
         q_norm = self.q_norm_diff if diffusion else self.q_norm
         k_norm = self.k_norm_diff if diffusion else self.k_norm
         q = q_norm(q.reshape(B, L, self.n_heads, -1))
@@ -111,16 +113,15 @@ class Attention(nn.Module):
     def inputs(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values [1, heads, L, head_dim] of a pass, normed and rotated."""
         n = rows.n_ar
-        parts = [(part, i == 1) for i, part in enumerate((x[:, :n], x[:, n:])) if part.shape[1]]
+        parts = [(x, not n)] if n in (0, x.shape[1]) else [(x[:, :n], False), (x[:, n:], True)]
         if rows.ranges is not None:
-            whole = [side_by_side(part, *self.projections(diff)) for part, diff in parts]
+            whole = [side_by_side(part, self, *self.projections(diff)) for part, diff in parts]
             if few_rows_attention.prepares(self, *whole):
                 return few_rows_attention.prepare(self, whole, n, rows.ranges)
-        views = [self.project(part, diff) for part, diff in parts]
-        q, k, v = (
-            mx.concatenate(list(both), axis=1) if len(both) > 1 else both[0]
-            for both in zip(*views, strict=True)
-        )
+        q, k, v = self.project(*parts[0])
+        for part, diff in parts[1:]:
+            both = zip((q, k, v), self.project(part, diff), strict=True)
+            q, k, v = (mx.concatenate(list(pair), axis=1) for pair in both)
         return self.rotate(q, rows), self.rotate(k, rows), v.transpose(0, 2, 1, 3)
 
     def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
@@ -130,25 +131,23 @@ class Attention(nn.Module):
         # One write to the cache, AR rows first, so that they land where they belong. A second
         # write within one evaluation would make MLX copy the whole cache.
         k, v = cache.update_and_fetch(k, v)
-        start: Any = rows.start
-        ar: Any = None
-        diff: Any = None
         if rows.ranges is not None and few_rows_attention.fits(self, q, k, v):
-            both = few_rows_attention.attend(q, k, v, rows.ranges, self.scale)
-            ar, diff = both[:, :n], both[:, n:]
+            out = few_rows_attention.attend(q, k, v, rows.ranges, self.scale)
         elif rows.mask is not None:
-            both = self.attend(q, k, v, rows.mask)
-            ar, diff = both[:, :n], both[:, n:]
+            out = self.attend(q, k, v, rows.mask)
+        elif n in (0, L):
+            out = self.attend(q, k, v, rows.ar_mask if n else rows.diff_mask)
         else:
-            if n:
-                end = start + n
-                ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
-            if n < L:
-                diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)
-        outs = [product(self.o_proj, ar)] if n else []
-        if n < L:
-            outs.append(product(self.o_proj_diff, diff))
-        return mx.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
+            end: Any = rows.start + n
+            ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
+            return self.outputs(ar, self.attend(q[:, :, n:], k, v, rows.diff_mask))
+        if n in (0, L):
+            return product(self.o_proj if n else self.o_proj_diff, out)
+        return self.outputs(out[:, :n], out[:, n:])
+
+    def outputs(self, ar: mx.array, diff: mx.array) -> mx.array:
+        """The output projection of each view over its rows."""
+        return mx.concatenate([product(self.o_proj, ar), product(self.o_proj_diff, diff)], axis=1)
 
 
 class MLP(nn.Module):
@@ -164,11 +163,11 @@ class MLP(nn.Module):
 
     def pack(self) -> None:
         """Compute both inner products as one from now on; see `join`."""
-        self._gate_up = join([self.gate_proj, self.up_proj])
+        self._gate_up = join(self, GATE_UP)
 
     def __call__(self, x: mx.array) -> mx.array:
         """[B, L, dim] -> [B, L, dim]."""
-        gate, up = products(x, (self.gate_proj, self.up_proj), self._gate_up)
+        gate, up = products(x, self, GATE_UP, self._gate_up)
         return product(self.down_proj, swiglu(gate, up))
 
 
@@ -237,10 +236,8 @@ class Model(nn.Module):
     def joined(self) -> bool:
         """Whether passes run joined projections (where these can be joined at all)."""
         attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
-        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
-        gate_up = (mlp.gate_proj, mlp.up_proj)
-        pairs = ((attention._qkv, qkv), (mlp._gate_up, gate_up))
-        return any(joined is not None and joined.still_of(parts) for joined, parts in pairs)
+        pairs = ((attention, attention._qkv), (mlp, mlp._gate_up))
+        return any(joined is not None and joined.still_of(owner) for owner, joined in pairs)
 
     def hidden(
         self,

@@ -83,10 +83,13 @@ def test_what_was_measured_joined_is_not_taken_for_separate() -> None:
 def test_projections_of_different_kinds_are_not_joined() -> None:
     plain, biased = nn.Linear(64, 32, bias=False), nn.Linear(64, 32)
     packed = [nn.QuantizedLinear(64, 32, bias=False, bits=bits) for bits in (4, 4, 8)]
-    assert join([plain, biased]) is None
-    assert join([plain, packed[0]]) is None
-    assert join(packed) is None  # as mixed recipes have it
-    assert join(packed[:2]) is not None
+    owner = nn.Module()
+    owner.plain, owner.biased = plain, biased
+    owner.a, owner.b, owner.c = packed
+    assert join(owner, ["plain", "biased"]) is None
+    assert join(owner, ["plain", "a"]) is None
+    assert join(owner, ["a", "b", "c"]) is None  # as mixed recipes have it
+    assert join(owner, ["a", "b"]) is not None
 
 
 def test_a_bias_added_to_a_joined_projection_counts() -> None:
@@ -121,5 +124,5 @@ def test_what_the_kernel_would_compute_is_left_alone_in_training(
     model.pack()
     model.train()
     mlp = model.layers[0].mlp
-    products(mx.zeros((1, 4, 32)), (mlp.gate_proj, mlp.up_proj), mlp._gate_up)
+    products(mx.zeros((1, 4, 32)), mlp, ("gate_proj", "up_proj"), mlp._gate_up)
     assert not asked
