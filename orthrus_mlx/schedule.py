@@ -7,7 +7,6 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import ClassVar, Literal, Protocol
 
@@ -19,7 +18,6 @@ from .speeds import (
     Costs,
     Source,
     contenders,
-    most_speed,
     outlook,
     plan_cost,
     policy_speed,
@@ -192,12 +190,7 @@ class Auto:
         change = 1 + (more if current.n_drafts else more / 2)
         speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
         best, to_beat = current, speed
-        # Those that could be the fastest first: most need no closer look.
-        bounds = [most_speed(self.costs, policy, outlooks) for policy in self.policies]
-        for bound, i in sorted(zip(bounds, itertools.count()), reverse=True):
-            if bound <= to_beat:
-                break
-            policy = self.policies[i]
+        for policy in self.policies:
             expected = policy_speed(self.costs, policy, outlooks)
             begins = policy.ahead_rows and not current.ahead_rows
             worth = expected / change if begins else expected

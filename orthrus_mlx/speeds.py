@@ -121,23 +121,6 @@ def policy_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
     return one_pass_speed(costs, policy, outlooks["fresh"], outlooks["stale"])
 
 
-def most_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
-    """No less than `policy_speed`, and found much sooner for one-pass policies."""
-    if policy.kind != "one-pass":
-        return policy_speed(costs, policy, outlooks)
-    fresh, stale, (full, most) = outlooks["fresh"], outlooks["stale"], _fresh(policy)
-    after, prices = _after_a_fall(full, most, policy.blocks), _prices(costs, policy)
-    # As if after each fall as many were left as ever are, and fresh ones again the cycle after.
-    left = (n for n in after if n is not None)
-    tokens, price = stale.tokens[max(left, default=full)], prices[0]
-    renewed = sum(fresh.stands[a] - fresh.stands[a + 1] for a, n in enumerate(after) if n is None)
-    share = 1 / (2 - fresh.stands[full] - renewed)  # of fresh ones at most
-    both = (share * fresh.tokens[full] + (1 - share) * tokens) / (
-        share * prices[full] + (1 - share) * price
-    )
-    return max(both, tokens / price)
-
-
 def best_case(costs: Costs, policy: Policy) -> float:
     """The speed of a policy if every draft stood."""
     surely = outlook([1.0] * policy.n_drafts)
@@ -192,53 +175,27 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook)
     """Tokens for each unit of time in the long run of one-pass cycles.
 
     If a block expected just what stood, all but one of its guesses are left for the next cycle
-    (`fresh`); if it expected less, fewer are (`stale`). So what is pending is a Markov chain; its
-    stationary average is what counts.
+    (`fresh`); if it expected less, fewer are (`stale`). Runs of cycles with fresh drafts and with
+    stale ones take turns. How many stale ones there are is worked out for the first cycle of a
+    run; that of the others is hardly different.
     """
     full, most = _fresh(policy)
-    after = _after_a_fall(full, most, policy.blocks)
-    fresh_stands, stale_stands = fresh.stands, stale.stands
-    fresh_falls = [fresh_stands[a] - fresh_stands[a + 1] for a in range(full)]
-    stale_falls = [stale_stands[a] - stale_stands[a + 1] for a in range(full)]
-    renewed = sum(fall for fall, left in zip(fresh_falls, after, strict=True) if left is None)
-    ends = 1 - fresh_stands[full] - renewed  # of a run of cycles with fresh drafts
-    falls = [0.0] * (full + 1)  # to m stale drafts, from fresh ones
-    for left, fall in zip(after, fresh_falls, strict=True):
+    after, prices = _after_a_fall(full, most, policy.blocks), _prices(costs, policy)
+    ends = [0.0] * (full + 1)  # of a run with fresh drafts, by the stale ones that are left then
+    for a, left in enumerate(after):
         if left is not None:
-            falls[left] += fall
-    if not (total := sum(falls)):
-        falls[full] = total = 1.0
-    # Of cycles with fresh drafts, with m stale ones.
-    all_fresh, share = 1.0, [fall / total for fall in falls]
-    for _ in range(12):
-        before = all_fresh
-        begins, more = share[full] * stale_stands[full], share[full]  # more: with more than a
-        following = [0.0] * (full + 1)
-        for a in range(full - 1, -1, -1):
-            begins += share[a] * stale_stands[a]
-            left = after[a]
-            if left is None:
-                begins += more * stale_falls[a]
-            else:
-                following[left] += more * stale_falls[a]
-            more += share[a]
-        # Between fresh and stale the balance is known at once; among the stale, step by step.
-        all_fresh = begins / (begins + ends) if begins + ends else 1.0
-        following = [
-            flow * (1 - all_fresh) + fall * all_fresh
-            for flow, fall in zip(following, falls, strict=True)
-        ]
-        if not (total := sum(following)):
-            break
-        # Half a step keeps chains that would alternate for ever from doing so.
-        share = [(old + new / total) / 2 for old, new in zip(share, following, strict=True)]
-        if abs(all_fresh - before) < 0.003:
-            break
-    prices = _prices(costs, policy)
-    tokens = sum(map(operator.mul, share, stale.tokens))
-    time = sum(map(operator.mul, share, prices))
-    tokens = all_fresh * fresh.tokens[full] + (1 - all_fresh) * tokens
-    return tokens / (all_fresh * prices[full] + (1 - all_fresh) * time)
+            ends[left] += fresh.stands[a] - fresh.stands[a + 1]
+    begins = renewed = tokens = time = 0.0
+    for m, share in enumerate(ends):
+        begins += share * (stale.stands[m] + renewed)
+        tokens += share * stale.tokens[m]
+        time += share * prices[m]
+        if m < full and after[m] is None:  # after a fall at m of more drafts
+            renewed += stale.stands[m] - stale.stands[m + 1]
+    # Runs begin as often as they end: so many cycles have fresh drafts for each `sum(ends)` others.
+    with_fresh = begins / sum(ends) if begins else float(not tokens)
+    tokens += with_fresh * fresh.tokens[full]
+    return tokens / (time + with_fresh * prices[full])
 
 
 @functools.cache
