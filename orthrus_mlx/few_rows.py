@@ -39,8 +39,21 @@ def product(
     `otherwise` computes it where the kernel does not: the module itself, if not given.
     """
     if x.size > x.shape[-1] and runs_here() and _fits(module, x):  # plain steps are soon past here
-        return _product(module, x)
+        return _product([(module, x)])
     return (otherwise or module)(x)
+
+
+def by_view(ar: Any, diff: Any, x: mx.array, n_ar: int) -> mx.array:
+    """What `ar` makes of the first `n_ar` rows of `x` [1, rows, dim], and `diff` of the others.
+
+    Both are projections to outputs of one size.
+    """
+    if n_ar in (0, x.shape[1]):
+        return product(ar if n_ar else diff, x)
+    views = [(ar, x[:, :n_ar]), (diff, x[:, n_ar:])]
+    if runs_here() and all(_fits(*view) for view in views) and _alike(ar, diff):
+        return _product(views)
+    return mx.concatenate([product(*view) for view in views], axis=1)
 
 
 def _fits(module: Any, x: mx.array) -> bool:
@@ -67,34 +80,46 @@ def _fits(module: Any, x: mx.array) -> bool:
     )
 
 
-def _product(module: Any, x: mx.array) -> mx.array:
-    rows, outputs = x.shape[-2], module.weight.shape[0]
-    weights, bits, group = [module.weight] * 3, PLAIN, 1
-    if "scales" in module:
-        weights[1:], bits, group = [module.scales, module.biases], module.bits, module.group_size
-    tiles = 1 << max(0, (rows - 1).bit_length() - 3)  # of 8 rows, a power of two
+def _alike(a: Any, b: Any) -> bool:
+    """Whether the weights of two projections are held in the same way."""
+    return type(a) is type(b) and all(
+        getattr(a, name, None) == getattr(b, name, None) for name in ("bits", "group_size")
+    )
+
+
+def _product(views: list[tuple[Any, mx.array]]) -> mx.array:
+    """The product of one view, or of two whose projections are alike."""
+    module, x = views[0]
+    counts, outputs = [x.shape[-2] for _, x in views], module.weight.shape[0]
+    packed = "scales" in module
+    bits, group = (module.bits, module.group_size) if packed else (PLAIN, 1)
+    tiles = 1 << max(0, (max(counts) - 1).bit_length() - 3)  # of 8 rows, a power of two
     # Inputs are read once for each block of weights: the more of them, the larger the block, as
     # long as there are enough blocks to keep the device busy.
     sizes = (4, 2) if tiles == 8 and bits == PLAIN else (2,)
-    sets = next((n for n in sizes if outputs >= 16 * n * BLOCKS), 1)
+    sets = next((n for n in sizes if outputs * len(views) >= 16 * n * BLOCKS), 1)
     # Inputs are read ahead too where there is room; those beside packed weights are too many.
     ahead = bits == PLAIN and _shared(2 * sets + tiles) <= SHARED
     constants = {"AHEAD": ahead, "WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
     constants |= {"BITS": bits, "GROUP": group}
+    inputs = []
+    for module, part in (views[0], views[-1]):
+        scales = [module.scales, module.biases] if packed else [module.weight] * 2
+        inputs += [part, module.weight, *scales]
     multiply = kernel(
         "few_rows",
-        ("x", "w", "scales", "biases"),
+        tuple(f"{name}{view}" for view in (0, 1) for name in ("x", "w", "scales", "biases")),
         ("y",),
         _SOURCE,
         _HEADER,
         _shared(2 * sets + (tiles if ahead else 0)),
     )
     (out,) = multiply(
-        inputs=[x, *weights],
+        inputs=inputs,
         template=[("T", x.dtype), *constants.items()],
-        grid=(-(-outputs // (16 * sets)) * WARPS * 32, 1, 1),
+        grid=(-(-outputs // (16 * sets)) * WARPS * 32, len(views), 1),
         threadgroup=(WARPS * 32, 1, 1),
-        output_shapes=[(*x.shape[:-1], outputs)],
+        output_shapes=[(*x.shape[:-2], sum(counts), outputs)],
         output_dtypes=[x.dtype],
     )
     return out
@@ -116,8 +141,9 @@ __device__ __forceinline__ float unpack(unsigned word, int i, float scale, float
 }
 """
 
-# x [M, K]; w [N, K * BITS / 32] words; scales and biases [N, K / GROUP], unused for plain weights;
-# y [M, N].
+# Of each view: x [M, K]; w [N, K * BITS / 32] words; scales and biases [N, K / GROUP], unused for
+# plain weights. y [M, N] holds the rows of the first view, then those of the second, if there is
+# one.
 #
 # A warp holds `SETS` times 16 rows of weights and `TILES` times 8 rows of inputs. Its thread
 # 4 g + t brings rows g and g + 8 of each set, row g of each tile, and of each step of 16 along K
@@ -127,10 +153,13 @@ _SOURCE = """
   static_assert(WARPS == 8, "the order of the sums below");
   constexpr int IN_WORD = 32 / BITS, SPAN = 4 * IN_WORD, STEP = WARPS * 4 * SPAN;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int N = w_shape[0], M = x_shape[x_ndim - 2], K = x_shape[x_ndim - 1];
-  const int first = blockIdx.x * SETS * 16;
+  const int view = blockIdx.y, first = blockIdx.x * SETS * 16;
+  const int N = w0_shape[0], K = x0_shape[x0_ndim - 1], above = view * x0_shape[x0_ndim - 2];
+  const int M = view ? x1_shape[x1_ndim - 2] : x0_shape[x0_ndim - 2];
+  const T *x = view ? x1 : x0, *scales = (const T*)(view ? scales1 : scales0);
+  const T* biases = (const T*)(view ? biases1 : biases0);
+  const auto words = reinterpret_cast<const unsigned*>(view ? w1 : w0);
   // Read ahead by each thread for itself; in the end, for the warps' sums.
-  const auto words = reinterpret_cast<const unsigned*>(w);
   extern __shared__ uint4 shared[];
   auto ring = reinterpret_cast<uint4(*)[SETS][2][WARPS * 32]>(shared);
   auto inputs = reinterpret_cast<uint4(*)[TILES][WARPS * 32]>(ring + STAGES);
@@ -250,6 +279,6 @@ _SOURCE = """
   __syncthreads();
   for (int i = threadIdx.x; i < SETS * 16 * M; i += WARPS * 32) {
     const int n = i % (SETS * 16), m = i / (SETS * 16);
-    if (first + n < N) y[(size_t)m * N + first + n] = (T)part[0][n][m];
+    if (first + n < N) y[(size_t)(above + m) * N + first + n] = (T)part[0][n][m];
   }
 """

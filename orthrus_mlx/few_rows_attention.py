@@ -91,15 +91,15 @@ def _shared(tiles: int, dim: int) -> int:
     return (2 * STAGES * KEYS + 16 * tiles * WARPS) * (dim + 8) * 2
 
 
-def prepares(attention: Any, *views: mx.array) -> bool:
+def prepares(attention: Any, x: mx.array) -> bool:
     """Whether `prepare` can do what the layer's norms and rotary embedding would.
 
-    `views` are the projections. The embedding is to turn all dimensions, and to scale none.
+    `x` are the projections. The embedding is to turn all dimensions, and to scale none.
     """
     rope, norms = attention.rope, _norms(attention)
     return (
         all(type(norm) is nn.RMSNorm and norm.eps == norms[0].eps for norm in norms)
-        and fits(attention, *views, *(norm.weight for norm in norms))
+        and fits(attention, x, *(norm.weight for norm in norms))
         and type(rope) is nn.RoPE
         and rope.dims == attention.head_dim
         and rope.scale == 1
@@ -111,37 +111,33 @@ def _norms(attention: Any) -> list[Any]:
     return [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
 
 
-def prepare(
-    attention: Any, views: list[mx.array], n_ar: int, seen: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
+def prepare(attention: Any, x: mx.array, seen: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """Queries, keys and values [1, heads, rows, head_dim] of a pass, normed and rotated.
 
     Args:
         attention: the layer.
-        views: its joined projections [1, n, (heads + 2 kv_heads) * head_dim] of the AR rows and of
-            the diffusion rows, or of those that there are.
-        n_ar: AR rows.
-        seen: as `attend` takes it.
+        x: its projections, side by side, [1, rows, (heads + 2 kv_heads) * head_dim].
+        seen: as `attend` takes it; rows that see a block are diffusion rows.
     """
-    rows = sum(view.shape[1] for view in views)
+    rows = x.shape[1]
     dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
     q, k, v = kernel(
         "few_rows_prepare",
-        ("ar", "diff", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen"),
+        ("x", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen"),
         ("q", "k", "v"),
         _PREPARE,
     )(
-        inputs=[views[0], views[-1], *(norm.weight for norm in _norms(attention)), seen],
+        inputs=[x, *(norm.weight for norm in _norms(attention)), seen],
         template=[
-            ("T", views[0].dtype),
-            *{"D": dim, "H": heads, "KV": kv_heads, "HAS_AR": n_ar > 0}.items(),
+            ("T", x.dtype),
+            *{"D": dim, "H": heads, "KV": kv_heads}.items(),
             ("EPS", bits_of(attention.q_norm.eps)),
             ("LOG_BASE", bits_of(math.log2(attention.rope.base))),
         ],
         grid=(32, (heads + 2 * kv_heads), rows),
         threadgroup=(32, 4, 1),
         output_shapes=[(1, n, rows, dim) for n in (heads, kv_heads, kv_heads)],
-        output_dtypes=[views[0].dtype] * 3,
+        output_dtypes=[x.dtype] * 3,
     )
     return q, k, v
 
@@ -402,24 +398,23 @@ _MERGE = """
 # A warp norms and rotates one head of one row, as the model's modules do, or copies a value.
 _PREPARE = """
   const int lane = threadIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, row = blockIdx.z;
-  const int rows = gridDim.z, n_ar = HAS_AR ? ar_shape[1] : 0;
+  const int rows = gridDim.z;
   if (head >= H + 2 * KV) return;
-  const bool is_diff = row >= n_ar;
-  const T* from = (is_diff ? diff + (size_t)(row - n_ar) * (H + 2 * KV) * D
-                           : ar + (size_t)row * (H + 2 * KV) * D) + head * D;
+  const bool is_diff = seen[3 * rows + row] > 0;  // the end of its block
+  const T* from = x + ((size_t)row * (H + 2 * KV) + head) * D;
   T* to = head < H        ? q + ((size_t)head * rows + row) * D
           : head < H + KV ? k + ((size_t)(head - H) * rows + row) * D
                           : v + ((size_t)(head - H - KV) * rows + row) * D;
   const T* norm = head < H ? (is_diff ? q_norm_diff : q_norm) : (is_diff ? k_norm_diff : k_norm);
   constexpr int PAIRS = (D / 2 + 31) / 32;
-  float x[PAIRS][2], square = 0;
+  float part[PAIRS][2], square = 0;
 #pragma unroll
   for (int p = 0; p < PAIRS; p++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int d = p * 32 + lane;
-      x[p][h] = d < D / 2 ? (float)from[d + h * D / 2] : 0.0f;
-      square += x[p][h] * x[p][h];
+      part[p][h] = d < D / 2 ? (float)from[d + h * D / 2] : 0.0f;
+      square += part[p][h] * part[p][h];
     }
   if (head < H + KV) {
     for (int i = 16; i; i /= 2) square += __shfl_xor_sync(0xffffffff, square, i);
@@ -428,11 +423,11 @@ _PREPARE = """
     for (int p = 0; p < PAIRS; p++) {
       const int d = p * 32 + lane;
       if (d >= D / 2) break;
-      const float a = (T)((float)norm[d] * x[p][0] * over);
-      const float b = (T)((float)norm[d + D / 2] * x[p][1] * over);
+      const float a = (T)((float)norm[d] * part[p][0] * over);
+      const float b = (T)((float)norm[d + D / 2] * part[p][1] * over);
       float sine, cosine;
       sincosf(seen[row] * exp2f(-(2.0f * d / D) * __int_as_float(LOG_BASE)), &sine, &cosine);
-      x[p][0] = a * cosine - b * sine, x[p][1] = a * sine + b * cosine;
+      part[p][0] = a * cosine - b * sine, part[p][1] = a * sine + b * cosine;
     }
   }
 #pragma unroll
@@ -440,6 +435,6 @@ _PREPARE = """
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int d = p * 32 + lane;
-      if (d < D / 2) to[d + h * D / 2] = x[p][h];
+      if (d < D / 2) to[d + h * D / 2] = part[p][h];
     }
 """

@@ -82,14 +82,5 @@ def products(
     return list(outputs)
 
 
-def side_by_side(
-    x: mx.array, owner: nn.Module, names: Sequence[str], joined: Joined | None
-) -> mx.array:
-    """The same in one array, [..., rows, sum of their outputs]."""
-    if joined is None or not joined.still_of(owner):
-        return mx.concatenate([product(owner[name], x) for name in names], axis=-1)
-    return _whole(x, joined)
-
-
 def _whole(x: mx.array, joined: Joined) -> mx.array:
     return joined.product(x) if joined.parts[0].training else product(joined.product, x)

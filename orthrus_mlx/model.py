@@ -27,9 +27,9 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from . import few_rows_attention, few_shapes
 from .config import ModelConfig
-from .few_rows import product
+from .few_rows import by_view, product
 from .few_shapes import PORTION, Passes, Slots
-from .joined import Joined, join, products, side_by_side
+from .joined import Joined, join, products
 from .rows import Rows, lay_out
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -110,18 +110,27 @@ class Attention(nn.Module):
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
+    def side_by_side(self, x: mx.array, n_ar: int) -> mx.array:
+        """Queries, keys and values of a pass in one array [1, L, ...], as projected."""
+        ar, diff = self._qkv, self._qkv_diff
+        if ar and diff and ar.still_of(self) and diff.still_of(self):
+            return by_view(ar.product, diff.product, x, n_ar)
+        pairs = zip(QKV, QKV_DIFF, strict=True)
+        parts = [by_view(self[a], self[b], x, n_ar) for a, b in pairs]
+        return mx.concatenate(parts, axis=-1)
+
     def inputs(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values [1, heads, L, head_dim] of a pass, normed and rotated."""
         n = rows.n_ar
-        parts = [(x, not n)] if n in (0, x.shape[1]) else [(x[:, :n], False), (x[:, n:], True)]
         if rows.ranges is not None:
-            whole = [side_by_side(part, self, *self.projections(diff)) for part, diff in parts]
-            if few_rows_attention.prepares(self, *whole):
-                return few_rows_attention.prepare(self, whole, n, rows.ranges)
-        q, k, v = self.project(*parts[0])
-        for part, diff in parts[1:]:
-            both = zip((q, k, v), self.project(part, diff), strict=True)
-            q, k, v = (mx.concatenate(list(pair), axis=1) for pair in both)
+            projected = self.side_by_side(x, n)
+            if few_rows_attention.prepares(self, projected):
+                return few_rows_attention.prepare(self, projected, rows.ranges)
+        if n in (0, x.shape[1]):
+            q, k, v = self.project(x, not n)
+        else:
+            views = zip(self.project(x[:, :n], False), self.project(x[:, n:], True), strict=True)
+            q, k, v = (mx.concatenate(list(both), axis=1) for both in views)
         return self.rotate(q, rows), self.rotate(k, rows), v.transpose(0, 2, 1, 3)
 
     def __call__(self, x: mx.array, rows: Rows, cache: KVCache | Slots) -> mx.array:
@@ -140,14 +149,10 @@ class Attention(nn.Module):
         else:
             end: Any = rows.start + n
             ar = self.attend(q[:, :, :n], k[:, :, :end], v[:, :, :end], rows.ar_mask)
-            return self.outputs(ar, self.attend(q[:, :, n:], k, v, rows.diff_mask))
-        if n in (0, L):
-            return product(self.o_proj if n else self.o_proj_diff, out)
-        return self.outputs(out[:, :n], out[:, n:])
-
-    def outputs(self, ar: mx.array, diff: mx.array) -> mx.array:
-        """The output projection of each view over its rows."""
-        return mx.concatenate([product(self.o_proj, ar), product(self.o_proj_diff, diff)], axis=1)
+            diff = self.attend(q[:, :, n:], k, v, rows.diff_mask)
+            views = [product(self.o_proj, ar), product(self.o_proj_diff, diff)]
+            return mx.concatenate(views, axis=1)
+        return by_view(self.o_proj, self.o_proj_diff, out, n)
 
 
 class MLP(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.tuner.lora import LoRAEmbedding
 
 from orthrus_mlx import few_rows
-from orthrus_mlx.few_rows import product
+from orthrus_mlx.few_rows import by_view, product
 
 from . import row_kernels
 
@@ -22,12 +22,16 @@ ROWS = (2, 5, 8, 9, 16, 31, 32, 33, 64)
 
 
 def projection(
-    outputs: int, dim: int, bits: int, dtype: mx.Dtype = mx.bfloat16, group: int = 64
+    outputs: int,
+    dim: int,
+    bits: int,
+    dtype: mx.Dtype = mx.bfloat16,
+    group: int = 64,
+    seed: int = 1,
 ) -> Any:
     module: Any = nn.Linear(dim, outputs, bias=False)
-    module.weight = (mx.random.normal((outputs, dim), key=mx.random.key(1)) / dim**0.5).astype(
-        dtype
-    )
+    weight = mx.random.normal((outputs, dim), key=mx.random.key(seed))
+    module.weight = (weight / dim**0.5).astype(dtype)
     if bits < few_rows.PLAIN:
         module = nn.QuantizedLinear.from_linear(module, group, bits)
     module.eval()
@@ -92,6 +96,18 @@ def test_a_row_has_the_same_bits_beside_any_others(outputs: int, dim: int, bits:
 @pytest.mark.parametrize("bits", few_rows.BITS)
 def test_by_its_source_a_row_has_the_same_bits(bits: int) -> None:
     bits_of_rows(20, 320, bits, 9)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("bits", [(4, 4), (16, 16), (16, 4)])
+@pytest.mark.parametrize("n_ar", [0, 1, 2, 5, 9, 12])
+def test_each_view_has_the_bits_of_its_own_product(bits: tuple[int, int], n_ar: int) -> None:
+    """Computed together where the projections are alike and both views have rows enough."""
+    ar, diff = (projection(40, 384, n, seed=seed) for seed, n in enumerate(bits))
+    x = inputs(12, 384)
+    views = (ar, x[:, :n_ar]), (diff, x[:, n_ar:])
+    parts = [product(module, part) for module, part in views if part.size]
+    assert mx.array_equal(by_view(ar, diff, x, n_ar), mx.concatenate(parts, axis=1))
 
 
 @pytest.mark.parametrize("bits", few_rows.BITS)
