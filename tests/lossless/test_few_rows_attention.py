@@ -76,13 +76,14 @@ def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int]) -> None:
     model.set_dtype(mx.bfloat16)
     n_ar, n_diff = views
     attention, L = model.layers[0].self_attn, n_ar + n_diff
-    x = mx.random.normal((1, L, model.config.hidden_size)).astype(mx.bfloat16)
+    x = mx.random.normal((1, L, model.config.hidden_size), key=mx.random.key(4))
+    x = x.astype(mx.bfloat16)
     seen = ranges(3000, n_ar, n_diff, (n_ar // 2,))
     rows = Rows(mx.array([3000]), n_ar, seen[0])
     assert prepares(attention, x)
     by_kernel = attention.inputs(x, rows._replace(ranges=seen))
     for a, b in zip(by_kernel, attention.inputs(x, rows), strict=True):
-        assert mx.allclose(a.astype(mx.float32), b.astype(mx.float32), rtol=3e-2, atol=3e-2)
+        assert mx.allclose(a.astype(mx.float32), b.astype(mx.float32), rtol=3e-2, atol=5e-2)
 
 
 def test_ranges_are_what_masks_say() -> None:
