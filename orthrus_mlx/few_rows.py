@@ -102,20 +102,18 @@ def _product(views: list[tuple[Any, mx.array]]) -> mx.array:
     ahead = bits == PLAIN and _shared(2 * sets + tiles) <= SHARED
     constants = {"AHEAD": ahead, "WARPS": WARPS, "STAGES": STAGES, "TILES": tiles, "SETS": sets}
     constants |= {"BITS": bits, "GROUP": group}
-    inputs = []
-    for module, part in (views[0], views[-1]):
-        scales = [module.scales, module.biases] if packed else [module.weight] * 2
-        inputs += [part, module.weight, *scales]
+    # No more inputs than there must be: each costs the host a microsecond.
+    names = ("weight", "scales", "biases") if packed else ("weight",)
     multiply = kernel(
         "few_rows",
-        tuple(f"{name}{view}" for view in (0, 1) for name in ("x", "w", "scales", "biases")),
+        tuple(f"{name}_{i}" for i in range(len(views)) for name in ("x", *names)),
         ("y",),
-        _SOURCE,
+        _prelude(len(views), packed) + _SOURCE,
         _HEADER,
         _shared(2 * sets + (tiles if ahead else 0)),
     )
     (out,) = multiply(
-        inputs=inputs,
+        inputs=[a for module, part in views for a in (part, *(module[name] for name in names))],
         template=[("T", x.dtype), *constants.items()],
         grid=(-(-outputs // (16 * sets)) * WARPS * 32, len(views), 1),
         threadgroup=(WARPS * 32, 1, 1),
@@ -130,6 +128,21 @@ def _shared(parts: int) -> int:
     return STAGES * parts * WARPS * 32 * 16
 
 
+def _prelude(views: int, packed: bool) -> str:
+    """What the kernel below calls its inputs, of the view that a thread block belongs to."""
+
+    def of_view(name: str) -> str:
+        return f"view ? {name.replace('#', '1')} : " * (views - 1) + name.replace("#", "0")
+
+    rows = of_view("x_#_shape[x_#_ndim - 2]")
+    scales = [of_view(f"{name}_#") if packed else "nullptr" for name in ("scales", "biases")]
+    return f"""
+  const int view = blockIdx.y, M = {rows};
+  const T *x = {of_view("x_#")}, *scales = {scales[0]}, *biases = {scales[1]};
+  const auto words = reinterpret_cast<const unsigned*>({of_view("weight_#")});
+"""
+
+
 _HEADER = """
 // Packed value `i` of a word as 1 + value / 2^BITS, times `scale`, plus `bias`.
 template <int BITS>
@@ -141,8 +154,8 @@ __device__ __forceinline__ float unpack(unsigned word, int i, float scale, float
 }
 """
 
-# Of each view: x [M, K]; w [N, K * BITS / 32] words; scales and biases [N, K / GROUP], unused for
-# plain weights. y [M, N] holds the rows of the first view, then those of the second, if there is
+# Of each view: x [M, K]; words [N, K * BITS / 32]; scales and biases [N, K / GROUP] of those that
+# are packed. y [M, N] holds the rows of the first view, then those of the second, if there is
 # one.
 #
 # A warp holds `SETS` times 16 rows of weights and `TILES` times 8 rows of inputs. Its thread
@@ -153,12 +166,7 @@ _SOURCE = """
   static_assert(WARPS == 8, "the order of the sums below");
   constexpr int IN_WORD = 32 / BITS, SPAN = 4 * IN_WORD, STEP = WARPS * 4 * SPAN;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const int view = blockIdx.y, first = blockIdx.x * SETS * 16;
-  const int N = w0_shape[0], K = x0_shape[x0_ndim - 1], above = view * x0_shape[x0_ndim - 2];
-  const int M = view ? x1_shape[x1_ndim - 2] : x0_shape[x0_ndim - 2];
-  const T *x = view ? x1 : x0, *scales = (const T*)(view ? scales1 : scales0);
-  const T* biases = (const T*)(view ? biases1 : biases0);
-  const auto words = reinterpret_cast<const unsigned*>(view ? w1 : w0);
+  const int N = weight_0_shape[0], K = x_0_shape[x_0_ndim - 1], first = blockIdx.x * SETS * 16;
   // Read ahead by each thread for itself; in the end, for the warps' sums.
   extern __shared__ uint4 shared[];
   auto ring = reinterpret_cast<uint4(*)[SETS][2][WARPS * 32]>(shared);
@@ -277,6 +285,7 @@ _SOURCE = """
     }
   }
   __syncthreads();
+  const int above = view * x_0_shape[x_0_ndim - 2];
   for (int i = threadIdx.x; i < SETS * 16 * M; i += WARPS * 32) {
     const int n = i % (SETS * 16), m = i / (SETS * 16);
     if (first + n < N) y[(size_t)(above + m) * N + first + n] = (T)part[0][n][m];

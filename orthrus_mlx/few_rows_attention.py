@@ -111,23 +111,29 @@ def _norms(attention: Any) -> list[Any]:
     return [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
 
 
-def prepare(attention: Any, x: mx.array, seen: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+def prepare(
+    attention: Any, x: mx.array, n_ar: int, seen: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
     """Queries, keys and values [1, heads, rows, head_dim] of a pass, normed and rotated.
 
     Args:
         attention: the layer.
         x: its projections, side by side, [1, rows, (heads + 2 kv_heads) * head_dim].
-        seen: as `attend` takes it; rows that see a block are diffusion rows.
+        n_ar: AR rows, which come first.
+        seen: as `attend` takes it.
     """
-    rows = x.shape[1]
+    rows, norms = x.shape[1], _norms(attention)
+    alone = n_ar in (0, rows)  # one view, whose norms are all that is needed
+    if alone:
+        norms = norms[:2] if n_ar else norms[2:]
     dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
     q, k, v = kernel(
         "few_rows_prepare",
-        ("x", "q_norm", "k_norm", "q_norm_diff", "k_norm_diff", "seen"),
+        ("x", *("q_norm", "k_norm", "q_norm_diff", "k_norm_diff")[: len(norms)], "seen"),
         ("q", "k", "v"),
-        _PREPARE,
+        _ONE_VIEW * alone + _PREPARE,
     )(
-        inputs=[x, *(norm.weight for norm in _norms(attention)), seen],
+        inputs=[x, *(norm.weight for norm in norms), seen],
         template=[
             ("T", x.dtype),
             *{"D": dim, "H": heads, "KV": kv_heads}.items(),
@@ -393,6 +399,10 @@ _MERGE = """
       *reinterpret_cast<unsigned*>(y + ((size_t)row * (all / rows) + head) * D + d) =
           pair(out[p][0] / sum, out[p][1] / sum);
   }
+"""
+
+_ONE_VIEW = """
+  const T *q_norm_diff = q_norm, *k_norm_diff = k_norm;
 """
 
 # A warp norms and rotates one head of one row, as the model's modules do, or copies a value.

@@ -125,7 +125,7 @@ class Attention(nn.Module):
         if rows.ranges is not None:
             projected = self.side_by_side(x, n)
             if few_rows_attention.prepares(self, projected):
-                return few_rows_attention.prepare(self, projected, rows.ranges)
+                return few_rows_attention.prepare(self, projected, n, rows.ranges)
         if n in (0, x.shape[1]):
             q, k, v = self.project(x, not n)
         else:
