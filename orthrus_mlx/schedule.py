@@ -122,13 +122,13 @@ class Auto:
     # What texts there are: on some nearly all drafts stand, on others hardly any. Shares that fall
     # of a cycle's own drafts, how common a text like that is, and how much oftener drafts fall that
     # were made in the cycle before.
-    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
-    COMMON = tuple(falls**0.6 for falls in FALLS)
+    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
+    COMMON = tuple(falls**0.2 for falls in FALLS)
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
-    TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
+    TRUST = 0.25  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
-    # at first, less the more cycles were seen; half of it where nothing is drafted now.
+    # at first, less the more cycles were seen.
     CHANGE, KNOWN = 1.2, 4
     REPLAN = 4  # cycles between two looks at the whole table of policies,
     EARLY = 8  # but for the first ones
@@ -186,8 +186,7 @@ class Auto:
         outlooks = {
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
-        more = self.CHANGE / (self.KNOWN + self.cycles)
-        change = 1 + (more if current.n_drafts else more / 2)
+        change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
         speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
         best, to_beat = current, speed
         for policy in self.policies:
