@@ -122,10 +122,10 @@ class Auto:
     # What texts there are: on some nearly all drafts stand, on others hardly any. Shares that fall
     # of a cycle's own drafts, how common a text like that is, and how much oftener drafts fall that
     # were made in the cycle before.
-    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
-    COMMON = tuple(falls**0.2 for falls in FALLS)
+    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+    COMMON = tuple(falls**0.6 for falls in FALLS)
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
-    TRUST = 0.25  # drafts stand and fall together: what each says, of what it would say alone
+    TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
     # at first, less the more cycles were seen.
