@@ -12,6 +12,7 @@ Anywhere else `product` is the module's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,7 +109,7 @@ def _product(views: list[tuple[Any, mx.array]]) -> mx.array:
         "few_rows",
         tuple(f"{name}_{i}" for i in range(len(views)) for name in ("x", *names)),
         ("y",),
-        _prelude(len(views), packed) + _SOURCE,
+        _source(len(views), packed),
         _HEADER,
         _shared(2 * sets + (tiles if ahead else 0)),
     )
@@ -128,8 +129,9 @@ def _shared(parts: int) -> int:
     return STAGES * parts * WARPS * 32 * 16
 
 
-def _prelude(views: int, packed: bool) -> str:
-    """What the kernel below calls its inputs, of the view that a thread block belongs to."""
+@functools.cache  # or it would be hashed anew in each call
+def _source(views: int, packed: bool) -> str:
+    """The kernel's source; first, what it calls the inputs of the view of its thread block."""
 
     def of_view(name: str) -> str:
         return f"view ? {name.replace('#', '1')} : " * (views - 1) + name.replace("#", "0")
@@ -140,7 +142,7 @@ def _prelude(views: int, packed: bool) -> str:
   const int view = blockIdx.y, M = {rows};
   const T *x = {of_view("x_#")}, *scales = {scales[0]}, *biases = {scales[1]};
   const auto words = reinterpret_cast<const unsigned*>({of_view("weight_#")});
-"""
+{_SOURCE}"""
 
 
 _HEADER = """

@@ -131,7 +131,7 @@ def prepare(
         "few_rows_prepare",
         ("x", *("q_norm", "k_norm", "q_norm_diff", "k_norm_diff")[: len(norms)], "seen"),
         ("q", "k", "v"),
-        _ONE_VIEW * alone + _PREPARE,
+        _PREPARE_ALONE if alone else _PREPARE,
     )(
         inputs=[x, *(norm.weight for norm in norms), seen],
         template=[
@@ -401,11 +401,8 @@ _MERGE = """
   }
 """
 
-_ONE_VIEW = """
-  const T *q_norm_diff = q_norm, *k_norm_diff = k_norm;
-"""
-
-# A warp norms and rotates one head of one row, as the model's modules do, or copies a value.
+# A warp norms and rotates one head of one row, as the model's modules do, or copies a value. What
+# is fused is spelt out, as there are two forms of it, for one view and for both.
 _PREPARE = """
   const int lane = threadIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, row = blockIdx.z;
   const int rows = gridDim.z;
@@ -424,7 +421,7 @@ _PREPARE = """
     for (int h = 0; h < 2; h++) {
       const int d = p * 32 + lane;
       part[p][h] = d < D / 2 ? (float)from[d + h * D / 2] : 0.0f;
-      square += part[p][h] * part[p][h];
+      square = fmaf(part[p][h], part[p][h], square);
     }
   if (head < H + KV) {
     for (int i = 16; i; i /= 2) square += __shfl_xor_sync(0xffffffff, square, i);
@@ -437,7 +434,8 @@ _PREPARE = """
       const float b = (T)((float)norm[d + D / 2] * part[p][1] * over);
       float sine, cosine;
       sincosf(seen[row] * exp2f(-(2.0f * d / D) * __int_as_float(LOG_BASE)), &sine, &cosine);
-      part[p][0] = a * cosine - b * sine, part[p][1] = a * sine + b * cosine;
+      part[p][0] = fmaf(a, cosine, -__fmul_rn(b, sine));
+      part[p][1] = fmaf(a, sine, __fmul_rn(b, cosine));
     }
   }
 #pragma unroll
@@ -448,3 +446,5 @@ _PREPARE = """
       if (d < D / 2) to[d + h * D / 2] = part[p][h];
     }
 """
+
+_PREPARE_ALONE = f"  const T *q_norm_diff = q_norm, *k_norm_diff = k_norm;\n{_PREPARE}"

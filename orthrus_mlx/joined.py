@@ -49,7 +49,7 @@ def join(owner: nn.Module, names: Sequence[str]) -> Joined | None:
     join as plain ones do. The parts stay, as views of the joined matrix: no weight is in memory
     twice.
     """
-    parts: list[Any] = [owner[name] for name in names]
+    parts: list[Any] = [getattr(owner, name) for name in names]
     kinds = {
         (type(p), *(getattr(p, name, None) for name in ("bits", "group_size", "mode")))
         for p in parts
@@ -57,7 +57,7 @@ def join(owner: nn.Module, names: Sequence[str]) -> Joined | None:
     known = type(parts[0]) in (nn.Linear, nn.QuantizedLinear)
     if not known or len(kinds) > 1 or any("bias" in p for p in parts):
         return None
-    product = copy.copy(parts[0])
+    product = copy.copy(parts[0]).eval()  # whether it is in training, its parts know
     sizes = [p.weight.shape[0] for p in parts]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
     arrays = [name for name, value in parts[0].items() if isinstance(value, mx.array)]
@@ -77,7 +77,7 @@ def products(
 ) -> list[mx.array]:
     """What each of these projections of `owner` makes of `x`, by one product if they are joined."""
     if joined is None or not joined.still_of(owner):
-        return [product(owner[name], x) for name in names]
+        return [product(getattr(owner, name), x) for name in names]
     outputs: Any = mx.split(_whole(x, joined), joined.ends, axis=-1)
     return list(outputs)
 

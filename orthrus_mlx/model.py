@@ -112,11 +112,14 @@ class Attention(nn.Module):
 
     def side_by_side(self, x: mx.array, n_ar: int) -> mx.array:
         """Queries, keys and values of a pass in one array [1, L, ...], as projected."""
-        ar, diff = self._qkv, self._qkv_diff
-        if ar and diff and ar.still_of(self) and diff.still_of(self):
-            return by_view(ar.product, diff.product, x, n_ar)
+        ar, diff = (
+            both.product if both and both.still_of(self) and not both.parts[0].training else None
+            for both in (self._qkv, self._qkv_diff)
+        )
+        if (ar or not n_ar) and (diff or n_ar == x.shape[1]):
+            return by_view(ar, diff, x, n_ar)
         pairs = zip(QKV, QKV_DIFF, strict=True)
-        parts = [by_view(self[a], self[b], x, n_ar) for a, b in pairs]
+        parts = [by_view(getattr(self, a), getattr(self, b), x, n_ar) for a, b in pairs]
         return mx.concatenate(parts, axis=-1)
 
     def inputs(self, x: mx.array, rows: Rows) -> tuple[mx.array, mx.array, mx.array]:
@@ -239,10 +242,12 @@ class Model(nn.Module):
 
     @property
     def joined(self) -> bool:
-        """Whether passes run joined projections (where these can be joined at all)."""
+        """Whether passes run joined projections, wherever these could be joined."""
         attention, mlp = self.layers[0].self_attn, self.layers[0].mlp
-        pairs = ((attention, attention._qkv), (mlp, mlp._gate_up))
-        return any(joined is not None and joined.still_of(owner) for owner, joined in pairs)
+        groups = (attention, attention._qkv), (attention, attention._qkv_diff), (mlp, mlp._gate_up)
+        return any(joined for _, joined in groups) and all(
+            joined.still_of(owner) for owner, joined in groups if joined
+        )
 
     def hidden(
         self,

@@ -48,7 +48,7 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
 # Of the cache file. Raise it also when the same checkpoint comes to run other kernels.
-FORMAT = 11
+FORMAT = 12
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 

@@ -20,7 +20,7 @@ from .speeds import (
     contenders,
     outlook,
     plan_cost,
-    policy_speed,
+    policy_speeds,
 )
 
 Mode = Literal["auto", "parallel", "ar"]
@@ -187,10 +187,11 @@ class Auto:
             source: outlook(self.rates(source, texts, places)) for source in self.acceptance
         }
         change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
-        speed = policy_speed(self.costs, current, outlooks) if current.n_drafts else 0.0
-        best, to_beat = current, speed
-        for policy in self.policies:
-            expected = policy_speed(self.costs, policy, outlooks)
+        speeds = policy_speeds(self.costs, self.policies, outlooks)
+        expected_of = dict(zip(self.policies, speeds, strict=True))
+        best = current
+        speed = to_beat = expected_of.get(current, 0.0)  # none where nothing is drafted yet
+        for policy, expected in expected_of.items():
             begins = policy.ahead_rows and not current.ahead_rows
             worth = expected / change if begins else expected
             if worth > to_beat:

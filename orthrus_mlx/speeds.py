@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from .plans import Plan, Policy, left_over
 
@@ -22,11 +22,13 @@ class Outlook(NamedTuple):
 
     Attributes:
         stands: the chance that the first a drafts all stand, for a from 0 on.
+        falls: the chance that just these stand and the next one falls.
         tokens: that a cycle over n drafts writes on average, for n from 0 on.
     """
 
-    stands: list[float]
-    tokens: list[float]
+    stands: np.ndarray
+    falls: np.ndarray
+    tokens: np.ndarray
 
 
 Outlooks = dict[Source, Outlook]
@@ -39,8 +41,8 @@ ALIKE = 0.12
 
 def outlook(rates: Iterable[float]) -> Outlook:
     """From the chances to stand by place, each given that all drafts before it stood."""
-    stands = list(itertools.accumulate(rates, operator.mul, initial=1.0))
-    return Outlook(stands, list(itertools.accumulate(stands)))
+    stands = np.array([1.0, *rates]).cumprod()
+    return Outlook(stands, stands[:-1] - stands[1:], stands.cumsum())
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: much is looked up by it
@@ -111,14 +113,24 @@ def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
 
 def policy_speed(costs: Costs, policy: Policy, outlooks: Outlooks) -> float:
     """Expected tokens for each unit of time."""
-    if policy.kind == "plain":
-        return 1 / costs.of_plain()
-    if policy.kind == "two-pass":
-        return outlooks["two-pass"].tokens[policy.n_drafts] / _prices(costs, policy)[0]
-    if policy.kind == "alternating":
-        # Each of the two passes writes one token, and the second also the drafts that stand.
-        return (1 + outlooks["fresh"].tokens[policy.n_drafts]) / _prices(costs, policy)[0]
-    return one_pass_speed(costs, policy, outlooks["fresh"], outlooks["stale"])
+    return policy_speeds(costs, (policy,), outlooks)[0]
+
+
+def policy_speeds(costs: Costs, policies: tuple[Policy, ...], outlooks: Outlooks) -> list[float]:
+    """The same of several policies, sooner than one by one."""
+    one_pass = iter(_one_pass_speeds(costs, policies, outlooks["fresh"], outlooks["stale"]))
+    speeds: list[float] = []
+    for policy in policies:
+        if policy.kind == "plain":
+            speeds.append(1 / costs.of_plain())
+        elif policy.kind == "one-pass":
+            speeds.append(next(one_pass))
+        else:
+            # Each of two alternating passes writes one token, the second also drafts that stand.
+            source: Source = "fresh" if policy.kind == "alternating" else "two-pass"
+            tokens = outlooks[source].tokens[policy.n_drafts] + (source == "fresh")
+            speeds.append(float(tokens) / _prices(costs, policy)[0])
+    return speeds
 
 
 def best_case(costs: Costs, policy: Policy) -> float:
@@ -171,40 +183,64 @@ def _fresh(policy: Policy) -> tuple[int, int]:
     return min(policy.n_drafts, most), most
 
 
-def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook) -> float:
-    """Tokens for each unit of time in the long run of one-pass cycles.
+def _one_pass_speeds(
+    costs: Costs, policies: tuple[Policy, ...], fresh: Outlook, stale: Outlook
+) -> list[float]:
+    """Tokens for each unit of time in the long run of one-pass cycles, of those policies' cycles.
 
     If a block expected just what stood, all but one of its guesses are left for the next cycle
-    (`fresh`); if it expected less, fewer are (`stale`). Runs of cycles with fresh drafts and with
-    stale ones take turns. How many stale ones there are is worked out for the first cycle of a
-    run; that of the others is hardly different.
+    (`fresh`); if it expected less, fewer are (`stale`). A cycle with fresh drafts is followed by
+    cycles with stale ones until the next. How many drafts these have is worked out for the first
+    two in a row; all others are taken to be like the second.
     """
-    full, most = _fresh(policy)
-    after, prices = _after_a_fall(full, most, policy.blocks), _prices(costs, policy)
-    ends = [0.0] * (full + 1)  # of a run with fresh drafts, by the stale ones that are left then
-    for a, left in enumerate(after):
-        if left is not None:
-            ends[left] += fresh.stands[a] - fresh.stands[a + 1]
-    begins = renewed = tokens = time = 0.0
-    for m, share in enumerate(ends):
-        begins += share * (stale.stands[m] + renewed)
-        tokens += share * stale.tokens[m]
-        time += share * prices[m]
-        if m < full and after[m] is None:  # after a fall at m of more drafts
-            renewed += stale.stands[m] - stale.stands[m + 1]
-    # Runs begin as often as they end: so many cycles have fresh drafts for each `sum(ends)` others.
-    with_fresh = begins / sum(ends) if begins else float(not tokens)
-    tokens += with_fresh * fresh.tokens[full]
-    return tokens / (time + with_fresh * prices[full])
+    full, prices, leaves = _one_pass_table(costs, policies)
+    if not full.size:
+        return []
+    most = leaves.shape[1]
+    tokens, time = fresh.tokens[full], prices[np.arange(full.size), full]
+    share = fresh.falls[:most] @ leaves  # of cycles, by their stale drafts: [policies, most + 1]
+    for row in (1, 2):
+        more = share[:, :0:-1].cumsum(axis=1)[:, ::-1]  # cycles with more than a drafts
+        again = ((more * stale.falls[:most])[:, None] @ leaves)[:, 0]
+        there = share.sum(axis=1)
+        # However many cycles with stale drafts there are, they do not go on for ever.
+        cycles = 1 / np.maximum(1e-9, 1 - again.sum(axis=1) / (there + 1e-300)) if row == 2 else 1
+        tokens = tokens + cycles * (share @ stale.tokens[: most + 1])
+        time = time + cycles * (share * prices).sum(axis=1)
+        share = again
+    speeds: list[float] = (tokens / time).tolist()
+    return speeds
 
 
-@functools.cache
-def _after_a_fall(full: int, most: int, blocks: int) -> list[int | None]:
-    """Stale drafts left for the next cycle where a stood, by a; None where fresh ones are left.
+@functools.lru_cache(maxsize=32)
+def _one_pass_table(
+    costs: Costs, policies: tuple[Policy, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of those that are one-pass policies: fresh drafts that a cycle verifies, prices, `_leaves`.
 
-    For cycles with `full` drafts; the few with less are taken to be alike.
+    The latter two are filled up with zeros: [policies, most + 1] and [policies, most, most + 1].
+    """
+    found = [policy for policy in policies if policy.kind == "one-pass"]
+    counts = [_fresh(policy) for policy in found]
+    most = max((full for full, _ in counts), default=0)
+    prices, leaves = np.zeros((len(found), most + 1)), np.zeros((len(found), most, most + 1))
+    for i, (policy, (full, left)) in enumerate(zip(found, counts, strict=True)):
+        prices[i, : full + 1] = _prices(costs, policy)
+        leaves[i, :full, : full + 1] = _leaves(full, left, policy.blocks)
+    return np.array([full for full, _ in counts], int), prices, leaves
+
+
+def _leaves(full: int, most: int, blocks: int) -> np.ndarray:
+    """Where a drafts stood and one fell: 1 at the stale drafts left then, [full, full + 1].
+
+    Nowhere if fresh ones are left. For cycles with `full` drafts; the few with less are taken to be
+    alike.
     """
     plan = Plan(ahead_rows=1, blocks=blocks)
-    uses = [left_over(plan, full, a) for a in range(full)]
-    overtaken = [full + most if use is None else use[1] - 1 for use in uses]
-    return [max(0, min(full, most - n)) if n else None for n in overtaken]
+    leaves = np.zeros((full, full + 1))
+    for a in range(full):
+        use = left_over(plan, full, a)
+        overtaken = full + most if use is None else use[1] - 1
+        if overtaken:
+            leaves[a, max(0, min(full, most - overtaken))] = 1
+    return leaves

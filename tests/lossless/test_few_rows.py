@@ -101,13 +101,20 @@ def test_by_its_source_a_row_has_the_same_bits(bits: int) -> None:
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("bits", [(4, 4), (16, 16), (16, 4)])
 @pytest.mark.parametrize("n_ar", [0, 1, 2, 5, 9, 12])
-def test_each_view_has_the_bits_of_its_own_product(bits: tuple[int, int], n_ar: int) -> None:
+def test_each_view_has_the_bits_of_its_own_product(
+    bits: tuple[int, int], n_ar: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Computed together where the projections are alike and both views have rows enough."""
     ar, diff = (projection(40, 384, n, seed=seed) for seed, n in enumerate(bits))
-    x = inputs(12, 384)
+    x, multiply = inputs(12, 384), few_rows._product
     views = (ar, x[:, :n_ar]), (diff, x[:, n_ar:])
     parts = [product(module, part) for module, part in views if part.size]
+    asked: list[int] = []
+    monkeypatch.setattr(
+        few_rows, "_product", lambda views: (asked.append(len(views)), multiply(views))[1]
+    )
     assert mx.array_equal(by_view(ar, diff, x, n_ar), mx.concatenate(parts, axis=1))
+    assert (asked == [2]) == (bits[0] == bits[1] and n_ar in (2, 5, 9))
 
 
 @pytest.mark.parametrize("bits", few_rows.BITS)

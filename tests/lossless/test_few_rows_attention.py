@@ -71,11 +71,18 @@ def test_a_row_attends_with_the_same_bits_beside_any_others(
 
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("views", [(3, 0), (0, 5), (3, 5)])
-def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int]) -> None:
+@pytest.mark.parametrize("state", ["separate", "joined", "replaced", "biased"])
+def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int], state: str) -> None:
     model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
     model.set_dtype(mx.bfloat16)
     n_ar, n_diff = views
     attention, L = model.layers[0].self_attn, n_ar + n_diff
+    if state != "separate":
+        model.pack()
+    if state == "replaced":  # as `load_weights` does
+        attention.k_proj_diff.weight = 2 * attention.v_proj_diff.weight
+    elif state == "biased":
+        attention.v_proj.bias = mx.ones(attention.v_proj.weight.shape[0], mx.bfloat16)
     x = mx.random.normal((1, L, model.config.hidden_size), key=mx.random.key(4))
     x = x.astype(mx.bfloat16)
     seen = ranges(3000, n_ar, n_diff, (n_ar // 2,))

@@ -65,6 +65,18 @@ def test_a_module_put_in_the_place_of_a_projection_is_used() -> None:
     assert all(map(mx.array_equal, logits(models[0]), logits(models[1])))
 
 
+def test_a_function_put_in_the_place_of_a_projection_is_used() -> None:
+    model = row_kernels.build(row_kernels.Model)
+    expected = logits(model)
+    model.pack()
+    attention, mlp = model.layers[0].self_attn, model.layers[0].mlp
+    k_proj, up_proj = attention.k_proj, mlp.up_proj
+    attention.k_proj, mlp.up_proj = (lambda x: k_proj(x)), (lambda x: up_proj(x))
+    for _ in range(2):
+        assert all(map(mx.array_equal, logits(model), expected))
+        model.pack()  # what cannot be joined is left alone
+
+
 def test_scales_replaced_after_joining_are_used() -> None:
     model = row_kernels.build(row_kernels.Model, hidden_size=64, intermediate_size=64)
     nn.quantize(model, bits=4, group_size=32)
@@ -77,7 +89,11 @@ def test_what_was_measured_joined_is_not_taken_for_separate() -> None:
     model = row_kernels.build(row_kernels.Model)
     separate = device_key(model)
     model.pack()
-    assert device_key(model) != separate
+    joined = device_key(model)
+    assert joined != separate
+    attention = model.layers[0].self_attn
+    attention.v_proj_diff.weight = attention.v_proj_diff.weight + 1  # of one view alone
+    assert device_key(model) != joined
 
 
 def test_projections_of_different_kinds_are_not_joined() -> None:

@@ -15,9 +15,9 @@ from orthrus_mlx.schedule import Acceptance
 from orthrus_mlx.speeds import (
     SOURCES,
     Costs,
+    Outlook,
     Outlooks,
     best_case,
-    one_pass_speed,
     outlook,
     plan_cost,
     policy_speed,
@@ -101,6 +101,10 @@ def test_one_pass_speed_with_a_third_block_is_nearly_right() -> None:
 
 def speed_of(policy: tuple[int, int, int], fresh: list[float], stale: list[float]) -> float:
     return one_pass_speed(COSTS, Policy("one-pass", *policy), outlook(fresh), outlook(stale))
+
+
+def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook) -> float:
+    return policy_speed(costs, policy, {"two-pass": outlook([]), "fresh": fresh, "stale": stale})
 
 
 def long_run(policy: tuple[int, int, int], fresh: list[float], stale: list[float]) -> float:
