@@ -126,6 +126,7 @@ class Auto:
     COMMON = tuple(falls**0.6 for falls in FALLS)
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
+    CHANGES = 0.2  # the chance that what comes next is a text of any kind, whatever came before
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
     # at first, less the more cycles were seen.
@@ -199,14 +200,17 @@ class Auto:
         self.current, self.pays = best, speed > self.plain_speed
 
     def texts(self) -> np.ndarray:
-        """How likely each kind of text is by what all drafts have shown, the likeliest being 1."""
-        likely = np.log(self.COMMON)
+        """How likely each kind of text is next, by what all drafts have shown."""
+        common = np.array(self.COMMON) / sum(self.COMMON)
+        likely = np.log(common)
         for source, seen in self.acceptance.items():
             stood, fell = seen.evidence
             if stood or fell:
                 falls = self.falls(source)
                 likely += self.TRUST * (stood * np.log1p(-falls) + fell * np.log(falls))
-        return np.exp(likely - likely.max())
+        shown = np.exp(likely - likely.max())
+        texts: np.ndarray = (1 - self.CHANGES) * shown / shown.sum() + self.CHANGES * common
+        return texts
 
     def rates(self, source: Source, texts: np.ndarray, places: int) -> list[float]:
         """Chances to stand of the drafts from one source, by place.

@@ -109,6 +109,17 @@ def test_it_backs_off_when_the_text_turns_hard() -> None:
     assert sum(plan.plain for plan in plans) > 0.9 * len(plans)
 
 
+def test_it_never_rules_out_that_the_text_changes() -> None:
+    scheduler = auto()
+    before = scheduler.texts()
+    for _ in range(300):
+        scheduler.observe(Plan(16, 15), 15, 0)
+    after = scheduler.texts()
+    assert before.sum() == pytest.approx(1) and after.sum() == pytest.approx(1)
+    assert all(after[:-1] < before[:-1]) and after[-1] > before[-1]
+    assert all(after >= Auto.CHANGES * before)
+
+
 def test_equal_observations_give_equal_plans() -> None:
     texts = [Text(Kind.of(5.0), seed=3) for _ in range(2)]
     first, second = (list(cycles(auto(), text, 400)) for text in texts)
