@@ -126,7 +126,7 @@ class Auto:
     COMMON = tuple(falls**0.6 for falls in FALLS)
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
-    CHANGES = 0.2  # the chance that what comes next is a text of any kind, whatever came before
+    TURNS = 0.2  # the chance that the text turns: that the next stretch is of any kind
     PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
     # at first, less the more cycles were seen.
@@ -209,7 +209,7 @@ class Auto:
                 falls = self.falls(source)
                 likely += self.TRUST * (stood * np.log1p(-falls) + fell * np.log(falls))
         shown = np.exp(likely - likely.max())
-        texts: np.ndarray = (1 - self.CHANGES) * shown / shown.sum() + self.CHANGES * common
+        texts: np.ndarray = (1 - self.TURNS) * shown / shown.sum() + self.TURNS * common
         return texts
 
     def rates(self, source: Source, texts: np.ndarray, places: int) -> list[float]:

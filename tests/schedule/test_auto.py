@@ -117,7 +117,7 @@ def test_it_never_rules_out_that_the_text_changes() -> None:
     after = scheduler.texts()
     assert before.sum() == pytest.approx(1) and after.sum() == pytest.approx(1)
     assert all(after[:-1] < before[:-1]) and after[-1] > before[-1]
-    assert all(after >= Auto.CHANGES * before)
+    assert all(after >= Auto.TURNS * before)
 
 
 def test_equal_observations_give_equal_plans() -> None:
