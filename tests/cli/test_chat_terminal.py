@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ class Person:
             cwd=str(cwd),
             dimensions=(HEIGHT, WIDTH),
             encoding="utf-8",
+            # Whoever runs the tests in the background may have had it ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self._terminal = Terminal(WIDTH, HEIGHT)
 

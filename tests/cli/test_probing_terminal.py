@@ -14,14 +14,13 @@ pytest.importorskip("pexpect")
 from .test_chat_terminal import QUESTION, Person
 
 # The program as it is, but for a probe that finds at once what it then takes its time to report.
-PAUSE = 0.05  # seconds, 60 times
-PROBING = f"""
+PROBING = """
 import sys, time
 from orthrus_mlx import numerics, request
 def slowly(model, *, progress):
     for step in range(1, 61):
         progress(step, 60)
-        time.sleep({PAUSE})
+        time.sleep(0.05)
     rows = (1, 2, 4, 8, 15, 16)
     return numerics.Probe((rows,), ((8, 8), (16, 16)), 0.0, dict.fromkeys(rows, 1.0))
 request.cached_probe = slowly
@@ -36,11 +35,10 @@ SHOWN = "Probing row counts"
 def start(tiny16_dir: Path, tmp_path: Path) -> Iterator[Any]:
     people = []
 
-    def start(command: str, *args: str, pause: float = PAUSE) -> Person:
+    def start(command: str, *args: str) -> Person:
         env = {"ORTHRUS_MLX_HISTORY": str(tmp_path / "history"), "PROMPT_TOOLKIT_NO_CPR": "1"}
         args = (command, "--model", str(tiny16_dir), "--numerics", "exact", *args)
-        script = PROBING.replace(str(PAUSE), str(pause))
-        people.append(Person(list(args), env, tmp_path, script))
+        people.append(Person(list(args), env, tmp_path, PROBING))
         return people[-1]
 
     yield start
@@ -58,7 +56,7 @@ def test_generate_shows_a_bar_and_then_the_answer(start: Any) -> None:
 
 
 def test_ctrl_c_during_the_probe_ends_generate(start: Any) -> None:
-    me = start("generate", QUESTION, pause=1.0)  # a busy machine may be late to press it
+    me = start("generate", QUESTION)
     me.sees(SHOWN)
     me.type("\x03")
     assert me.leaves() == 130
