@@ -25,7 +25,7 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
-from . import few_rows_attention, few_shapes
+from . import few_rows_attention, few_rows_inputs, few_shapes
 from .config import ModelConfig
 from .few_rows import by_view, product
 from .few_shapes import PORTION, Passes, Slots
@@ -127,8 +127,8 @@ class Attention(nn.Module):
         n = rows.n_ar
         if rows.ranges is not None:
             projected = self.side_by_side(x, n)
-            if few_rows_attention.prepares(self, projected):
-                return few_rows_attention.prepare(self, projected, n, rows.ranges)
+            if few_rows_inputs.prepares(self, projected):
+                return few_rows_inputs.prepare(self, projected, n, rows.ranges)
         if n in (0, x.shape[1]):
             q, k, v = self.project(x, not n)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orthrus_mlx import cuda, engine, few_rows, few_rows_attention
+from orthrus_mlx import cuda, engine, few_rows, few_rows_attention, few_rows_inputs
 
 from . import cuda_on_cpu
 
@@ -16,8 +16,9 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if not cuda_on_cpu.runs():
         pytest.skip("needs a CUDA device, or g++ that knows C++20")
-    for module in (few_rows, few_rows_attention):
+    for module in (few_rows, few_rows_attention, few_rows_inputs):
         monkeypatch.setattr(module, "kernel", cuda_on_cpu.kernel)
+    for module in (few_rows, few_rows_attention):
         monkeypatch.setattr(module, "runs_here", lambda: True)
 
 

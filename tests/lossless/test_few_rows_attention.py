@@ -9,7 +9,8 @@ import mlx.nn as nn
 import pytest
 
 from orthrus_mlx import cuda, few_rows_attention, few_shapes
-from orthrus_mlx.few_rows_attention import attend, fits, parts_of, prepares
+from orthrus_mlx.few_rows_attention import attend, fits, parts_of
+from orthrus_mlx.few_rows_inputs import prepares
 from orthrus_mlx.rows import Rows, lay_out, ranges, visible
 
 from . import row_kernels
