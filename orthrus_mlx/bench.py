@@ -43,8 +43,7 @@ class Run:
         way: "ar", "parallel", "auto" or "mlx-lm".
         ids: what was written.
         first: seconds to the first token, the prompt included.
-        rest: seconds from then to the end.
-        rest_tokens: tokens that came in that time: all but those of the first cycle.
+        decoding: seconds from the end of the prompt, once it is read, to that of the answer.
         peak: peak bytes of MLX arrays, the weights included.
         forward_passes: passes over the layers.
         cycles: cycles.
@@ -57,8 +56,7 @@ class Run:
     way: str
     ids: list[int]
     first: float
-    rest: float
-    rest_tokens: int
+    decoding: float
     peak: int
     forward_passes: int = 0
     cycles: int = 0
@@ -67,8 +65,8 @@ class Run:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second after the first cycle; None where the answer ended in it."""
-        return self.rest_tokens / self.rest if self.rest_tokens and self.rest > 0 else None
+        """Tokens a second, the prompt apart; None where no time passed."""
+        return len(self.ids) / self.decoding if self.decoding > 0 else None
 
 
 @dataclass
@@ -274,6 +272,7 @@ def time_ours(
 ) -> Run:
     """One greedy answer of this package's engine."""
     totals: list[Any] = []
+    clock = _Clock()
     run: Generator[Any, None, None] = decode_request(
         model,
         ids,
@@ -285,26 +284,22 @@ def time_ours(
         block_size=options.block_size,
         calibrate=options.calibrate,
         on_stats=totals.append,
+        prompt_progress_callback=clock.prompt_read,
     )
     mx.reset_peak_memory()
     said: list[int] = []
-    first, in_first_cycle = 0.0, 0
-    start = time.perf_counter()
+    clock.start()
     with contextlib.closing(run):
-        for decided, stats in run:
-            first = first or time.perf_counter()
+        for decided, _ in run:
+            clock.token()
             said.append(decided.token)
-            in_first_cycle += stats.cycles == 1
-    end = time.perf_counter()
     stats = totals[0]
     return Run(
         kind,
         number,
         way,
         said,
-        first - start,
-        end - first,
-        len(said) - in_first_cycle,
+        *clock.stop(),
         mx.get_peak_memory(),
         stats.forward_passes,
         stats.cycles,
@@ -326,16 +321,42 @@ def time_stock(
 
     mx.reset_peak_memory()
     said: list[int] = []
-    first = 0.0
-    start = time.perf_counter()
-    for token, _ in generate_step(mx.array(list(ids)), stock, max_tokens=max_tokens):
-        first = first or time.perf_counter()
+    clock = _Clock()
+    prompt = mx.array(list(ids))
+    clock.start()
+    for token, _ in generate_step(
+        prompt, stock, max_tokens=max_tokens, prompt_progress_callback=clock.prompt_read
+    ):
+        clock.token()
         said.append(int(token))
         if said[-1] in ends:
             break
-    end = time.perf_counter()
-    peak, n = mx.get_peak_memory(), len(said)
-    return Run(kind, number, STOCK, said, first - start, end - first, n - 1, peak, n, n)
+    n = len(said)
+    return Run(kind, number, STOCK, said, *clock.stop(), mx.get_peak_memory(), n, n)
+
+
+class _Clock:
+    """When an answer began, its prompt was read and its first token came."""
+
+    def start(self) -> None:
+        """Begin; if nobody says when the prompt is read, that is now."""
+        self.begun = self.read = time.perf_counter()
+        self.first: float | None = None
+
+    def prompt_read(self, done: int, total: int) -> None:
+        """Take the time while any of the prompt but its last id, the first anchor, is read."""
+        if self.first is None and done < total:
+            self.read = time.perf_counter()
+
+    def token(self) -> None:
+        """A token came."""
+        if self.first is None:
+            self.first = time.perf_counter()
+
+    def stop(self) -> tuple[float, float]:
+        """Seconds to the first token, and from the end of the prompt until now."""
+        end = time.perf_counter()
+        return (self.first or end) - self.begun, end - self.read
 
 
 def _stock(model: Any) -> Any:

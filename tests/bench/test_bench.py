@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from orthrus_mlx import OrthrusError, bench_shapes, load
-from orthrus_mlx.bench import Options, Report, Run, Spread, bench
+from orthrus_mlx import bench as bench_module
+from orthrus_mlx.bench import Options, Report, Run, Spread, _Clock, bench
 from orthrus_mlx.bench_plot import check_plot, plot
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.cli.bench import histogram
@@ -35,7 +37,7 @@ def report(loaded: tuple[Any, Any]) -> Report:
 
 
 def a_run(way: str, ids: list[int], speed: float = 1.0, kind: str = "code") -> Run:
-    return Run(kind, 0, way, ids, 0.5, len(ids) / speed, len(ids), 10, len(ids), len(ids))
+    return Run(kind, 0, way, ids, 0.5, len(ids) / speed, 10, len(ids), len(ids))
 
 
 def test_every_way_answers_every_prompt_in_every_round(report: Report) -> None:
@@ -68,8 +70,25 @@ def test_speed_up_is_paired_and_differences_are_counted() -> None:
     assert summary.differing == 1
 
 
-def test_an_answer_of_one_cycle_has_no_speed() -> None:
-    assert Run("code", 0, "ar", [1], 0.1, 0.0, 0, 1).speed is None
+def test_the_prompt_counts_for_the_first_token_and_not_for_the_speed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = _Clock()
+    now = iter([10.0, 12.0, 13.0, 14.0, 16.0])
+    monkeypatch.setattr(bench_module, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock.start()  # 10
+    clock.prompt_read(3, 6)  # 12
+    clock.prompt_read(5, 6)  # 13: all but the first anchor
+    clock.prompt_read(6, 6)
+    clock.token()  # 14
+    clock.prompt_read(6, 6)  # mlx-lm says so only then
+    clock.token()
+    assert clock.stop() == (4.0, 3.0)  # 16
+
+
+def test_an_answer_that_took_no_time_has_no_speed() -> None:
+    assert Run("code", 0, "ar", [1], 0.1, 0.0, 1).speed is None
+    assert Run("code", 0, "ar", [1, 2], 0.1, 0.5, 1).speed == 4.0
     assert Spread.of([None, None]) is None
     assert Spread.of([1.0, None, 2.0, 3.0]) == Spread(2.0, 1.5, 2.5)
 
