@@ -280,6 +280,9 @@ def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
     """Bytes of peak memory of parallel mode, the larger of its two cycles, over AR mode."""
     context, peaks = cache[0].offset, []
     ways = (PLAIN_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
+    for way in ways:  # or the first to make the cache grow would be the one that copies it
+        time_cycles(model, cache, *way)
+        cut_cache(cache, context)
     for way in ways:
         mx.clear_cache()
         mx.reset_peak_memory()

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
+from .ahead import PORTION, Ahead
 from .consensus import Sampling, count_accepted, scores, top_gap
 from .plans import ANY_ROWS, Plan, RowCounts, block_depths, left_over
 from .schedule import Scheduler
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]
-
-AT_ONCE = 4  # layers of a prepared pass that are handed to the device together
 
 Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
@@ -321,10 +320,10 @@ class _Run:
             for layer, after in zip(self.cache, cycle.cache, strict=True):
                 vars(layer).update(vars(after))
             cycle.cache.clear()  # arrays held twice cannot be written to in place
-            # A few layers at a time: the device begins while the host prepares the rest.
-            for layer in self.cache[AT_ONCE // 2 :: AT_ONCE]:
-                mx.async_eval(_arrays(layer))
-            mx.async_eval(cycle.outputs)
+            ahead = Ahead()
+            for layer in self.cache[PORTION // 2 :: PORTION]:
+                ahead.hand_over(_arrays(layer))
+            ahead.hand_over(cycle.outputs)
         drafts: Any = _known(cycle.drafts)
         if cycle.choices is None:
             return self._process(cycle, drafts)

@@ -24,12 +24,12 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
 from . import few_rows_attention
+from .ahead import PORTION, Ahead
 from .cuda import runs_here
 from .rows import Rows, ranges, visible
 
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
-PORTION = 4  # layers traced together, and handed to the device while the host prepares others
 ROOM = 512  # slots by which a cache grows: each size is traced anew
 LEAST_SLOTS = 1024  # shown behind a mask
 MOST_TRACED = 32  # the last ones used: each takes some hundred kilobytes of the host's memory
@@ -102,7 +102,7 @@ class Passes:
         # Every layer reads it, from the device's memory if the device computed it. (What the host
         # wrote stays in the host's.) `abs` changes nothing, as no number is negative.
         seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
-        h = _fill(ids, counts, filled)
+        h, ahead = _fill(ids, counts, filled), Ahead()
         for first in range(0, len(layers), PORTION):
             part = layers[first : first + PORTION]
             portion = self._portion(first) if first else portion
@@ -110,7 +110,7 @@ class Passes:
             for layer, (keys, values) in zip(part, held, strict=True):
                 layer.keys, layer.values, layer.offset = keys, values, start + kept
             if kept < L and not self._state[0]:  # as in `Model.hidden`
-                mx.async_eval(h, held)
+                ahead.hand_over(h, held)
         if len(counts) > 1 and filled[0] > kept:
             return mx.concatenate([h[:, :kept], h[:, n_ar : n_ar + L - kept]], axis=1)
         return h[:, :L]

@@ -26,9 +26,10 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
 from . import few_rows_attention, few_rows_inputs, few_shapes
+from .ahead import PORTION, Ahead
 from .config import ModelConfig
 from .few_rows import by_view, product
-from .few_shapes import PORTION, Passes, Slots
+from .few_shapes import Passes, Slots
 from .joined import Joined, join, products
 from .rows import Rows, lay_out
 
@@ -270,12 +271,12 @@ class Model(nn.Module):
                 self._passes = Passes(self)
             return self._passes.run(ids, cache, kept, depths)
         rows = lay_out(cache[0].offset, kept, L - kept, depths)
-        h = ids
+        h, ahead = ids, Ahead()
         for first in range(0, len(cache), PORTION):
             h = self.run(h, rows, cache[first : first + PORTION], first)
             # The host waits for drafting passes: let the device begin while it builds the rest.
             if kept < L and not self.training:
-                mx.async_eval(h)
+                ahead.hand_over(h)
         for layer in cache:
             layer.trim(L - kept)
         return h

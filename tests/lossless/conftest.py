@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from orthrus_mlx import cuda, engine, few_rows, few_rows_attention, few_rows_inputs
+from orthrus_mlx import (
+    cuda,
+    engine,
+    few_rows,
+    few_rows_attention,
+    few_rows_inputs,
+    few_shapes,
+    model,
+)
 
 from . import cuda_on_cpu
 
@@ -25,6 +33,5 @@ def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model of many layers is run, which these are not."""
-    for name in ("orthrus_mlx.few_shapes.PORTION", "orthrus_mlx.model.PORTION"):
-        monkeypatch.setattr(name, 1)
-    monkeypatch.setattr(engine, "AT_ONCE", 1)
+    for module in (few_shapes, model, engine):
+        monkeypatch.setattr(module, "PORTION", 1)

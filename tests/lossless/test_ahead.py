@@ -1,0 +1,58 @@
+"""A pass is handed over part by part, and what is in flight stays small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from orthrus_mlx import ahead
+from orthrus_mlx.ahead import MOST, Ahead
+
+
+class Device:
+    """Computes nothing until it is waited for; each part takes `size` bytes until then."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self.under_way: list[Any] = []
+        self.most = self.waits = 0
+
+    def get_active_memory(self) -> int:
+        return 10_000 + self.size * len(self.under_way)
+
+    def async_eval(self, *arrays: Any) -> None:
+        self.under_way.append(arrays[0])
+        self.most = max(self.most, len(self.under_way))
+
+    def eval(self, array: Any) -> None:
+        assert array is self.under_way[0], "the oldest first"
+        self.under_way.pop(0)
+        assert self.under_way, "the device is never left without work"
+        self.waits += 1
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [(1000, 12), (MOST // 4, 5), (MOST // 2 + 1, 2), (10 * MOST, 2)]
+)
+def test_the_host_waits_once_much_is_in_flight(
+    monkeypatch: pytest.MonkeyPatch, size: int, most: int
+) -> None:
+    device = Device(size)
+    monkeypatch.setattr(ahead, "mx", device)
+    parts = Ahead()
+    for part in range(12):
+        parts.hand_over([part], "what else it computes")
+    assert device.most == most
+    assert device.waits == 12 - len(device.under_way)
+
+
+def test_all_that_is_handed_over_is_computed() -> None:
+    parts, x = Ahead(), mx.ones((512, 512))
+    made = []
+    for _ in range(6):
+        x = x @ x / 512
+        made.append(x)
+        parts.hand_over(x)
+    assert all((a == 1).all().item() for a in made)
