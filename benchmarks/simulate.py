@@ -3,17 +3,23 @@
 No model runs. The real `schedule.Auto` and `schedule.Fixed` plan each cycle, a model of text says
 which guesses are right, and a table of costs says how long the cycle took.
 
-    python benchmarks/simulate.py [--answers 40] [--tokens 256] [--costs bf16]
+    python benchmarks/simulate.py [--answers 40] [--tokens 256] [--costs "bf16 0.32.1"]
 
 Assumptions, all of them:
 
-1. Costs, in plain (AR) steps. bf16: a pass over 2 to 16 rows costs 2.1, half of the 3.9 to 4.5
-   that a two-pass cycle of the authors' port took on an M4 Max, which is also what the matrix
-   product of an M3 Ultra says (0.54 ms for 2 to 16 rows against 0.27 for one). 17 to 32 rows cost
-   a tenth more: about the least that makes blocks of 16 better than 32 on average, as published.
-   33 to 64 rows cost double. 4-bit: 0.51 ms against 0.13 up to 32 rows on an M3 Max, and 1.00
-   beyond; below 17 rows nothing is published for it, so they get the price of 32.
-   `gemv_wide`, newer than all of these figures, is left out; it can only make small blocks cheaper.
+1. Costs, in plain (AR) steps, by the MLX release that they were published for. All below is a
+   speed of matrix products, or of cycles, on M3 and M4 chips.
+   - "bf16 0.31.2": a pass over 2 to 16 rows costs 2.1, half of the 3.9 to 4.5 that a two-pass cycle
+     of the authors' port took on an M4 Max, which is also what the product of an M3 Ultra says
+     (mlx issue 4265: 0.54 ms for 2 to 16 rows against 0.27 for one). 17 to 32 rows cost a tenth
+     more: about the least that makes blocks of 16 better than 32 on average, as published. 33 to
+     64 rows cost double.
+   - "bf16 0.32.1": that release has `gemv_wide` for 2 to 15 rows on M3 and later. Products over 2,
+     4 and 8 rows became 1.7 to 1.8 times as fast on an M3 Ultra, 2.1 to 2.3 times on an M4 Pro (mlx
+     pull request 3888, a head of 2,048 x 248,320). The least gain is applied, to the 2.0 of the 2.1
+     steps that are products. For 9 to 15 rows nothing is published: they keep the old price.
+   - "4-bit 0.32.0": with `qmv_wide`, on an M3 Max (pull request 3863): 0.129 ms for 1 and 2 rows,
+     0.165 for 4, 0.263 for 6, 0.323 for 8, 0.405 for 9, 0.51 for 10 to 32, 1.00 from 33.
 2. Of a one-pass forward, what the views share costs as a pass over all its rows, and the attention
    weights of each view, a fifth of a model, as a pass over its own (the diffusion view's are 17.0 /
    19.0 / 15.6 % of all parameters).
@@ -28,7 +34,10 @@ Assumptions, all of them:
    one-pass block guesses wrong again, more often than not, where its predecessor did.
 6. A kind is stationary, which leaves nothing to gain from switching within a text; `--bursty`
    lets easy and hard stretches of 30 tokens take turns instead, with the same mean.
-7. Prefill, sampling and the host cost nothing in every mode; the schedule knows the true costs.
+7. Short blocks draft worse: models are trained on long ones. Of drafts in a block of n < 16 rows
+   (16 / n)^0.14 times as many fall as in one of 16, as measured on the bundled demo (0.21 of the
+   first three in 16 rows, 0.23 in 8, 0.26 in 4).
+8. Prefill, sampling and the host cost nothing in every mode; the schedule knows the true costs.
 """
 
 from __future__ import annotations
@@ -42,12 +51,13 @@ from pathlib import Path
 from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.costs import ALTERNATING, ROWS, layouts
+from orthrus_mlx.costs import ALTERNATING, ROWS, SIZES, layouts
 from orthrus_mlx.plans import PLAIN, Plan, Policy, block_depths, left_over
 from orthrus_mlx.schedule import Auto, Fixed, Scheduler, policies
 from orthrus_mlx.speeds import Costs
 
-DECAY, BEHIND_WRONG = 0.99, 0.8
+DECAY, BEHIND_WRONG, SHORT = 0.99, 0.8, 0.14
+PRODUCTS = 2.0  # steps that a pass spends on matrix products, before `gemv_wide`
 OWN = 0.2  # of a model's weights are the attention projections of one view
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
 LONGEST = 32  # block
@@ -62,12 +72,12 @@ def cost_table(passes: dict[int, float]) -> Costs:
     """Costs by rows, from those of a pass up to so many rows."""
 
     def price(rows: int) -> float:
-        return next(cost for most, cost in passes.items() if rows <= most)
+        return min((most, cost) for most, cost in passes.items() if rows <= most)[1]
 
     def fused(n_ar: int, ahead: int) -> float:
         return (1 - OWN) * price(n_ar + ahead) + OWN * (price(n_ar) + price(ahead))
 
-    blocks = (4, 8, 16, 24, 32)  # as `costs.calibrate` tries them
+    blocks = [n for n in SIZES if n <= LONGEST]  # as `costs.calibrate` tries them
     shares = [share for n in ROWS for share in layouts(n, LONGEST)]
     shares += [(1, n - 1) for n in ALTERNATING if n <= LONGEST]
     return Costs(
@@ -77,11 +87,13 @@ def cost_table(passes: dict[int, float]) -> Costs:
     )
 
 
+BF16 = {1: 1.0, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST, 96: 1.5 * CYCLE_COST}
+WIDE = {8: CYCLE_COST / 2 - PRODUCTS * (1 - 1 / 1.7)}
+MS = {1: 0.129, 2: 0.129, 4: 0.165, 6: 0.263, 8: 0.323, 9: 0.405, 32: 0.51, 64: 1.0, 96: 1.5}
 COSTS = {
-    "bf16": cost_table(
-        {1: 1, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST, 96: 1.5 * CYCLE_COST}
-    ),
-    "4-bit": cost_table({1: 1.0, 32: 0.51 / 0.13, 64: 1.00 / 0.13, 96: 1.5 / 0.13}),
+    "bf16 0.31.2": cost_table(BF16),
+    "bf16 0.32.1": cost_table(BF16 | WIDE),
+    "4-bit 0.32.0": cost_table({rows: ms / MS[1] for rows, ms in MS.items()}),
 }
 
 
@@ -140,6 +152,7 @@ class Text:
             place = anchor + 1 + depth
             stretch = self.first + place // self.kind.stretch
             chance = self.kind.chances[stretch % len(self.kind.chances)] * DECAY**depth
+            chance = 1 - max(0.0, 1 - chance) * max(1.0, BLOCK / length) ** SHORT
             right.append(self.hardness[place] < chance * (1 if all(right) else BEHIND_WRONG))
         return right
 
@@ -162,7 +175,6 @@ def cycles(
     pending: list[bool] = []
     while budget > 0:
         plan = scheduler.plan(budget, len(pending))
-        scheduler.consider()
         guesses = text.guesses(anchor, plan.draft_rows)[:-1] if plan.draft_rows else pending
         drafts = guesses[: plan.n_drafts]
         accepted = drafts.index(False) if False in drafts else len(drafts)

@@ -25,13 +25,14 @@ from .schedule import Fixed
 from .speeds import Costs
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
-# at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
-SIZES = (4, 8, 15, 16, 24, 32, 64)
+# at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA. Packed weights cost Metal more with
+# each row up to about ten, so that a few rows are all that pays there.
+SIZES = (2, 4, 6, 8, 15, 16, 24, 32, 64)
 # Rows of a one-pass forward in all. How they are shared out matters little to what it costs, but
 # where the rows of each view are filled up.
-ROWS = (16, 32, 48, 64, 96)
+ROWS = (8, 15, 16, 32, 48, 64, 96)
 # The same where all rows but one draft, and the view of that one does next to nothing.
-ALTERNATING = (8, 16, 24, 32, 64)
+ALTERNATING = (4, 6, 8, 15, 16, 24, 32, 64)
 CONTEXT = 256  # tokens in the cache while measuring
 # Seconds. What takes longer than SLOW is timed once; the rest FIRST times at once, then in up to
 # ROUNDS rounds, until these took ENOUGH.
@@ -52,9 +53,8 @@ NOMINAL = Costs(
 def calibrate(model: Any, block_size: int) -> Costs:
     """Measure the passes that decoding with blocks of up to `block_size` rows can run.
 
-    Each runs once to warm up and then to be timed; sizes in rising order, and no further once two
-    in a row could not pay even if every draft stood, as on a CPU, where each row costs the same.
-    What is fast is timed several times, the last ones in turn with all others.
+    Each runs once to warm up and then to be timed; sizes in rising order, for as long as larger
+    ones may pay. What is fast is timed several times, the last ones in turn with all others.
     """
     from .few_shapes import shape_of  # with model code, which importing this need not wait for
 
@@ -85,35 +85,35 @@ def calibrate(model: Any, block_size: int) -> Costs:
     costs = Costs({}, {}, {}, cycles[PLAIN_POLICY])
     times.add(costs.verify, [1], partial(time_pass, model.verify, ids[:1]))
 
-    # Each measures one size, and says whether it could pay.
-    def two_pass(n: int) -> bool:
+    # Each measures one size, and says what its cycle costs and how many tokens that writes at most.
+    def two_pass(n: int) -> tuple[float, int]:
         times.add(costs.verify, [n], partial(time_pass, model.verify, ids[:n]))
         times.add(costs.draft, [n], partial(time_pass, model.draft, ids[:n]))
-        return costs.verify[n] + costs.draft[n] <= n * costs.of_plain()
+        return costs.verify[n] + costs.draft[n], n
 
-    def alternating(n: int) -> bool:
+    def alternating(n: int) -> tuple[float, int]:
         job = partial(time_pass, model.verify_and_draft, ids[:n], 1, (0,))
         times.add(costs.fused, [(1, n - 1)], job)
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
-        cost = costs.fused[1, n - 1] + costs.of_verify(1 + drafts)
-        return cost <= (2 + drafts) * costs.of_plain()
+        return costs.fused[1, n - 1] + costs.of_verify(1 + drafts), 2 + drafts
 
-    def one_pass(n: int) -> bool:
+    def one_pass(n: int) -> tuple[float, int]:
         shapes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for share in layouts(n, block_size):
             shapes.setdefault(shape_of(*share), []).append(share)
-        could_pay = False
         for shares in shapes.values():
             rows, ahead = shares[len(shares) // 2]
             job = partial(time_pass, model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
             times.add(costs.fused, shares, job)
-            most = max(rows for rows, _ in shares)
-            could_pay |= costs.fused[shares[0]] <= most * costs.of_plain()
-        return could_pay
+        most = max(rows for shares in shapes.values() for rows, _ in shares)
+        return min(costs.fused[share] for share in layouts(n, block_size)), most
 
-    _while_it_may_pay([*(n for n in SIZES if n < block_size), block_size], two_pass)
-    _while_it_may_pay([n for n in ALTERNATING if n <= block_size + 1], alternating)
-    _while_it_may_pay([n for n in ROWS if layouts(n, block_size)], one_pass)
+    for sizes, measure in (
+        ([*(n for n in SIZES if n < block_size), block_size], two_pass),
+        ([n for n in ALTERNATING if n <= block_size + 1], alternating),
+        ([n for n in ROWS if layouts(n, block_size)], one_pass),
+    ):
+        _while_it_may_pay(sizes, measure, costs.of_plain())
 
     # What a cycle takes beyond its passes: the host's part, which counts where models are small. It
     # goes with the pass that verifies, of which each cycle has one. The host works while a draft
@@ -178,10 +178,20 @@ class _Times:
             rounds += 1
 
 
-def _while_it_may_pay(sizes: Sequence[int], measure: Callable[[int], bool]) -> None:
-    hopeless = 0
+def _while_it_may_pay(
+    sizes: Sequence[int], measure: Callable[[int], tuple[float, int]], plain: float
+) -> None:
+    """Measure sizes in rising order, until two in a row are hopeless.
+
+    That is, slower than plain steps even if every draft stood, and no nearer to paying than the
+    size before: as on a CPU, where each row costs the same. On a GPU it is the first few rows that
+    cost.
+    """
+    hopeless, loss = 0, 0.0
     for n in sizes:
-        hopeless = 0 if measure(n) else hopeless + 1
+        cost, tokens = measure(n)
+        before, loss = loss, cost - tokens * plain
+        hopeless = hopeless + 1 if loss > max(0.0, 0.9 * before) else 0
         if hopeless == 2:
             return
 

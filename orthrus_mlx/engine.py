@@ -219,8 +219,6 @@ def decode(
                 pending = run.pending(cycle, accepted)
                 plan = scheduler.plan(budget, len(pending))
                 follow = run.launch(plan, [decided[-1].token], pending)
-            if not done:
-                scheduler.consider()
 
             # 4. Hand out.
             for token in decided:

@@ -38,9 +38,6 @@ class Scheduler(Protocol):
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn that of the `n_drafts` drafts that `plan` verified, `accepted` stood."""
 
-    def consider(self) -> None:
-        """Think about what was learnt; called once the next cycle is under way on the device."""
-
 
 class Fixed:
     """The same policy in every cycle, whatever comes of it."""
@@ -55,106 +52,62 @@ class Fixed:
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Nothing to learn."""
 
-    def consider(self) -> None:
-        """Nothing to think about."""
-
-
-class Acceptance:
-    """How often a draft stands at each place of a cycle, given that those before it stood.
-
-    Recent cycles count most: every observation fades by `KEEP` a cycle. Places tried little lean
-    on the place before them, and the first on the average over all places.
-    """
-
-    KEEP = 0.95
-    WEIGHT = 16.0  # drafts that a place must be tried on to count as much as what it leans on
-
-    def __init__(self) -> None:
-        self.tried: list[float] = []
-        self.stood: list[float] = []
-
-    def observe(self, n_drafts: int, accepted: int) -> None:
-        """One cycle verified `n_drafts` drafts, of which the first `accepted` stood."""
-        self.tried = [t * self.KEEP for t in self.tried]
-        self.stood = [s * self.KEEP for s in self.stood]
-        seen = min(accepted + 1, n_drafts)
-        for totals in (self.tried, self.stood):
-            totals.extend([0.0] * (seen - len(totals)))
-        for place in range(seen):
-            self.tried[place] += 1
-            self.stood[place] += place < accepted
-
-    @property
-    def evidence(self) -> tuple[float, float]:
-        """Drafts that stood and that fell, faded."""
-        stood = sum(self.stood)
-        return stood, sum(self.tried) - stood
-
-    def rates(self, expected: np.ndarray, weight: float) -> list[float]:
-        """The chance to stand at each place, given those before.
-
-        `expected` are the chances of other drafts like these, the first worth `weight` drafts.
-        """
-        stood, fell = self.evidence
-        others: list[float] = expected.tolist()
-        lead = (stood + weight * others[0]) / (stood + fell + weight) - others[0]
-        rates = []
-        for other, tried, stood in zip(others, self.tried, self.stood, strict=False):
-            rate = min(0.999, max(0.0, other + lead))
-            rates.append((stood + self.WEIGHT * rate) / (tried + self.WEIGHT))
-            lead = rates[-1] - other
-        rest: list[float] = (expected[len(rates) :] + lead).clip(0.0, 0.999).tolist()
-        return rates + rest
-
 
 class Auto:
-    """Maximises expected tokens per second from the costs and the running acceptance.
+    """Maximises expected tokens per second from the costs and what drafts have shown of the text.
 
-    While some policy is expected to beat plain steps, the best one runs. Otherwise drafts are
-    tried only on credit: a draft cycle pays in the tokens it wrote and takes out the plain steps
-    it cost, and each plain step pays in `INCOME`. So text on which drafts fail loses at most that
-    share, plus the first credit and one cycle, while text that has turned easy keeps itself in
-    credit until the acceptance has caught up. The constants were found with
-    benchmarks/simulate.py, and replays of the demo's drafts.
+    How many drafts of a cycle stood says how likely each of some kinds of text is, and so how fast
+    each policy is expected to be. While some policy is expected to beat plain steps, the best one
+    runs. Otherwise drafts are tried only on credit: a draft cycle pays in the tokens it wrote and
+    takes out the plain steps it cost, and each plain step pays in `INCOME`. What was shown counts
+    for less with every plain step, and text that has turned easy keeps itself in credit until that
+    has shown. Whatever is expected, nothing is drafted beyond `MOST_DEBT`: that much, the last
+    cycle and the income are all that a text can lose to plain decoding.
+
+    The constants were found with benchmarks/simulate.py, and replays of the drafts of two
+    checkpoints.
     """
 
-    FIRST_CREDIT, MOST_CREDIT, INCOME = 0.5, 12.0, 0.015  # plain steps
-    # What texts there are: on some nearly all drafts stand, on others hardly any. Shares that fall
-    # of a cycle's own drafts, how common a text like that is, and how much oftener drafts fall that
-    # were made in the cycle before.
-    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
-    COMMON = tuple(falls**0.6 for falls in FALLS)
+    FIRST_CREDIT, MOST_CREDIT, MOST_DEBT, INCOME = 0.5, 12.0, 10.0, 0.015  # plain steps
+    # What kinds of text there are: the share of a cycle's own drafts that falls, how common a text
+    # like that is, and how much oftener drafts fall that were made in the cycle before.
+    FALLS = np.array((0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.9))
+    COMMON = np.array((5, 9, 13, 17, 20, 22, 26, 31, 3)) / 146
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
-    TRUST = 0.35  # drafts stand and fall together: what each says, of what it would say alone
-    TURNS = 0.2  # the chance that the text turns: that the next stretch is of any kind
-    PRIOR_WEIGHT = 40.0  # drafts that the kind of text is worth against the average over all places
-    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 1.2 / 4
+    KEEP, AGE = 0.97, 0.995  # of what was shown, from one cycle and from one plain step to the next
+    TRUST = 0.8  # drafts stand and fall together: what each says, of what it would say alone
+    TURNS = 0.1  # the chance that the text turns: that the next stretch is of any kind
+    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 0.6 / 4
     # at first, less the more cycles were seen.
-    CHANGE, KNOWN = 1.2, 4
-    REPLAN = 4  # cycles between two looks at the whole table of policies,
-    EARLY = 8  # but for the first ones
+    CHANGE, KNOWN = 0.6, 4
+    LOOK = 16  # plain steps between two looks at what the age of what was shown has made of it
 
     def __init__(self, costs: Costs, policies: tuple[Policy, ...]):
         self.costs = costs
         self.plain_speed = 1 / costs.of_plain()
-        self.acceptance: dict[Source, Acceptance] = {source: Acceptance() for source in SOURCES}
         self.policies = contenders(costs, policies)
+        self.speeds = self.speeds_by_kind(costs, self.policies)
+        self.ahead = np.array([policy.ahead_rows > 0 for policy in self.policies])
+        self.shown = np.zeros(len(self.FALLS))  # how well each kind explains it, as a logarithm
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
-        self.cycles = 0
+        self.cycles = self.idle = 0  # cycles that verified drafts, and plain steps
         self.credit = self.FIRST_CREDIT
         self.untested = False  # drafts were made ahead and not verified yet
-        self.due = False  # a look at all policies
         self.current, self.pays = PLAIN_POLICY, False
-        if self.policies:
-            self.choose()
+        self.choose()
 
     def plan(self, budget: int, pending: int) -> Plan:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
-        if self.policies and (self.pays or self.untested or self.credit > 0):
+        enough = -self.MOST_DEBT if self.pays else 0.0
+        if self.policies and (self.untested or self.credit > enough):
             plan = self.current.plan(budget, pending)
             self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
             return plan
         self.credit += self.INCOME
+        self.shown *= self.AGE
+        self.idle += 1
+        if self.policies and self.idle % self.LOOK == 0:
+            self.choose()
         return PLAIN
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
@@ -168,69 +121,55 @@ class Auto:
         use = left_over(plan, n_drafts, accepted)
         self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
-            self.acceptance[source].observe(n_drafts, accepted)
+            stood, fell = self.log_chances(source)
+            said = accepted * stood + (accepted < n_drafts) * fell
+            self.shown = self.KEEP * self.shown + self.TRUST * said
             self.cycles += 1
-            self.due |= self.cycles <= self.EARLY or not self.pays or self.cycles % self.REPLAN == 0
-            if gain < 0:  # as it is, the next cycle would lose too
-                self.consider()
-
-    def consider(self) -> None:
-        """Look at all policies if that is due, but not while one begins to draft ahead."""
-        if self.due and not self.untested:
             self.choose()
 
     def choose(self) -> None:
-        """Look at all policies: take the fastest, and note whether it beats plain steps."""
-        self.due = False
-        places = max(policy.n_drafts for policy in self.policies)
-        texts, current = self.texts(), self.current
-        outlooks = {
-            source: outlook(self.rates(source, texts, places)) for source in self.acceptance
-        }
-        change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
-        speeds = policy_speeds(self.costs, self.policies, outlooks)
-        expected_of = dict(zip(self.policies, speeds, strict=True))
-        best = current
-        speed = to_beat = expected_of.get(current, 0.0)  # none where nothing is drafted yet
-        for policy, expected in expected_of.items():
-            begins = policy.ahead_rows and not current.ahead_rows
-            worth = expected / change if begins else expected
-            if worth > to_beat:
-                best, speed, to_beat = policy, expected, worth
-        self.current, self.pays = best, speed > self.plain_speed
+        """Take the policy that is expected to be fastest, and note whether it beats plain steps."""
+        if not self.policies:
+            return
+        expected = self.texts() @ self.speeds
+        worth = expected
+        if not self.current.ahead_rows:
+            change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
+            worth = expected / np.where(self.ahead, change, 1.0)
+        best = int(worth.argmax())
+        self.current, self.pays = self.policies[best], bool(expected[best] > self.plain_speed)
 
     def texts(self) -> np.ndarray:
         """How likely each kind of text is next, by what all drafts have shown."""
-        common = np.array(self.COMMON) / sum(self.COMMON)
-        likely = np.log(common)
-        for source, seen in self.acceptance.items():
-            stood, fell = seen.evidence
-            if stood or fell:
-                falls = self.falls(source)
-                likely += self.TRUST * (stood * np.log1p(-falls) + fell * np.log(falls))
-        shown = np.exp(likely - likely.max())
-        texts: np.ndarray = (1 - self.TURNS) * shown / shown.sum() + self.TURNS * common
-        return texts
-
-    def rates(self, source: Source, texts: np.ndarray, places: int) -> list[float]:
-        """Chances to stand of the drafts from one source, by place.
-
-        The longer drafts have stood, the likelier is a text on which they do.
-        """
-        stands = (self.stand(source, places) * texts).sum(axis=1)
-        return self.acceptance[source].rates(stands[1:] / stands[:-1], self.PRIOR_WEIGHT)
+        likely: np.ndarray = self.COMMON * np.exp(self.shown - self.shown.max())
+        return (1 - self.TURNS) * likely / likely.sum() + self.TURNS * self.COMMON
 
     @classmethod
     @functools.cache
     def falls(cls, source: Source) -> np.ndarray:
         """For each kind of text, the share that falls of the drafts from one source."""
-        return np.minimum(0.95, np.array(cls.FALLS) * cls.OFTENER[source])
+        return np.minimum(0.95, cls.FALLS * cls.OFTENER[source])
 
     @classmethod
     @functools.cache
-    def stand(cls, source: Source, places: int) -> np.ndarray:
-        """For 0 to `places` drafts, by kind of text: the chance that all of them stand."""
-        return (1 - cls.falls(source)) ** np.arange(places + 1)[:, None]
+    def log_chances(cls, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """For each kind of text, logarithms of the chances of such a draft to stand and to fall."""
+        return np.log1p(-cls.falls(source)), np.log(cls.falls(source))
+
+    @classmethod
+    @functools.lru_cache(maxsize=32)
+    def speeds_by_kind(cls, costs: Costs, policies: tuple[Policy, ...]) -> np.ndarray:
+        """What each policy writes in a unit of time on each kind of text, [kinds, policies]."""
+        places = max((policy.n_drafts for policy in policies), default=0)
+        stands = {source: 1 - cls.falls(source) for source in SOURCES}
+        return np.array(
+            [
+                policy_speeds(
+                    costs, policies, {s: outlook([stands[s][kind]] * places) for s in SOURCES}
+                )
+                for kind in range(len(cls.FALLS))
+            ]
+        )
 
 
 @functools.lru_cache(maxsize=32)

@@ -40,9 +40,6 @@ class Recording:
         self.verified.append(n_drafts)
         self.scheduler.observe(plan, n_drafts, accepted)
 
-    def consider(self) -> None:
-        self.scheduler.consider()
-
 
 def check(scenario: Scenario, scheduler: Any, row_counts: RowCounts = ANY_ROWS) -> None:
     """Decode, and compare all that the engine says with what the model's log tells."""
@@ -158,9 +155,6 @@ class AnySchedule:
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         pass
-
-    def consider(self) -> None:
-        """Nothing to think about."""
 
 
 @given(scenarios(least_tokens=1), st.data())

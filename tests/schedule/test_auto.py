@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left
 from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
 from orthrus_mlx.speeds import Costs, contenders, outlook, plan_cost, policy_speed
 
-METAL = COSTS["bf16"]
+METAL = COSTS["bf16 0.31.2"]
 
 
 def auto(costs: Costs = METAL, cycle: Any = "auto") -> Auto:
@@ -45,7 +47,6 @@ def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]
     plans: list[Plan] = []
     while place < budget:
         plan = scheduler.plan(budget - place, pending)
-        scheduler.consider()
         n_drafts = plan.n_drafts if plan.draft_rows else min(pending, plan.n_drafts)
         stood = min(n_drafts, accepted(place))
         scheduler.observe(plan, n_drafts, stood)
@@ -57,7 +58,7 @@ def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.75, 0.85, 0.93, 0.99])
-@pytest.mark.parametrize("name", ["bf16", "4-bit", "nominal"])
+@pytest.mark.parametrize("name", [*COSTS, "nominal"])
 def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -> None:
     """Constant acceptance; the oracle compares the expected speed of every policy.
 
@@ -77,15 +78,37 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
 
     for _ in range(4):
         spent += run(auto(costs), 2000, geometric)[1]
-    assert 8000 / spent >= 0.8 * best  # near break-even; elsewhere above 0.95
+    assert 8000 / spent >= 0.75 * best  # near break-even; elsewhere above 0.95
 
 
 @pytest.mark.parametrize("cycle", ["auto", "two-pass", "one-pass"])
-@pytest.mark.parametrize("name", ["bf16", "4-bit"])
+@pytest.mark.parametrize("name", COSTS)
 def test_failing_drafts_cost_at_most_three_percent(name: str, cycle: Any) -> None:
     plans, spent = run(auto(COSTS[name], cycle), 1000, lambda place: 0)
     assert spent <= 1030
     assert any(not plan.plain for plan in plans[500:])  # it still tries
+
+
+@given(
+    st.sampled_from([*COSTS.values(), NOMINAL]),
+    st.sampled_from(["auto", "two-pass", "one-pass"]),
+    st.lists(st.integers(0, 31), min_size=1, max_size=80),
+    st.integers(1, 400),
+)
+@settings(deadline=None, max_examples=60)
+def test_no_text_loses_more_than_the_debt(
+    costs: Costs, cycle: Any, accepted: list[int], budget: int
+) -> None:
+    """Never slower than plain decoding, but for what is stated: whatever drafts stand, where."""
+    scheduler = auto(costs, cycle)
+    pattern = itertools.cycle(accepted)
+    plans, spent = run(scheduler, budget, lambda place: next(pattern))
+    plain = sum(plan.plain for plan in plans)
+    dearest = max(plan_cost(costs, plan, plan.n_drafts) for plan in plans)
+    lost = spent / costs.of_plain() - budget
+    # Two passes may have begun by then: one that drafts ahead, and one that verifies that.
+    allowed = Auto.FIRST_CREDIT + Auto.MOST_DEBT + Auto.INCOME * plain
+    assert lost <= allowed + 2 * dearest / costs.of_plain()
 
 
 @pytest.mark.parametrize("cycle", ["auto", "two-pass", "one-pass"])
@@ -111,13 +134,68 @@ def test_it_backs_off_when_the_text_turns_hard() -> None:
 
 def test_it_never_rules_out_that_the_text_changes() -> None:
     scheduler = auto()
-    before = scheduler.texts()
+    assert scheduler.texts() == pytest.approx(Auto.COMMON)
     for _ in range(300):
         scheduler.observe(Plan(16, 15), 15, 0)
     after = scheduler.texts()
-    assert before.sum() == pytest.approx(1) and after.sum() == pytest.approx(1)
-    assert all(after[:-1] < before[:-1]) and after[-1] > before[-1]
-    assert all(after >= Auto.TURNS * before)
+    assert after.sum() == pytest.approx(1)
+    assert all(after[:-1] < Auto.COMMON[:-1]) and after[-1] > Auto.COMMON[-1]
+    assert all(after >= Auto.TURNS * Auto.COMMON)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["two-pass", "fresh", "stale"]), st.integers(0, 7)), max_size=6
+    )
+)
+@settings(deadline=None, max_examples=30)
+def test_kinds_of_text_are_told_by_bayes_rule(seen: list[tuple[Any, int]]) -> None:
+    """Against the sum over every pattern of right and wrong drafts, at full trust and memory."""
+
+    class Believing(Auto):
+        KEEP, TRUST, TURNS = 1.0, 1.0, 0.0
+
+    scheduler = Believing(METAL, policies(METAL, "auto", LONGEST))
+    likely = Auto.COMMON.copy()
+    for source, accepted in seen:
+        scheduler.pending = source
+        plan = Plan(8, 7) if source == "two-pass" else Plan(n_drafts=7)
+        scheduler.observe(plan, 7, accepted)
+        for kind, falls in enumerate(np.minimum(0.95, Auto.FALLS * Auto.OFTENER[source])):
+            patterns = itertools.product([True, False], repeat=7)
+            likely[kind] *= sum(
+                math.prod(1 - falls if right else falls for right in pattern)
+                for pattern in patterns
+                if [*pattern, False].index(False) == accepted
+            )
+    assert scheduler.texts() == pytest.approx(likely / likely.sum())
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=10), st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_the_policy_is_the_best_by_an_exhaustive_search(seen: list[int], ahead: bool) -> None:
+    """Of all policies that could win, by what is expected on the mixture of texts."""
+    scheduler = auto()
+    for accepted in seen:
+        scheduler.observe(Plan(16, 15), 15, accepted)
+    if ahead:
+        scheduler.current = next(p for p in scheduler.policies if p.ahead_rows)
+        scheduler.choose()
+    current, worth = scheduler.current, {}
+    for policy in scheduler.policies:
+        expected = 0.0
+        for share, falls in zip(scheduler.texts(), Auto.FALLS, strict=True):
+            stands = {s: 1 - min(0.95, falls * more) for s, more in Auto.OFTENER.items()}
+            outlooks: Any = {source: outlook([chance] * 64) for source, chance in stands.items()}
+            expected += share * policy_speed(METAL, policy, outlooks)
+        worth[policy] = expected
+    change = 1 + Auto.CHANGE / (Auto.KNOWN + scheduler.cycles)
+    best = max(worth.values())
+    assert scheduler.pays == (worth[current] > scheduler.plain_speed)
+    if ahead:
+        assert worth[current] == pytest.approx(best)
+    else:  # to begin to draft ahead must seem so much faster
+        assert worth[current] >= best / change * (1 - 1e-9)
 
 
 def test_equal_observations_give_equal_plans() -> None:
@@ -138,7 +216,6 @@ def test_no_plan_goes_beyond_the_budget(mode: Any, cycle: Any, block: int, seed:
     rng, budget, pending = random.Random(seed), 60, 0
     while budget > 0:
         plan = scheduler.plan(budget, pending)
-        scheduler.consider()
         assert 0 <= plan.n_drafts <= budget - 1
         assert max(plan.n_drafts + 1, plan.draft_rows, plan.ahead_rows) <= block
         assert not plan.draft_rows or plan.draft_rows == plan.n_drafts + 1
@@ -188,33 +265,16 @@ def test_ways_that_draft_less_for_about_the_same_price_are_no_contenders() -> No
     assert [p.n_drafts for p in left] == [7]  # others lose even if every draft stands
 
 
-def test_a_good_cycle_is_looked_into_behind_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device waits for a plan: a look at all policies is not to come between."""
-    for accepted, behind in ((15, True), (0, False)):
-        scheduler = auto(cycle="two-pass")
-        plan = scheduler.plan(1000, 0)
-        looks: list[None] = []
-        monkeypatch.setattr(scheduler, "choose", partial(looks.append, None))
-        scheduler.observe(plan, plan.n_drafts, min(accepted, plan.n_drafts))
-        assert len(looks) == (0 if behind else 1)
-        scheduler.plan(980, 0)
-        scheduler.consider()
-        assert looks
-
-
 def test_drafts_that_one_begins_with_are_verified() -> None:
-    """A look that was put off is not to drop them for another way."""
+    """A pass that drafts ahead and verifies nothing is no reason to think again."""
     scheduler = auto(cycle="auto")
-    scheduler.current, scheduler.pays = Policy("one-pass", 7, 8, 2), True
-    scheduler.due = True
+    scheduler.current, scheduler.pays, scheduler.credit = Policy("one-pass", 7, 8, 2), False, 0.1
     assert scheduler.plan(1000, 0).ahead_rows == 8
-    scheduler.consider()
-    assert scheduler.due and scheduler.current == Policy("one-pass", 7, 8, 2)
     scheduler.observe(Plan(ahead_rows=8), 0, 0)
+    assert scheduler.credit < 0 and scheduler.current == Policy("one-pass", 7, 8, 2)
     assert scheduler.plan(999, 6).n_drafts == 6
-    scheduler.observe(Plan(n_drafts=6, ahead_rows=8), 6, 3)
-    scheduler.consider()
-    assert not scheduler.due
+    scheduler.observe(Plan(n_drafts=6, ahead_rows=8), 6, 0)
+    assert scheduler.cycles == 1 and not scheduler.untested
 
 
 def test_exact_numerics_offer_no_cycle_that_verifies_more_than_the_class_holds() -> None:

@@ -62,9 +62,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_calibration_measures_every_size_of_the_block(clock: Clock) -> None:
     found = calibrate(Timed(clock, lambda rows: 0.001 if rows == 1 else 0.002), 16)
-    assert set(found.verify) == {1, 4, 8, 15, 16}
-    assert set(found.draft) == {4, 8, 15, 16}
-    alternating = {(1, 7), (1, 15)}
+    assert set(found.verify) == {1, 2, 4, 6, 8, 15, 16}
+    assert set(found.draft) == {2, 4, 6, 8, 15, 16}
+    alternating = {(1, 3), (1, 5), (1, 7), (1, 14), (1, 15)}
     assert set(found.fused) == {p for rows in ROWS for p in layouts(rows, 16)} | alternating
     assert found.verify[1] == pytest.approx(0.001)
     assert found.fused[16, 48] == pytest.approx(0.002)
@@ -103,25 +103,32 @@ def test_a_machine_that_is_slow_for_a_while_favours_no_size(
 def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001 * rows)
     found = calibrate(model, 64)
-    assert set(found.draft) == {4, 8}
-    assert max(rows for _, rows in model.measured) == 32
+    assert set(found.draft) == {2, 4}
+    assert max(rows for _, rows in model.measured) == 15
+
+
+def test_calibration_goes_on_where_only_the_first_rows_cost(clock: Clock) -> None:
+    """As on Metal without `gemv_wide`: two and four rows cannot pay, and eight do."""
+    model = Timed(clock, lambda rows: 0.001 if rows == 1 else 0.0021)
+    found = calibrate(model, 32)
+    assert set(found.draft) == {2, 4, 6, 8, 15, 16, 24, 32} and (32, 64) in found.fused
 
 
 def test_what_is_measured_never_makes_a_loss_look_like_a_gain(clock: Clock) -> None:
     """Passes that draft beside a plain step are measured with more rows than verify passes."""
     model = Timed(clock, lambda rows: 0.001 * (1 if rows == 1 else 1.5 + rows / 2))
     found = calibrate(model, 32)
-    assert max(found.verify) == 8 and (1, 15) in found.fused
+    assert max(found.verify) == 4 and (1, 5) in found.fused
     assert Auto(found, policies(found, "auto", 32)).policies == ()
 
 
 def test_slow_passes_are_timed_once(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.2)
-    calibrate(model, 4)
+    found = calibrate(model, 4)
     blocks = [kind for kind, rows in model.measured if rows > 1]
     # A warm-up and one pass each, and no whole cycles.
-    assert blocks.count("fused") == 2
-    assert blocks.count("draft") == 2 and blocks.count("verify") == 2
+    assert blocks.count("fused") == 2 * len({sum(pair) for pair in found.fused})
+    assert blocks.count("draft") == blocks.count("verify") == 2 * len(found.draft)
     assert len(model.measured) - len(blocks) <= 12  # and few plain steps
 
 

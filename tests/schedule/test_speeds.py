@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx.plans import Plan, Policy, block_depths, left_over
-from orthrus_mlx.schedule import Acceptance
 from orthrus_mlx.speeds import (
     SOURCES,
     Costs,
@@ -189,40 +187,3 @@ def test_costs_are_those_of_the_next_measured_size() -> None:
         3.0,
         3.5,
     ]
-
-
-def test_acceptance_starts_from_what_is_expected_and_learns_by_place() -> None:
-    acceptance, others = Acceptance(), np.array([0.8, 0.85, 0.9, 0.9])
-    assert acceptance.rates(others, 10) == pytest.approx(others.tolist())
-    assert acceptance.evidence == (0.0, 0.0)
-    for _ in range(400):
-        acceptance.observe(4, 2)  # the third draft always falls, the fourth is never reached
-    first, second, third, fourth = acceptance.rates(others, 10)
-    assert second > 0.8 and first > 0.8 and third < 0.5
-    assert fourth == pytest.approx(third)  # no evidence: as far from the others as the place before
-    stood, fell = acceptance.evidence
-    assert stood == pytest.approx(2 * fell)
-
-
-def test_acceptance_fades() -> None:
-    acceptance = Acceptance()
-    for _ in range(500):
-        acceptance.observe(4, 0)
-    before = acceptance.rates(np.array([0.8]), 1)[0]
-    for _ in range(100):
-        acceptance.observe(4, 4)
-    assert before < 0.6 < 0.8 < acceptance.rates(np.array([0.8]), 1)[0]
-    # An unending run weighs no more than its sum of fading weights.
-    assert acceptance.tried[0] <= 1 / (1 - Acceptance.KEEP)
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=40),
-    st.lists(CHANCES, min_size=12, max_size=12),
-)
-@SMALL
-def test_rates_are_chances(seen: list[tuple[int, int]], others: list[float]) -> None:
-    acceptance = Acceptance()
-    for n_drafts, accepted in seen:
-        acceptance.observe(n_drafts, min(n_drafts, accepted))
-    assert all(-1e-9 <= rate <= 1 + 1e-9 for rate in acceptance.rates(np.array(others), 4.0))
