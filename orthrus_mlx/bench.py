@@ -346,6 +346,7 @@ class _Clock:
     def prompt_read(self, done: int, total: int) -> None:
         """Take the time while any of the prompt but its last id, the first anchor, is read."""
         if self.first is None and done < total:
+            mx.clear_cache()  # as both do behind each part of a prompt, mlx-lm only after this call
             self.read = time.perf_counter()
 
     def token(self) -> None:

@@ -27,16 +27,17 @@ from .speeds import Costs
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA. Packed weights cost Metal more with
 # each row up to about ten, so that a few rows are all that pays there.
-SIZES = (2, 4, 6, 8, 15, 16, 24, 32, 64)
+SIZES = (2, 4, 8, 15, 16, 24, 32, 64)
 # Rows of a one-pass forward in all. How they are shared out matters little to what it costs, but
 # where the rows of each view are filled up.
 ROWS = (8, 15, 16, 32, 48, 64, 96)
 # The same where all rows but one draft, and the view of that one does next to nothing.
-ALTERNATING = (4, 6, 8, 15, 16, 24, 32, 64)
+ALTERNATING = (4, 8, 15, 24, 32, 64)
+FEW = 8  # rows; calibration goes at least so far
 CONTEXT = 256  # tokens in the cache while measuring
 # Seconds. What takes longer than SLOW is timed once; the rest FIRST times at once, then in up to
 # ROUNDS rounds, until these took ENOUGH.
-SLOW, FIRST, ROUNDS, ENOUGH = 0.05, 3, 8, 0.6
+SLOW, FIRST, ROUNDS, ENOUGH = 0.05, 3, 8, 1.0
 CYCLES = 4  # timed at once, as the engine runs them
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
@@ -181,17 +182,18 @@ class _Times:
 def _while_it_may_pay(
     sizes: Sequence[int], measure: Callable[[int], tuple[float, int]], plain: float
 ) -> None:
-    """Measure sizes in rising order, until two in a row are hopeless.
+    """Measure sizes in rising order, until two in a row of `FEW` rows or more are hopeless.
 
     That is, slower than plain steps even if every draft stood, and no nearer to paying than the
     size before: as on a CPU, where each row costs the same. On a GPU it is the first few rows that
-    cost.
+    cost, by which nothing can be told.
     """
     hopeless, loss = 0, 0.0
     for n in sizes:
         cost, tokens = measure(n)
         before, loss = loss, cost - tokens * plain
-        hopeless = hopeless + 1 if loss > max(0.0, 0.9 * before) else 0
+        if n >= FEW:
+            hopeless = hopeless + 1 if loss > max(0.0, 0.9 * before) else 0
         if hopeless == 2:
             return
 
@@ -246,7 +248,7 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
     """The costs that are left where exact numerics pad every pass to `row_counts`."""
     if not row_counts.verify:
         return costs
-    least, most = row_counts.verify[0], row_counts.verify[-1]
+    least = row_counts.verify[0]
     # What is larger than anything measured could not pay: measuring stops there.
     rows = [n for n in row_counts.verify if n == least or n <= max(costs.verify)]
     pairs = [
@@ -256,7 +258,7 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
     ]
     return Costs(
         verify={n: costs.of_verify(n) for n in rows},
-        draft={n: cost for n, cost in costs.draft.items() if n <= most},
+        draft={n: cost for n, cost in costs.draft.items() if n <= rows[-1]},
         fused={pair: costs.of_fused(*pair) for pair in pairs},
         plain=costs.of_plain() + max(0.0, costs.of_verify(least) - costs.of_verify(1)),
     )

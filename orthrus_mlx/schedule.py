@@ -33,7 +33,11 @@ class Scheduler(Protocol):
     """Chooses each cycle from what the cycles before it showed."""
 
     def plan(self, budget: int, pending: int) -> Plan:
-        """The next cycle, with `budget` tokens left to write and `pending` drafts at hand."""
+        """The next cycle, with `budget` tokens left to write and `pending` drafts at hand.
+
+        A schedule may count the plain steps that it plans. The engine asks ahead of time behind a
+        plain step, and once more if the answer was none.
+        """
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn that of the `n_drafts` drafts that `plan` verified, `accepted` stood."""
@@ -57,24 +61,27 @@ class Auto:
     """Maximises expected tokens per second from the costs and what drafts have shown of the text.
 
     How many drafts of a cycle stood says how likely each of some kinds of text is, and so how fast
-    each policy is expected to be. While some policy is expected to beat plain steps, the best one
+    each policy is expected to be. While the one that seems best is expected to beat plain steps, it
     runs. Otherwise drafts are tried only on credit: a draft cycle pays in the tokens it wrote and
     takes out the plain steps it cost, and each plain step pays in `INCOME`. What was shown counts
     for less with every plain step, and text that has turned easy keeps itself in credit until that
-    has shown. Whatever is expected, nothing is drafted beyond `MOST_DEBT`: that much, the last
-    cycle and the income are all that a text can lose to plain decoding.
+    has shown. Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So a text loses
+    no more to plain decoding than that, the first credit, the income and what was under way: a
+    cycle, or a pass that drafted ahead and the one that verifies that.
 
     The constants were found with benchmarks/simulate.py, and replays of the drafts of two
     checkpoints.
     """
 
     FIRST_CREDIT, MOST_CREDIT, MOST_DEBT, INCOME = 0.5, 12.0, 10.0, 0.015  # plain steps
-    # What kinds of text there are: the share of a cycle's own drafts that falls, how common a text
-    # like that is, and how much oftener drafts fall that were made in the cycle before.
+    # What kinds of text there are, from those that a model knows by heart to those on which nothing
+    # stands: the share of a cycle's own drafts that falls, how common a text like that is, and how
+    # much oftener drafts fall that were made in the cycle before.
     FALLS = np.array((0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.9))
     COMMON = np.array((5, 9, 13, 17, 20, 22, 26, 31, 3)) / 146
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
-    KEEP, AGE = 0.97, 0.995  # of what was shown, from one cycle and from one plain step to the next
+    KEEP = 0.97  # of what was shown, from one cycle that verified drafts to the next,
+    AGE = 0.995  # and from one plain step to the next
     TRUST = 0.8  # drafts stand and fall together: what each says, of what it would say alone
     TURNS = 0.1  # the chance that the text turns: that the next stretch is of any kind
     # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 0.6 / 4
@@ -98,8 +105,9 @@ class Auto:
 
     def plan(self, budget: int, pending: int) -> Plan:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
-        enough = -self.MOST_DEBT if self.pays else 0.0
-        if self.policies and (self.untested or self.credit > enough):
+        least = -self.MOST_DEBT if self.pays else 0.0
+        # Drafts made ahead are paid for: they are verified whatever the credit is.
+        if self.policies and (self.untested or self.credit > least):
             plan = self.current.plan(budget, pending)
             self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
             return plan

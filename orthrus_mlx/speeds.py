@@ -21,12 +21,10 @@ class Outlook(NamedTuple):
     """What is expected of the drafts from one source.
 
     Attributes:
-        stands: the chance that the first a drafts all stand, for a from 0 on.
-        falls: the chance that just these stand and the next one falls.
+        falls: the chance that just a drafts stand and the next one falls, for a from 0 on.
         tokens: that a cycle over n drafts writes on average, for n from 0 on.
     """
 
-    stands: np.ndarray
     falls: np.ndarray
     tokens: np.ndarray
 
@@ -42,7 +40,7 @@ ALIKE = 0.12
 def outlook(rates: Iterable[float]) -> Outlook:
     """From the chances to stand by place, each given that all drafts before it stood."""
     stands = np.array([1.0, *rates]).cumprod()
-    return Outlook(stands, stands[:-1] - stands[1:], stands.cumsum())
+    return Outlook(stands[:-1] - stands[1:], stands.cumsum())
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity: much is looked up by it

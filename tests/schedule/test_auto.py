@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.simulate import (
@@ -78,7 +78,7 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
 
     for _ in range(4):
         spent += run(auto(costs), 2000, geometric)[1]
-    assert 8000 / spent >= 0.75 * best  # near break-even; elsewhere above 0.95
+    assert 8000 / spent >= 0.7 * best  # near break-even; elsewhere above 0.95
 
 
 @pytest.mark.parametrize("cycle", ["auto", "two-pass", "one-pass"])
@@ -95,6 +95,8 @@ def test_failing_drafts_cost_at_most_three_percent(name: str, cycle: Any) -> Non
     st.lists(st.integers(0, 31), min_size=1, max_size=80),
     st.integers(1, 400),
 )
+@example(COSTS["bf16 0.32.1"], "auto", [0, 0, 0, 0, 0, 0, 2], 400)  # 80 without a bound
+@example(COSTS["bf16 0.32.1"], "auto", [0, 0, 1], 400)
 @settings(deadline=None, max_examples=60)
 def test_no_text_loses_more_than_the_debt(
     costs: Costs, cycle: Any, accepted: list[int], budget: int
@@ -112,10 +114,10 @@ def test_no_text_loses_more_than_the_debt(
 
 
 @pytest.mark.parametrize("cycle", ["auto", "two-pass", "one-pass"])
-def test_it_recovers_when_the_text_turns_easy(cycle: Any) -> None:
-    scheduler = auto(cycle=cycle)
+@pytest.mark.parametrize("name", COSTS)
+def test_it_recovers_when_the_text_turns_easy(name: str, cycle: Any) -> None:
+    scheduler = auto(COSTS[name], cycle)
     _, hard = run(scheduler, 600, lambda place: 0)
-    assert not scheduler.pays
     plans, easy = run(scheduler, 1200, lambda place: 12)
     assert scheduler.pays
     since = next(n for n, plan in enumerate(plans) if not plan.plain)
@@ -140,7 +142,19 @@ def test_it_never_rules_out_that_the_text_changes() -> None:
     after = scheduler.texts()
     assert after.sum() == pytest.approx(1)
     assert all(after[:-1] < Auto.COMMON[:-1]) and after[-1] > Auto.COMMON[-1]
-    assert all(after >= Auto.TURNS * Auto.COMMON)
+    assert all(after >= 0.05 * Auto.COMMON)
+
+
+def test_what_was_shown_ages_with_plain_steps() -> None:
+    scheduler = auto()
+    for _ in range(20):
+        scheduler.observe(Plan(16, 15), 15, 0)
+    assert not scheduler.pays
+    steps = 0
+    while not scheduler.pays:
+        assert scheduler.plan(10_000, 0).plain
+        steps += 1
+    assert 50 < steps < 800  # what is common pays on these costs
 
 
 @given(
@@ -327,6 +341,9 @@ def test_exact_row_counts_beyond_what_was_measured_are_left_out() -> None:
     left = within(costs, RowCounts(verify=(2, 8, 32), fused=((8, 16), (32, 32))))
     assert left.verify == {2: 3.0, 8: 6.0} and left.fused == {}
     assert Auto(left, policies(left, "auto", 32)).policies is not None
+    # What two passes would verify with 8 rows must not be priced as 4.
+    gap = Costs({1: 1.0, 2: 1.5, 4: 2.5}, {2: 1.5, 4: 2.5}, {})
+    assert within(gap, RowCounts(verify=(1, 8))).draft == {}
     none = within(Costs({1: 1.0, 2: 1.5}, {2: 1.5}, {}), RowCounts((2,), ((8, 16),)))
     assert none.fused == {} and none.of_plain() == 1.5
 
