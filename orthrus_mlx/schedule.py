@@ -127,6 +127,7 @@ class Auto:
         self.untested = not n_drafts
         source: Source = "two-pass" if plan.draft_rows else self.pending
         use = left_over(plan, n_drafts, accepted)
+        # Fresh: of the block that is of use, nothing but the first guess was overtaken.
         self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
             stood, fell = self.log_chances(source)
