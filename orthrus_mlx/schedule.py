@@ -65,15 +65,18 @@ class Auto:
     runs. Otherwise drafts are tried only on credit: a draft cycle pays in the tokens it wrote and
     takes out the plain steps it cost, and each plain step pays in `INCOME`. What was shown counts
     for less with every plain step, and text that has turned easy keeps itself in credit until that
-    has shown. Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So a text loses
-    no more to plain decoding than that, the first credit, the income and what was under way: a
-    cycle, or a pass that drafted ahead and the one that verifies that.
+    has shown. The first credit is a debt: where drafts are not expected to pay, an answer of 60
+    tokens would lose more by one trial than drafts could give it.
+
+    Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So a text loses no more to
+    plain decoding than that, the income and what was under way: a cycle, or a pass that drafted
+    ahead and the one that verifies that.
 
     The constants were found with benchmarks/simulate.py, and replays of the drafts of two
     checkpoints.
     """
 
-    FIRST_CREDIT, MOST_CREDIT, MOST_DEBT, INCOME = 0.5, 12.0, 10.0, 0.015  # plain steps
+    FIRST_CREDIT, MOST_CREDIT, MOST_DEBT, INCOME = -1.0, 12.0, 10.0, 0.015  # plain steps
     # What kinds of text there are, from those that a model knows by heart to those on which nothing
     # stands: the share of a cycle's own drafts that falls, how common a text like that is, and how
     # much oftener drafts fall that were made in the cycle before.
