@@ -89,6 +89,7 @@ def cost_table(passes: dict[int, float]) -> Costs:
 
 
 BF16 = {1: 1.0, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST, 96: 1.5 * CYCLE_COST}
+# `gemv_wide`, and milliseconds with `qmv_wide`; see assumption 1.
 WIDE = {8: CYCLE_COST / 2 - PRODUCTS * (1 - 1 / 1.7)}
 MS = {1: 0.129, 2: 0.129, 4: 0.165, 6: 0.263, 8: 0.323, 9: 0.405, 32: 0.51, 64: 1.0, 96: 1.5}
 COSTS = {
