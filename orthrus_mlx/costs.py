@@ -99,15 +99,15 @@ def calibrate(model: Any, block_size: int) -> Costs:
         return costs.fused[1, n - 1] + costs.of_verify(1 + drafts), 2 + drafts
 
     def one_pass(n: int) -> tuple[float, int]:
-        shapes: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for share in layouts(n, block_size):
-            shapes.setdefault(shape_of(*share), []).append(share)
-        for shares in shapes.values():
-            rows, ahead = shares[len(shares) // 2]
+        shares = layouts(n, block_size)
+        by_shape: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for share in shares:
+            by_shape.setdefault(shape_of(*share), []).append(share)
+        for alike in by_shape.values():
+            rows, ahead = alike[len(alike) // 2]
             job = partial(time_pass, model.verify_and_draft, ids[: rows + ahead], rows, (rows - 1,))
-            times.add(costs.fused, shares, job)
-        most = max(rows for shares in shapes.values() for rows, _ in shares)
-        return min(costs.fused[share] for share in layouts(n, block_size)), most
+            times.add(costs.fused, alike, job)
+        return min(costs.fused[share] for share in shares), max(rows for rows, _ in shares)
 
     for sizes, measure in (
         ([*(n for n in SIZES if n < block_size), block_size], two_pass),
