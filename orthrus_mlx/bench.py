@@ -323,9 +323,14 @@ def time_stock(
     said: list[int] = []
     clock = _Clock()
     prompt = mx.array(list(ids))
+
+    def prompt_read(done: int, total: int) -> None:
+        mx.clear_cache()  # which is part of reading it, and done only after this call
+        clock.prompt_read(done, total)
+
     clock.start()
     for token, _ in generate_step(
-        prompt, stock, max_tokens=max_tokens, prompt_progress_callback=clock.prompt_read
+        prompt, stock, max_tokens=max_tokens, prompt_progress_callback=prompt_read
     ):
         clock.token()
         said.append(int(token))
@@ -346,7 +351,6 @@ class _Clock:
     def prompt_read(self, done: int, total: int) -> None:
         """Take the time while any of the prompt but its last id, the first anchor, is read."""
         if self.first is None and done < total:
-            mx.clear_cache()  # as both do behind each part of a prompt, mlx-lm only after this call
             self.read = time.perf_counter()
 
     def token(self) -> None:

@@ -25,6 +25,10 @@ Progress = Callable[[int, int], None]
 
 Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
+# Bytes of MLX's unused buffers that are left to decoding, which would allocate them again in its
+# first cycles. Larger ones, of a long prompt, are of no use to it.
+KEPT = 64 << 20
+
 
 class DualViewModel(Protocol):
     """What the engine needs of a model; `orthrus_mlx.model.Model` documents each method."""
@@ -250,7 +254,8 @@ def prefill(model: DualViewModel, request: Request, cache: list[Any]) -> None:
         model.hidden(chunk[None], cache)
         # The hidden states are not needed: evaluating the cache alone skips the last layer's MLP.
         mx.eval([layer.state for layer in cache])
-        mx.clear_cache()
+        if mx.get_cache_memory() > KEPT:
+            mx.clear_cache()
         progress(start + chunk.size, total)
     progress(total, total)
 

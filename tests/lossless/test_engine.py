@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
+from orthrus_mlx.engine import KEPT
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios
@@ -32,6 +34,18 @@ def test_ids_and_cache_are_those_of_plain_decoding(
     assert stats[0].finish_reason == (
         None if not ids else "stop" if ids[-1] in scenario.eos else "length"
     )
+
+
+@pytest.mark.parametrize(("unused", "cleared"), [(KEPT, 0), (KEPT + 1, 3)])
+def test_buffers_of_short_prompts_are_left_to_decoding(
+    monkeypatch: pytest.MonkeyPatch, unused: int, cleared: int
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(mx, "get_cache_memory", lambda: unused)
+    monkeypatch.setattr(mx, "clear_cache", lambda: calls.append(None))
+    model = FakeModel()
+    list(mlx_generate(model, [1, 2, 3, 4], (), 2, mode="ar", prefill_step_size=1))
+    assert len(calls) == cleared
 
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)
