@@ -32,6 +32,7 @@ NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
 ROOM = 512  # slots by which a cache grows: each size is traced anew
 LEAST_SLOTS = 1024  # shown behind a mask
+WIDE = 2048  # hidden dimensions; of wider models a layer is a portion, as two would hold too much
 MOST_TRACED = 32  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
@@ -68,6 +69,7 @@ class Passes:
         self._model: Any = weakref.ref(model)
         self._state = model.training, runs_here(), len(model.layers)
         self._empty = (1, model.config.num_key_value_heads, 0, model.config.head_dim)
+        self._at_once = 1 if model.config.hidden_size > WIDE else PORTION
         self._portions: dict[int, Portion] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
@@ -103,8 +105,8 @@ class Passes:
         # wrote stays in the host's.) `abs` changes nothing, as no number is negative.
         seen = mx.abs(ranges(start, n_ar, L - kept, depths, n_rows - n_ar - (L - kept)))
         h, ahead = _fill(ids, counts, filled), Ahead()
-        for first in range(0, len(layers), PORTION):
-            part = layers[first : first + PORTION]
+        for first in range(0, len(layers), self._at_once):
+            part = layers[first : first + self._at_once]
             portion = self._portion(first) if first else portion
             h, held = portion(shape, h, seen, [(a.keys, a.values) for a in part])
             for layer, (keys, values) in zip(part, held, strict=True):
@@ -119,7 +121,7 @@ class Passes:
         """The layers from `first` on, as they are now."""
         known = self._portions.get(first)
         if known is None or not known.still_of(self._model()):
-            known = self._portions[first] = Portion(self._model(), first)
+            known = self._portions[first] = Portion(self._model(), first, self._at_once)
         return known
 
     def _reserve(self, cache: list[KVCache], slots: int, dtype: mx.Dtype) -> None:
@@ -166,10 +168,10 @@ class Portion:
         kernels: whether kernels of our own can run its attention.
     """
 
-    def __init__(self, model: Any, first: int):
+    def __init__(self, model: Any, first: int, layers: int):
         self._model: Any = weakref.ref(model)
         self._first = first
-        self._layers = model.layers[first : first + PORTION]
+        self._layers = model.layers[first : first + layers]
         embeddings = model.model.embed_tokens
         roots = [*([] if first else [embeddings]), *self._layers]
         if not model.training:
@@ -184,7 +186,7 @@ class Portion:
 
     def still_of(self, model: Any) -> bool:
         """Whether they are this model's, and nothing in them was replaced since."""
-        layers = model.layers[self._first : self._first + PORTION]
+        layers = model.layers[self._first : self._first + len(self._layers)]
         parts: list[dict[str, Any]] = self._parts
         held = chain.from_iterable(map(dict.values, parts))
         return (
