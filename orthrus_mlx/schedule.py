@@ -17,6 +17,7 @@ from .speeds import (
     SOURCES,
     Costs,
     Source,
+    at_risk,
     contenders,
     outlook,
     plan_cost,
@@ -63,10 +64,11 @@ class Auto:
     How many drafts of a cycle stood says how likely each of some kinds of text is, and so how fast
     each policy is expected to be. While the one that seems best is expected to beat plain steps, it
     runs. Otherwise drafts are tried only on credit: a draft cycle pays in the tokens it wrote and
-    takes out the plain steps it cost, and each plain step pays in `INCOME`. What was shown counts
+    takes out the plain steps it cost, and each plain step pays in `INCOME`. A trial waits until
+    `COVER` of what it puts at risk is there, so that a dear one comes late: where 8 rows cost 7
+    plain steps, a short answer would lose more by it than drafts could give. What was shown counts
     for less with every plain step, and text that has turned easy keeps itself in credit until that
-    has shown. The first credit is a debt: where drafts are not expected to pay, an answer of 60
-    tokens would lose more by one trial than drafts could give it.
+    has shown.
 
     Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So a text loses no more to
     plain decoding than that, the income and what was under way: a cycle, or a pass that drafted
@@ -76,7 +78,8 @@ class Auto:
     checkpoints.
     """
 
-    FIRST_CREDIT, MOST_CREDIT, MOST_DEBT, INCOME = -1.0, 12.0, 10.0, 0.015  # plain steps
+    MOST_CREDIT, MOST_DEBT, INCOME = 12.0, 10.0, 0.015  # plain steps
+    COVER = 0.5  # of what a trial can lose
     # What kinds of text there are, from those that a model knows by heart to those on which nothing
     # stands: the share of a cycle's own drafts that falls, how common a text like that is, and how
     # much oftener drafts fall that were made in the cycle before.
@@ -87,9 +90,9 @@ class Auto:
     AGE = 0.995  # and from one plain step to the next
     TRUST = 0.8  # drafts stand and fall together: what each says, of what it would say alone
     TURNS = 0.1  # the chance that the text turns: that the next stretch is of any kind
-    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 0.6 / 4
+    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 0.8 / 4
     # at first, less the more cycles were seen.
-    CHANGE, KNOWN = 0.6, 4
+    CHANGE, KNOWN = 0.8, 4
     LOOK = 16  # plain steps between two looks at what the age of what was shown has made of it
 
     def __init__(self, costs: Costs, policies: tuple[Policy, ...]):
@@ -101,16 +104,15 @@ class Auto:
         self.shown = np.zeros(len(self.FALLS))  # how well each kind explains it, as a logarithm
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = self.idle = 0  # cycles that verified drafts, and plain steps
-        self.credit = self.FIRST_CREDIT
+        self.credit = 0.0
+        self.cover = {p: self.COVER * at_risk(costs, p) for p in self.policies}
         self.untested = False  # drafts were made ahead and not verified yet
         self.current, self.pays = PLAIN_POLICY, False
         self.choose()
 
     def plan(self, budget: int, pending: int) -> Plan:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
-        least = -self.MOST_DEBT if self.pays else 0.0
-        # Drafts made ahead are paid for: they are verified whatever the credit is.
-        if self.policies and (self.untested or self.credit > least):
+        if self.policies and self.may_draft():
             plan = self.current.plan(budget, pending)
             self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
             return plan
@@ -120,6 +122,12 @@ class Auto:
         if self.policies and self.idle % self.LOOK == 0:
             self.choose()
         return PLAIN
+
+    def may_draft(self) -> bool:
+        """Whether there is credit for a cycle of the current policy."""
+        if self.untested:  # drafts made ahead are paid for
+            return True
+        return self.credit > (-self.MOST_DEBT if self.pays else self.cover[self.current])
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn from a cycle; plain steps teach nothing about drafts."""

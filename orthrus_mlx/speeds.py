@@ -139,6 +139,15 @@ def best_case(costs: Costs, policy: Policy) -> float:
     return (1 + _fresh(policy)[0]) / _prices(costs, policy)[-1]
 
 
+def at_risk(costs: Costs, policy: Policy) -> float:
+    """The plain steps that one trial of a policy loses if no draft stands."""
+    prices = _prices(costs, policy)
+    steps = {"one-pass": 2, "alternating": 2}.get(policy.kind, 1)  # passes that write a token each
+    # One-pass cycles begin with one that verifies nothing.
+    cost = prices[0] + prices[-1] if policy.kind == "one-pass" else prices[0]
+    return max(0.0, cost / costs.of_plain() - steps)
+
+
 @functools.lru_cache(maxsize=32)
 def contenders(costs: Costs, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     """Those that are worth comparing.

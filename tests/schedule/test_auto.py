@@ -109,8 +109,22 @@ def test_no_text_loses_more_than_the_debt(
     dearest = max(plan_cost(costs, plan, plan.n_drafts) for plan in plans)
     lost = spent / costs.of_plain() - budget
     # Two passes may have begun by then: one that drafts ahead, and one that verifies that.
-    allowed = Auto.FIRST_CREDIT + Auto.MOST_DEBT + Auto.INCOME * plain
+    allowed = Auto.MOST_DEBT + Auto.INCOME * plain
     assert lost <= allowed + 2 * dearest / costs.of_plain()
+
+
+@pytest.mark.parametrize("dear", [4.5, 5.5, 6.5])
+def test_the_dearer_a_trial_the_later_it_comes(dear: float) -> None:
+    """Where drafts are not expected to pay, and two passes cost `dear` steps more than one."""
+    costs = Costs(verify={1: 1.0, 8: dear}, draft={8: 1.0}, fused={})
+    scheduler = auto(costs, "two-pass")
+    assert scheduler.policies and not scheduler.pays
+    plans, _ = run(scheduler, 2000, lambda place: 0)
+    trials = [n for n, plan in enumerate(plans) if not plan.plain]
+    # A trial takes what the income of that many steps pays back.
+    between = dear / Auto.INCOME
+    assert trials[0] == pytest.approx(Auto.COVER * between, abs=2)
+    assert np.diff(trials) == pytest.approx(between, abs=2)
 
 
 @pytest.mark.parametrize("cycle", ["auto", "two-pass", "one-pass"])
@@ -282,10 +296,13 @@ def test_ways_that_draft_less_for_about_the_same_price_are_no_contenders() -> No
 def test_drafts_that_one_begins_with_are_verified() -> None:
     """A pass that drafts ahead and verifies nothing is no reason to think again."""
     scheduler = auto(cycle="auto")
-    scheduler.current, scheduler.pays, scheduler.credit = Policy("one-pass", 7, 8, 2), False, 0.1
-    assert scheduler.plan(1000, 0).ahead_rows == 8
-    scheduler.observe(Plan(ahead_rows=8), 0, 0)
-    assert scheduler.credit < 0 and scheduler.current == Policy("one-pass", 7, 8, 2)
+    policy = next(p for p in scheduler.policies if p.kind == "one-pass")
+    scheduler.current, scheduler.pays = policy, False
+    scheduler.credit = scheduler.cover[policy] + 0.01
+    begun = scheduler.plan(1000, 0)
+    assert begun.ahead_rows == policy.ahead_rows
+    scheduler.observe(begun, 0, 0)
+    assert not scheduler.credit > scheduler.cover[policy] and scheduler.current == policy
     assert scheduler.plan(999, 6).n_drafts == 6
     scheduler.observe(Plan(n_drafts=6, ahead_rows=8), 6, 0)
     assert scheduler.cycles == 1 and not scheduler.untested

@@ -15,6 +15,7 @@ from orthrus_mlx.speeds import (
     Costs,
     Outlook,
     Outlooks,
+    at_risk,
     best_case,
     outlook,
     plan_cost,
@@ -175,6 +176,18 @@ def test_no_speed_is_above_the_best_case(policy: Policy, chances: list[float]) -
     assert policy_speed(COSTS, policy, outlooks) <= most * (1 + 1e-9)
     surely = dict.fromkeys(SOURCES, outlook([1.0] * 7))
     assert policy_speed(COSTS, policy, surely) == pytest.approx(most)
+
+
+@given(POLICIES)
+@SMALL
+def test_what_a_trial_loses_if_no_draft_stands(policy: Policy) -> None:
+    cycles, left, cost = 1 if policy.kind == "two-pass" else 2, 0, 0.0
+    for _ in range(cycles):
+        plan = policy.plan(100, left)
+        n_drafts = plan.n_drafts if plan.draft_rows else left
+        cost += plan_cost(COSTS, plan, min(n_drafts, plan.n_drafts))
+        left = plan.ahead_rows - 1
+    assert at_risk(COSTS, policy) == pytest.approx(max(0.0, cost - cycles))
 
 
 def test_costs_are_those_of_the_next_measured_size() -> None:
