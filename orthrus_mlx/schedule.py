@@ -90,9 +90,10 @@ class Auto:
     AGE = 0.995  # and from one plain step to the next
     TRUST = 0.8  # drafts stand and fall together: what each says, of what it would say alone
     TURNS = 0.1  # the chance that the text turns: that the next stretch is of any kind
-    # How much faster drafting ahead must seem to begin, as its first pass verifies nothing: 0.8 / 4
-    # at first, less the more cycles were seen.
-    CHANGE, KNOWN = 0.8, 4
+    # How much faster drafting ahead must seem to begin: this / KNOWN at first, less the more cycles
+    # were seen. The first pass of one-pass cycles verifies nothing.
+    CHANGE: ClassVar[dict[str, float]] = {"one-pass": 1.2, "alternating": 0.6}
+    KNOWN = 4
     LOOK = 16  # plain steps between two looks at what the age of what was shown has made of it
 
     def __init__(self, costs: Costs, policies: tuple[Policy, ...]):
@@ -100,7 +101,7 @@ class Auto:
         self.plain_speed = 1 / costs.of_plain()
         self.policies = contenders(costs, policies)
         self.speeds = self.speeds_by_kind(costs, self.policies)
-        self.ahead = np.array([policy.ahead_rows > 0 for policy in self.policies])
+        self.change = np.array([self.CHANGE.get(policy.kind, 0.0) for policy in self.policies])
         self.shown = np.zeros(len(self.FALLS))  # how well each kind explains it, as a logarithm
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = self.idle = 0  # cycles that verified drafts, and plain steps
@@ -154,8 +155,7 @@ class Auto:
         expected = self.texts() @ self.speeds
         worth = expected
         if not self.current.ahead_rows:
-            change = 1 + self.CHANGE / (self.KNOWN + self.cycles)
-            worth = expected / np.where(self.ahead, change, 1.0)
+            worth = expected / (1 + self.change / (self.KNOWN + self.cycles))
         best = int(worth.argmax())
         self.current, self.pays = self.policies[best], bool(expected[best] > self.plain_speed)
 
