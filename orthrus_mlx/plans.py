@@ -52,12 +52,15 @@ def left_over(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | Non
 
     Returns its number and how many of its guesses were overtaken.
     """
-    fitting = [i for i, d in enumerate(block_depths(n_drafts, plan.blocks)) if d <= accepted]
-    if not plan.ahead_rows or not fitting:
+    if not plan.ahead_rows:
+        return None
+    fitting = [(i, d) for i, d in enumerate(block_depths(n_drafts, plan.blocks)) if d <= accepted]
+    if not fitting:
         return None
     # Guess j of a block is for the j-th position behind its anchor and one more. The next anchor,
     # which no block knew, sits one behind what stood.
-    return fitting[-1], accepted - block_depths(n_drafts, plan.blocks)[fitting[-1]] + 1
+    block, depth = fitting[-1]
+    return block, accepted - depth + 1
 
 
 @dataclass(frozen=True)

@@ -142,9 +142,11 @@ class Auto:
         # Fresh: of the block that is of use, nothing but the first guess was overtaken.
         self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
-            stood, fell = self.log_chances(source)
-            said = accepted * stood + (accepted < n_drafts) * fell
-            self.shown = self.KEEP * self.shown + self.TRUST * said
+            stood, fell = self.said_by(source)
+            self.shown *= self.KEEP
+            self.shown += accepted * stood
+            if accepted < n_drafts:
+                self.shown += fell
             self.cycles += 1
             self.choose()
 
@@ -162,7 +164,9 @@ class Auto:
     def texts(self) -> np.ndarray:
         """How likely each kind of text is next, by what all drafts have shown."""
         likely: np.ndarray = self.COMMON * np.exp(self.shown - self.shown.max())
-        return (1 - self.TURNS) * likely / likely.sum() + self.TURNS * self.COMMON
+        likely *= (1 - self.TURNS) / likely.sum()
+        likely += self.TURNS * self.COMMON
+        return likely
 
     @classmethod
     @functools.cache
@@ -172,9 +176,9 @@ class Auto:
 
     @classmethod
     @functools.cache
-    def log_chances(cls, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """For each kind of text, logarithms of the chances of such a draft to stand and to fall."""
-        return np.log1p(-cls.falls(source)), np.log(cls.falls(source))
+    def said_by(cls, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """What such a draft says of each kind of text if it stands, and if it falls."""
+        return cls.TRUST * np.log1p(-cls.falls(source)), cls.TRUST * np.log(cls.falls(source))
 
     @classmethod
     @functools.lru_cache(maxsize=32)

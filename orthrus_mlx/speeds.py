@@ -98,6 +98,7 @@ def _at(costs: dict[int, float], rows: int) -> float:
     return costs[min((n for n in costs if n >= rows), default=max(costs))]
 
 
+@functools.lru_cache(maxsize=1024)  # asked for in each cycle
 def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
     """What a cycle costs that verifies `n_drafts` drafts."""
     if plan.plain:
@@ -139,6 +140,7 @@ def best_case(costs: Costs, policy: Policy) -> float:
     return (1 + _fresh(policy)[0]) / _prices(costs, policy)[-1]
 
 
+@functools.lru_cache(maxsize=1024)  # asked for in each answer
 def at_risk(costs: Costs, policy: Policy) -> float:
     """The plain steps that one trial of a policy loses if no draft stands."""
     prices = _prices(costs, policy)

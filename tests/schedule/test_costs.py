@@ -148,7 +148,7 @@ def test_what_the_host_takes_between_passes_is_part_of_a_cycle(
     """
     finish = engine._Run.finish
     expected = calibrate(Timed(clock, lambda rows: 0.001), 8)
-    for two_pass, one_pass in ((0.003, 0.003), (-0.0004, 0.0), (-0.0004, 0.0002), (-0.001, -0.0001)):
+    for two_pass, one_pass in ((3e-3, 3e-3), (-4e-4, 0.0), (-4e-4, 2e-4), (-1e-3, -1e-4)):
 
         def host(self: Any, cycle: Any, two: float = two_pass, one: float = one_pass) -> Any:
             if not cycle.plan.plain:
