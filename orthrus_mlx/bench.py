@@ -271,8 +271,11 @@ def time_ours(
     options: Options,
 ) -> Run:
     """One greedy answer of this package's engine."""
+    mx.reset_peak_memory()
     totals: list[Any] = []
+    said: list[int] = []
     clock = _Clock()
+    clock.start()
     run: Generator[Any, None, None] = decode_request(
         model,
         ids,
@@ -286,9 +289,6 @@ def time_ours(
         on_stats=totals.append,
         prompt_progress_callback=clock.prompt_read,
     )
-    mx.reset_peak_memory()
-    said: list[int] = []
-    clock.start()
     with contextlib.closing(run):
         for decided, _ in run:
             clock.token()
@@ -322,13 +322,13 @@ def time_stock(
     mx.reset_peak_memory()
     said: list[int] = []
     clock = _Clock()
-    prompt = mx.array(list(ids))
 
     def prompt_read(done: int, total: int) -> None:
         mx.clear_cache()  # which is part of reading it, and done only after this call
         clock.prompt_read(done, total)
 
     clock.start()
+    prompt = mx.array(list(ids))
     for token, _ in generate_step(
         prompt, stock, max_tokens=max_tokens, prompt_progress_callback=prompt_read
     ):
