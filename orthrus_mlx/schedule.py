@@ -7,10 +7,10 @@ run repeats exactly. It decides speed alone: whatever it plans, the ids are the 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from operator import mul
 from typing import ClassVar, Literal, Protocol
-
-import numpy as np
 
 from .plans import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
 from .speeds import (
@@ -83,8 +83,8 @@ class Auto:
     # What kinds of text there are, from those that a model knows by heart to those on which nothing
     # stands: the share of a cycle's own drafts that falls, how common a text like that is, and how
     # much oftener drafts fall that were made in the cycle before.
-    FALLS = np.array((0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.9))
-    COMMON = np.array((5, 9, 13, 17, 20, 22, 26, 31, 3)) / 146
+    FALLS = (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.9)
+    COMMON = tuple(n / 146 for n in (5, 9, 13, 17, 20, 22, 26, 31, 3))
     OFTENER: ClassVar[dict[Source, float]] = {"two-pass": 1.0, "fresh": 1.2, "stale": 1.9}
     KEEP = 0.97  # of what was shown, from one cycle that verified drafts to the next,
     AGE = 0.995  # and from one plain step to the next
@@ -101,8 +101,8 @@ class Auto:
         self.plain_speed = 1 / costs.of_plain()
         self.policies = contenders(costs, policies)
         self.speeds = self.speeds_by_kind(costs, self.policies)
-        self.change = np.array([self.CHANGE.get(policy.kind, 0.0) for policy in self.policies])
-        self.shown = np.zeros(len(self.FALLS))  # how well each kind explains it, as a logarithm
+        self.change = [self.CHANGE.get(policy.kind, 0.0) for policy in self.policies]
+        self.shown = [0.0] * len(self.FALLS)  # how well each kind explains it, as a logarithm
         self.pending: Source = "stale"  # where drafts left over from the last cycle come from
         self.cycles = self.idle = 0  # cycles that verified drafts, and plain steps
         self.credit = 0.0
@@ -118,7 +118,7 @@ class Auto:
             self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
             return plan
         self.credit += self.INCOME
-        self.shown *= self.AGE
+        self.shown = [self.AGE * shown for shown in self.shown]
         self.idle += 1
         if self.policies and self.idle % self.LOOK == 0:
             self.choose()
@@ -142,11 +142,9 @@ class Auto:
         # Fresh: of the block that is of use, nothing but the first guess was overtaken.
         self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
-            stood, fell = self.said_by(source)
-            self.shown *= self.KEEP
-            self.shown += accepted * stood
-            if accepted < n_drafts:
-                self.shown += fell
+            said = self.said_by(source, accepted, accepted < n_drafts)
+            both = zip(self.shown, said, strict=True)
+            self.shown = [self.KEEP * before + now for before, now in both]
             self.cycles += 1
             self.choose()
 
@@ -154,46 +152,56 @@ class Auto:
         """Take the policy that is expected to be fastest, and note whether it beats plain steps."""
         if not self.policies:
             return
-        expected = self.texts() @ self.speeds
+        texts = self.texts()
+        expected = [sum(map(mul, texts, speeds)) for speeds in self.speeds]
         worth = expected
         if not self.current.ahead_rows:
-            worth = expected / (1 + self.change / (self.KNOWN + self.cycles))
-        best = int(worth.argmax())
-        self.current, self.pays = self.policies[best], bool(expected[best] > self.plain_speed)
+            known = self.KNOWN + self.cycles
+            both = zip(expected, self.change, strict=True)
+            worth = [speed / (1 + change / known) for speed, change in both]
+        best = worth.index(max(worth))
+        self.current, self.pays = self.policies[best], expected[best] > self.plain_speed
 
-    def texts(self) -> np.ndarray:
+    def texts(self) -> list[float]:
         """How likely each kind of text is next, by what all drafts have shown."""
-        likely: np.ndarray = self.COMMON * np.exp(self.shown - self.shown.max())
-        likely *= (1 - self.TURNS) / likely.sum()
-        likely += self.TURNS * self.COMMON
-        return likely
+        most = max(self.shown)
+        known = zip(self.COMMON, self.shown, strict=True)
+        likely = [common * math.exp(shown - most) for common, shown in known]
+        share = (1 - self.TURNS) / sum(likely)
+        mixed = zip(self.COMMON, likely, strict=True)
+        return [self.TURNS * common + share * now for common, now in mixed]
 
     @classmethod
     @functools.cache
-    def falls(cls, source: Source) -> np.ndarray:
+    def falls(cls, source: Source) -> tuple[float, ...]:
         """For each kind of text, the share that falls of the drafts from one source."""
-        return np.minimum(0.95, cls.FALLS * cls.OFTENER[source])
+        return tuple(min(0.95, falls * cls.OFTENER[source]) for falls in cls.FALLS)
 
     @classmethod
-    @functools.cache
-    def said_by(cls, source: Source) -> tuple[np.ndarray, np.ndarray]:
-        """What such a draft says of each kind of text if it stands, and if it falls."""
-        return cls.TRUST * np.log1p(-cls.falls(source)), cls.TRUST * np.log(cls.falls(source))
+    @functools.lru_cache(maxsize=512)
+    def said_by(cls, source: Source, stood: int, fell: bool) -> tuple[float, ...]:
+        """What it says of each kind of text that so many such drafts stood, and one fell."""
+        return tuple(
+            cls.TRUST * (stood * math.log(1 - falls) + fell * math.log(falls))
+            for falls in cls.falls(source)
+        )
 
     @classmethod
     @functools.lru_cache(maxsize=32)
-    def speeds_by_kind(cls, costs: Costs, policies: tuple[Policy, ...]) -> np.ndarray:
-        """What each policy writes in a unit of time on each kind of text, [kinds, policies]."""
+    def speeds_by_kind(
+        cls, costs: Costs, policies: tuple[Policy, ...]
+    ) -> tuple[tuple[float, ...], ...]:
+        """What each policy writes in a unit of time, by kind of text."""
         places = max((policy.n_drafts for policy in policies), default=0)
-        stands = {source: 1 - cls.falls(source) for source in SOURCES}
-        return np.array(
-            [
-                policy_speeds(
-                    costs, policies, {s: outlook([stands[s][kind]] * places) for s in SOURCES}
-                )
-                for kind in range(len(cls.FALLS))
-            ]
-        )
+        by_kind = [
+            policy_speeds(
+                costs,
+                policies,
+                {s: outlook([1 - cls.falls(s)[kind]] * places) for s in SOURCES},
+            )
+            for kind in range(len(cls.FALLS))
+        ]
+        return tuple(zip(*by_kind, strict=True))
 
 
 @functools.lru_cache(maxsize=32)
