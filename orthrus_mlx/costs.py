@@ -158,30 +158,39 @@ class _Times:
     """What is timed in turn: what slows the machine down for a while slows down all alike."""
 
     def __init__(self) -> None:
-        self._again: list[Callable[[], None]] = []
+        # (table, sizes, first times, job)
+        self._fast: list[
+            tuple[dict[Any, float], Sequence[Any], list[float], Callable[[], float]]
+        ] = []
 
     def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
         """Have the seconds that `job` returns in `table`, for all these `sizes`."""
         times = [job(), job()]
-
-        def again() -> None:
-            times.append(job())
-            table.update(dict.fromkeys(sizes, median(times)))
-
         if times[1] <= SLOW:
             times.extend(job() for _ in range(FIRST - 1))
             del times[0]  # which warmed up
-            self._again.append(again)
+            self._fast.append((table, sizes, times, job))
         # At first the least, which a stall does not change: it decides what else is measured.
         table.update(dict.fromkeys(sizes, min(times)))
 
     def repeat(self) -> None:
-        """Time what is fast again, all of it in each round, for as long as that may take."""
-        start, rounds = time.perf_counter(), 0
-        while self._again and rounds < ROUNDS and time.perf_counter() - start < ENOUGH:
-            for again in self._again:
-                again()
-            rounds += 1
+        """Time what is fast again, all of it in each round, for as long as that may take.
+
+        A machine can be half as fast for seconds. So what counts is the share of a round, which is
+        the same then; of too few rounds, the times themselves and the first ones.
+        """
+        start, rounds = time.perf_counter(), list[list[float]]()
+        while len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH:
+            rounds.append([job() for *_, job in self._fast])
+        whole = [sum(times) for times in rounds]
+        for i, (table, sizes, first, _) in enumerate(self._fast):
+            taken = [times[i] for times in rounds]
+            if len(rounds) >= FIRST:
+                shares = [mine / all_ for mine, all_ in zip(taken, whole, strict=True)]
+                seconds = median(whole) * median(shares)
+            else:
+                seconds = median([*first, *taken])
+            table.update(dict.fromkeys(sizes, seconds))
 
 
 def _while_it_may_pay(

@@ -100,6 +100,28 @@ def test_a_machine_that_is_slow_for_a_while_favours_no_size(
             assert list(table.values()) == pytest.approx([seconds] * len(table))
 
 
+@pytest.mark.parametrize("stretch", [150, 170, 250, 400])
+def test_a_machine_that_is_slow_half_of_the_time_favours_no_size(
+    clock: Clock, stretch: int
+) -> None:
+    """In stretches longer than a round, that begin and end anywhere in one."""
+    begun: list[int] = []
+
+    def price(rows: int) -> float:
+        slow = len(model.measured) // stretch % 2
+        begun.append(slow)
+        return 0.001 * (1 + slow) * (1 if rows == 1 else 2)
+
+    model = Timed(clock, price)
+    found = calibrate(model, 32)
+    assert sum(begun) > 0.3 * len(begun)
+    plain = found.of_plain()
+    for table, steps in ((found.verify, 2), (found.draft, 2), (found.fused, 2)):
+        for rows, cost in table.items():
+            if rows != 1:
+                assert cost / plain == pytest.approx(steps, rel=0.15), rows
+
+
 def test_calibration_stops_where_each_row_costs_the_same(clock: Clock) -> None:
     model = Timed(clock, lambda rows: 0.001 * rows)
     found = calibrate(model, 64)
