@@ -324,7 +324,8 @@ def time_stock(
     clock = _Clock()
 
     def prompt_read(done: int, total: int) -> None:
-        mx.clear_cache()  # which is part of reading it, and done only after this call
+        if 0 < done < total:  # part of reading it, and done by mlx-lm only after this call
+            mx.clear_cache()
         clock.prompt_read(done, total)
 
     clock.start()
