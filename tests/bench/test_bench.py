@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
@@ -84,6 +85,25 @@ def test_the_prompt_counts_for_the_first_token_and_not_for_the_speed(
     clock.prompt_read(6, 6)  # mlx-lm says so only then
     clock.token()
     assert clock.stop() == (4.0, 3.0)  # 16
+
+
+def test_mlx_lm_clears_its_buffers_as_often_as_by_itself(
+    loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it clears behind the prompt is cleared before the clock is read; else it is no more."""
+    events: list[str] = []
+    clear, read = mx.clear_cache, _Clock.prompt_read
+
+    def prompt_read(self: _Clock, done: int, total: int) -> None:
+        events.append(f"{done}/{total}")
+        read(self, done, total)
+
+    monkeypatch.setattr(mx, "clear_cache", lambda: (events.append("clear"), clear())[1])
+    monkeypatch.setattr(_Clock, "prompt_read", prompt_read)
+    stock = bench_module._stock(loaded[0])
+    bench_module.time_stock(stock, "code", 0, [1, 2, 3, 4], (), 2)
+    assert events[events.index("3/4") - 1] == "clear"  # ours, for the one that follows
+    assert events[events.index("4/4") - 2 : events.index("4/4")] == ["3/4", "clear"]
 
 
 def test_an_answer_that_took_no_time_has_no_speed() -> None:
