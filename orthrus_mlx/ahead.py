@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-PORTION = 2  # layers that are handed to the device together
+PORTION = 2  # layers that are handed to the device together, but where `few_shapes.WIDE` says one
 MOST = 32 << 20  # bytes that a pass may have in flight before the host waits for the device
 
 

@@ -37,10 +37,11 @@ FEW = 8  # rows; calibration goes at least so far
 # Tokens in the cache while measuring. Few, as plain steps are what is to be beaten: on CUDA a step
 # over 256 tokens and more costs a small model a fifth more than over less, other passes do not.
 CONTEXT = 128
-# Seconds. What takes longer than SLOW is timed once; the rest FIRST times at once, then in up to
-# ROUNDS rounds, until these took ENOUGH.
-SLOW, FIRST, ROUNDS, ENOUGH = 0.05, 3, 8, 1.0
+# What takes longer than SLOW seconds is timed once; the rest FEWEST times at once, then in FEWEST
+# rounds, and in up to ROUNDS until these took ENOUGH seconds.
+SLOW, FEWEST, ROUNDS, ENOUGH = 0.05, 3, 8, 1.0
 CYCLES = 4  # timed at once, as the engine runs them
+METHOD = 2  # to be raised with any change in how prices come about: those on disk are void then
 
 # Used with `calibrate=False`: ratios to a plain step as published for Apple M-series chips.
 NOMINAL = Costs(
@@ -128,7 +129,11 @@ def calibrate(model: Any, block_size: int) -> Costs:
 
     two = [Policy("two-pass", n - 1) for n in sorted({min(costs.draft), max(costs.draft)})]
     # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
-    pairs = [(n, ahead) for n, ahead in costs.fused if ahead % 2 == 0 and abs(ahead // 2 - n) < 2]
+    pairs = [
+        (n, ahead)
+        for n, ahead in costs.fused
+        if ahead % 2 == 0 and abs(ahead // 2 - n) < 2 and ahead // 2 <= block_size
+    ]
     one = [Policy("one-pass", n - 1, ahead // 2, 2) for n, ahead in pairs]
     one = one[:: max(1, len(one) - 1)]  # the smallest and the largest
     for policy in (*two, *one):
@@ -158,18 +163,15 @@ class _Times:
     """What is timed in turn: what slows the machine down for a while slows down all alike."""
 
     def __init__(self) -> None:
-        # (table, sizes, first times, job)
-        self._fast: list[
-            tuple[dict[Any, float], Sequence[Any], list[float], Callable[[], float]]
-        ] = []
+        self._fast: list[tuple[dict[Any, float], Sequence[Any], Callable[[], float]]] = []
 
     def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
         """Have the seconds that `job` returns in `table`, for all these `sizes`."""
         times = [job(), job()]
         if times[1] <= SLOW:
-            times.extend(job() for _ in range(FIRST - 1))
+            times.extend(job() for _ in range(FEWEST - 1))
             del times[0]  # which warmed up
-            self._fast.append((table, sizes, times, job))
+            self._fast.append((table, sizes, job))
         # At first the least, which a stall does not change: it decides what else is measured.
         table.update(dict.fromkeys(sizes, min(times)))
 
@@ -177,20 +179,17 @@ class _Times:
         """Time what is fast again, all of it in each round, for as long as that may take.
 
         A machine can be half as fast for seconds. So what counts is the share of a round, which is
-        the same then; of too few rounds, the times themselves and the first ones.
+        the same then.
         """
         start, rounds = time.perf_counter(), list[list[float]]()
-        while len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH:
+        while len(rounds) < FEWEST or (
+            len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH
+        ):
             rounds.append([job() for *_, job in self._fast])
         whole = [sum(times) for times in rounds]
-        for i, (table, sizes, first, _) in enumerate(self._fast):
-            taken = [times[i] for times in rounds]
-            if len(rounds) >= FIRST:
-                shares = [mine / all_ for mine, all_ in zip(taken, whole, strict=True)]
-                seconds = median(whole) * median(shares)
-            else:
-                seconds = median([*first, *taken])
-            table.update(dict.fromkeys(sizes, seconds))
+        for i, (table, sizes, _) in enumerate(self._fast):
+            share = median(times[i] / all_ for times, all_ in zip(rounds, whole, strict=True))
+            table.update(dict.fromkeys(sizes, share * median(whole)))
 
 
 def _while_it_may_pay(
@@ -247,8 +246,8 @@ def layouts(n: int, block_size: int) -> list[tuple[int, int]]:
 
 def device_costs(model: Any, block_size: int) -> Costs:
     """The costs for this model on this device, from disk where they were measured before."""
-    sizes = [block_size, CONTEXT, SIZES, ROWS, ALTERNATING]
-    key = json.dumps([device_key(model), sizes], sort_keys=True).encode()
+    sizes = [block_size, SIZES, ROWS, ALTERNATING]
+    key = json.dumps([device_key(model), METHOD, sizes], sort_keys=True).encode()
     file = cache_folder() / f"costs-{hashlib.sha256(key).hexdigest()[:24]}.json"
     found = _read(file)
     if found is None:

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
 # Bytes of MLX's unused buffers that are left to decoding, which would allocate them again in its
-# first cycles. Larger ones, of a long prompt, are of no use to it.
+# first cycles. Where there are more, as behind a long prompt, all are given back.
 KEPT = 64 << 20
 
 

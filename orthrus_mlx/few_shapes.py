@@ -32,7 +32,7 @@ NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128
 ROOM = 512  # slots by which a cache grows: each size is traced anew
 LEAST_SLOTS = 1024  # shown behind a mask
-WIDE = 2048  # hidden dimensions; of wider models a layer is a portion, as two would hold too much
+WIDE = 2048  # `hidden_size`; of wider models each layer is a portion, as two would hold too much
 MOST_TRACED = 32  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache

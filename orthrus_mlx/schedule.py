@@ -70,9 +70,9 @@ class Auto:
     for less with every plain step, and text that has turned easy keeps itself in credit until that
     has shown.
 
-    Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So a text loses no more to
-    plain decoding than that, the income and what was under way: a cycle, or a pass that drafted
-    ahead and the one that verifies that.
+    Whatever is expected, no cycle begins beyond a debt of `MOST_DEBT`. So, by these costs, a text
+    loses no more to plain decoding than that, the income and what was under way: a cycle, or a pass
+    that drafted ahead and the one that verifies that.
 
     The constants were found with benchmarks/simulate.py, and replays of the drafts of two
     checkpoints.
