@@ -115,6 +115,9 @@ class Auto:
         """A cycle of the best policy, or a plain step while drafting does not pay."""
         if self.policies and self.may_draft():
             plan = self.current.plan(budget, pending)
+            # A block cut short at the end of the budget can lose even if all of it stands.
+            if plan.draft_rows and not self.can_gain(plan):
+                return PLAIN
             self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
             return plan
         self.credit += self.INCOME
@@ -129,6 +132,10 @@ class Auto:
         if self.untested:  # drafts made ahead are paid for
             return True
         return self.credit > (-self.MOST_DEBT if self.pays else self.cover[self.current])
+
+    def can_gain(self, plan: Plan) -> bool:
+        """Whether a cycle beats plain steps if all of its drafts stand."""
+        return 1 + plan.n_drafts > plan_cost(self.costs, plan, plan.n_drafts) * self.plain_speed
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn from a cycle; plain steps teach nothing about drafts."""

@@ -140,6 +140,17 @@ def test_it_recovers_when_the_text_turns_easy(name: str, cycle: Any) -> None:
     assert easy < 1200 < hard * 3
 
 
+@pytest.mark.parametrize("name", COSTS)
+def test_the_end_of_a_budget_is_no_certain_loss(name: str) -> None:
+    costs = COSTS[name]
+    for budget in range(1, 12):
+        scheduler = auto(costs, "two-pass")
+        scheduler.pays = True
+        plan = scheduler.plan(budget, 0)
+        assert plan_cost(costs, plan, plan.n_drafts) <= 1 + plan.n_drafts
+    assert not scheduler.plan(100, 0).plain
+
+
 def test_it_backs_off_when_the_text_turns_hard() -> None:
     scheduler = auto()
     run(scheduler, 1000, lambda place: 12)
