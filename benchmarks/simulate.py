@@ -52,7 +52,7 @@ from pathlib import Path
 from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.costs import ALTERNATING, ROWS, SIZES, layouts
+from orthrus_mlx.calibration import ALTERNATING, ROWS, SIZES, layouts
 from orthrus_mlx.plans import PLAIN, Plan, Policy, block_depths, left_over
 from orthrus_mlx.schedule import Auto, Fixed, Scheduler, policies
 from orthrus_mlx.speeds import Costs

@@ -385,3 +385,15 @@ def test_published_kinds_lose_little_to_the_best_fixed_policy(kind: str, share: 
     fixed = [mean_speed_up(p, METAL, text, 1024, 4) for p in policies(METAL, "auto", LONGEST)]
     best = max(1.0, *fixed)
     assert mean_speed_up(None, METAL, text, 1024, 4) >= share * best
+
+
+@pytest.mark.parametrize(("stood", "source"), [(15, "fresh"), (0, "fresh"), (5, "stale")])
+def test_what_drafts_say_depends_on_where_they_were_made(stood: int, source: Any) -> None:
+    """At the next anchor but one, or behind drafts that fell."""
+    plan = Plan(n_drafts=15, ahead_rows=16, blocks=2)
+    scheduler = auto()
+    scheduler.observe(plan, 15, stood)
+    before = scheduler.shown
+    scheduler.observe(plan, 4, 3)
+    said = Auto.said_by(source, 3, True)
+    assert scheduler.shown == [Auto.KEEP * b + s for b, s in zip(before, said, strict=True)]
