@@ -13,15 +13,16 @@ from . import row_kernels
 from .passes import PROMPT
 
 pytestmark = pytest.mark.usefixtures("layer_by_layer")
+LONG = 10_000  # tokens, so that a copy of the cache is more than all else that a pass holds
 
 
 @pytest.mark.parametrize("cycle", ["two-pass", "one-pass"])
 def test_a_run_closed_early_leaves_no_pass_to_compute(cycle: Any) -> None:
     """MLX would compute it with the next one, and to write twice at once copy the cache."""
-    model = row_kernels.build(row_kernels.Model, max_position_embeddings=40000)
+    model = row_kernels.build(row_kernels.Model, max_position_embeddings=2 * LONG)
     cache = model.make_cache()
     for layer in cache:  # as after a long text
-        long = mx.zeros((1, model.config.num_key_value_heads, 30000, model.config.head_dim))
+        long = mx.zeros((1, model.config.num_key_value_heads, LONG, model.config.head_dim))
         layer.update_and_fetch(long, long)
         mx.eval(layer.state)
     options: Any = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache}
@@ -43,12 +44,12 @@ def test_a_cycle_writes_to_the_cache_in_place(
     monkeypatch: pytest.MonkeyPatch, cycle: Any, few: bool
 ) -> None:
     monkeypatch.setattr(few_shapes, "NEEDED", few)
-    model = row_kernels.build(row_kernels.Model, max_position_embeddings=40000, head_dim=128)
+    model = row_kernels.build(row_kernels.Model, max_position_embeddings=2 * LONG, head_dim=128)
     mx.eval(model.parameters())
     without = mx.get_active_memory()
     cache = model.make_cache()
     for layer in cache:  # as after a long text
-        long = mx.zeros((1, model.config.num_key_value_heads, 30000, model.config.head_dim))
+        long = mx.zeros((1, model.config.num_key_value_heads, LONG, model.config.head_dim))
         layer.update_and_fetch(long, long)
         mx.eval(layer.state)
     options: Any = {"mode": "parallel", "cycle": cycle, "prompt_cache": cache, "block_size": 4}
