@@ -35,8 +35,10 @@ CONTEXT = 128
 # rounds, and in up to ROUNDS until these took ENOUGH seconds.
 SLOW, FEWEST, ROUNDS, ENOUGH = 0.05, 3, 8, 1.0
 CYCLES = 4  # timed at once
-# What the host does between passes counts where models are small. Beside passes of more than HOST
-# seconds in a cycle it is lost in their noise.
+# Whole cycles are timed where their passes take up to HOST seconds. What they take beyond their
+# passes is the host's part; or less than nothing, as the host prepares the verify pass while the
+# draft pass runs, and as two shapes in turn are faster than many. It is lost in the noise of slower
+# ones.
 HOST = 0.02
 
 
@@ -48,20 +50,20 @@ def calibrate(model: Any, block_size: int) -> Costs:
     """
     from .few_shapes import shape_of  # with model code, which importing this need not wait for
 
-    passes, times = _Passes(model, block_size), _Times()
+    rig, times = _Rig(model, block_size), _Times()
     cycles: dict[Policy, float] = {}
-    times.add(cycles, [PLAIN_POLICY], partial(passes.cycle, PLAIN_POLICY))
+    times.add(cycles, [PLAIN_POLICY], partial(rig.cycle, PLAIN_POLICY))
     costs = Costs({}, {}, {}, cycles[PLAIN_POLICY])
-    times.add(costs.verify, [1], partial(passes.verify, 1))
+    times.add(costs.verify, [1], partial(rig.verify, 1))
 
     # Each measures one size, and says what its cycle costs and how many tokens that writes at most.
     def two_pass(n: int) -> tuple[float, int]:
-        times.add(costs.verify, [n], partial(passes.verify, n))
-        times.add(costs.draft, [n], partial(passes.draft, n))
+        times.add(costs.verify, [n], partial(rig.verify, n))
+        times.add(costs.draft, [n], partial(rig.draft, n))
         return costs.verify[n] + costs.draft[n], n
 
     def alternating(n: int) -> tuple[float, int]:
-        times.add(costs.fused, [(1, n - 1)], partial(passes.fused, 1, n - 1))
+        times.add(costs.fused, [(1, n - 1)], partial(rig.fused, 1, n - 1))
         drafts = min(n - 2, max(costs.verify) - 1)  # left to verify
         return costs.fused[1, n - 1] + costs.of_verify(1 + drafts), 2 + drafts
 
@@ -71,7 +73,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
         for share in shares:
             by_shape.setdefault(shape_of(*share), []).append(share)
         for alike in by_shape.values():
-            times.add(costs.fused, alike, partial(passes.fused, *alike[len(alike) // 2]))
+            times.add(costs.fused, alike, partial(rig.fused, *alike[len(alike) // 2]))
         return min(costs.fused[share] for share in shares), max(rows for rows, _ in shares)
 
     for sizes, measure in (
@@ -80,7 +82,6 @@ def calibrate(model: Any, block_size: int) -> Costs:
         ([n for n in ROWS if layouts(n, block_size)], one_pass),
     ):
         _while_it_may_pay(sizes, measure, costs.of_plain())
-    times.repeat()
 
     two = [Policy("two-pass", n - 1) for n in sorted({min(costs.draft), max(costs.draft)})]
     # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
@@ -89,8 +90,29 @@ def calibrate(model: Any, block_size: int) -> Costs:
         for n, ahead in costs.fused
         if ahead % 2 == 0 and abs(ahead // 2 - n) < 2 and ahead // 2 <= block_size
     ]
-    both = _beyond(passes, costs, two) or 0.0
-    alone = _beyond(passes, costs, one[:: max(1, len(one) - 1)])  # the smallest and the largest
+    one = one[:: max(1, len(one) - 1)]  # the smallest and the largest
+
+    def passes(policy: Policy) -> list[tuple[dict[Any, float], Any]]:
+        """Where a policy's passes are priced."""
+        n, ahead = policy.n_drafts + 1, policy.ahead_rows * policy.blocks
+        return [(costs.fused, (n, ahead))] if ahead else [(costs.draft, n), (costs.verify, n)]
+
+    for policy in (*two, *one):
+        if sum(table[size] for table, size in passes(policy)) <= HOST:
+            times.add(cycles, [policy], partial(rig.cycle, policy))
+    times.repeat()
+
+    def beyond(policies: Sequence[Policy]) -> float | None:
+        """Seconds that their cycles take beyond their passes; None if that was not measured."""
+        found: list[float] = []
+        for policy in policies:
+            if policy in cycles:
+                parts = (times.of(*where) for where in passes(policy))
+                rounds = zip(times.of(cycles, policy), *parts, strict=False)
+                found += [whole - sum(each) for whole, *each in rounds]
+        return beyond_noise(found) if found else None
+
+    both, alone = beyond(two) or 0.0, beyond(one)
     # A verify pass alone, as in alternating cycles, hides no more than a one-pass cycle does.
     alone = max(0.0, both) if alone is None else alone
     # What writes tokens takes no less than a plain step, which begins before the last one is read.
@@ -103,31 +125,13 @@ def calibrate(model: Any, block_size: int) -> Costs:
     )
 
 
-def _beyond(passes: _Passes, costs: Costs, policies: Sequence[Policy]) -> float | None:
-    """Seconds that cycles of these policies take beyond their passes; None if all are slow.
-
-    That is the host's part. Of two-pass cycles it can be less than nothing, as the host prepares
-    the verify pass while the draft pass runs.
-    """
-    found: list[float] = []
-    for policy in policies:
-        n, ahead = policy.n_drafts + 1, policy.ahead_rows * policy.blocks
-        cost = costs.fused[n, ahead] if ahead else costs.draft[n] + costs.verify[n]
-        if cost > HOST:
-            continue
-        jobs = [partial(passes.fused, n, ahead)] if ahead else []
-        jobs = jobs or [partial(passes.draft, n), partial(passes.verify, n)]
-        for _ in range(ROUNDS):  # side by side, as the machine may be slow for a while
-            whole = passes.cycle(policy)
-            by_itself = sum(median(job() for _ in range(CYCLES)) for job in jobs)
-            found.append(cost * (whole / by_itself - 1))
-    if not found:
-        return None
-    low, middle, high = quantiles(found)
-    return middle if low > 0 or high < 0 else 0.0  # else it is noise
+def beyond_noise(values: list[float]) -> float:
+    """The median of measurements, or 0 if it is less than about its own error."""
+    low, middle, high = quantiles(values)
+    return middle if abs(middle) > (high - low) / len(values) ** 0.5 else 0.0
 
 
-class _Passes:
+class _Rig:
     """Runs passes of a model over some tokens in its cache, and says how many seconds each took."""
 
     def __init__(self, model: Any, block_size: int):
@@ -166,6 +170,7 @@ class _Times:
 
     def __init__(self) -> None:
         self._fast: list[tuple[dict[Any, float], Sequence[Any], Callable[[], float]]] = []
+        self._rounds: list[list[float]] = []  # seconds by round, and by what is fast
 
     def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
         """Have the seconds that `job` returns in `table`, for all these `sizes`."""
@@ -188,10 +193,17 @@ class _Times:
             len(rounds) < ROUNDS and time.perf_counter() - start < ENOUGH
         ):
             rounds.append([job() for *_, job in self._fast])
-        whole = [sum(times) for times in rounds]
+        usual = median(sum(times) for times in rounds)
+        self._rounds = [[t / sum(times) * usual for t in times] for times in rounds]
         for i, (table, sizes, _) in enumerate(self._fast):
-            share = median(times[i] / all_ for times, all_ in zip(rounds, whole, strict=True))
-            table.update(dict.fromkeys(sizes, share * median(whole)))
+            table.update(dict.fromkeys(sizes, median(times[i] for times in self._rounds)))
+
+    def of(self, table: dict[Any, float], size: Any) -> list[float]:
+        """The seconds by round; none of what was slow."""
+        for i, (known, sizes, _) in enumerate(self._fast):
+            if known is table and size in sizes:
+                return [times[i] for times in self._rounds]
+        return []
 
 
 def _while_it_may_pay(

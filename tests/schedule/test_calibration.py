@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import calibration, engine
-from orthrus_mlx.calibration import ROWS, calibrate, layouts
+from orthrus_mlx.calibration import ROWS, beyond_noise, calibrate, layouts
 from orthrus_mlx.costs import within
-from orthrus_mlx.plans import Plan, Policy, RowCounts
+from orthrus_mlx.plans import Plan, RowCounts
 from orthrus_mlx.schedule import Auto, policies
-from orthrus_mlx.speeds import Costs, plan_cost
+from orthrus_mlx.speeds import plan_cost
 from tests.lossless.fake_model import FakeCache, FakeModel
 
 
@@ -208,18 +208,24 @@ def test_what_two_passes_save_is_not_taken_from_one_alone(
     assert found.draft[2] == pytest.approx(0.0016)
 
 
-def test_noise_is_no_part_of_a_cycle(clock: Clock) -> None:
-    price = Costs({8: 0.006}, {8: 0.006}, {(8, 16): 0.006})
-    found: list[float] = []
-    for seed in range(20):
-        noise = random.Random(seed)
-        model = Timed(clock, lambda rows, noise=noise: 0.006 * noise.uniform(0.7, 1.3))
-        passes = calibration._Passes(model, 8)
-        for policy in (Policy("two-pass", 7), Policy("one-pass", 7, 8, 2)):
-            beyond = calibration._beyond(passes, price, [policy])
-            assert beyond is not None and abs(beyond) < 0.002
-            found.append(beyond)
-    assert found.count(0.0) > 25
+def test_what_noise_hides_is_not_told() -> None:
+    noise = random.Random(1)
+    for count in (6, 16):
+        blurred = [[noise.gauss(0, 1) for _ in range(count)] for _ in range(200)]
+        assert sum(beyond_noise(values) == 0 for values in blurred) > 100
+        assert all(beyond_noise([3 + v for v in values]) > 1 for values in blurred)
+        assert all(beyond_noise([v - 3 for v in values]) < -1 for values in blurred)
+
+
+@pytest.mark.parametrize("stalled", range(10, 110))
+def test_a_stall_anywhere_changes_no_price(clock: Clock, stalled: int) -> None:
+    def price(rows: int) -> float:
+        return 0.001 + 0.1 * (len(model.measured) == stalled)
+
+    model = Timed(clock, price, 8)
+    found = calibrate(model, 8)
+    for cost in (*found.verify.values(), *found.draft.values(), *found.fused.values()):
+        assert cost == pytest.approx(0.001)
 
 
 def test_where_passes_are_slow_no_cycles_are_timed(
