@@ -117,9 +117,11 @@ def calibrate(model: Any, block_size: int) -> Costs:
     alone = max(0.0, both) if alone is None else alone
     # What writes tokens takes no less than a plain step, which begins before the last one is read.
     plain = cycles[PLAIN_POLICY]
+    verify = {n: max(plain, cost + alone) for n, cost in costs.verify.items()}
+    both_by_size = {n: cost + costs.verify[n] + both for n, cost in costs.draft.items()}
     return Costs(
-        verify={n: max(plain, cost + alone) for n, cost in costs.verify.items()},
-        draft={n: max(cost / 2, cost + both - alone) for n, cost in costs.draft.items()},
+        verify=verify,
+        draft={n: max(costs.draft[n] / 2, cost - verify[n]) for n, cost in both_by_size.items()},
         fused={pair: max(plain, cost + alone) for pair, cost in costs.fused.items()},
         plain=plain,
     )
@@ -127,7 +129,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
 
 def beyond_noise(values: list[float]) -> float:
     """The median of measurements, or 0 if it is less than about its own error."""
-    low, middle, high = quantiles(values)
+    low, middle, high = quantiles(values, method="inclusive")  # no single one moves these far
     return middle if abs(middle) > (high - low) / len(values) ** 0.5 else 0.0
 
 
@@ -174,10 +176,11 @@ class _Times:
 
     def add(self, table: dict[Any, float], sizes: Sequence[Any], job: Callable[[], float]) -> None:
         """Have the seconds that `job` returns in `table`, for all these `sizes`."""
-        times = [job(), job()]
-        if times[1] <= SLOW:
+        first, *times = job(), job()  # the first one warms up
+        if times[0] > 1.5 * first:
+            times.append(job())  # a stall
+        if min(times) <= SLOW:
             times.extend(job() for _ in range(FEWEST - 1))
-            del times[0]  # which warmed up
             self._fast.append((table, sizes, job))
         # At first the least, which a stall does not change: it decides what else is measured.
         table.update(dict.fromkeys(sizes, min(times)))

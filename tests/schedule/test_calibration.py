@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -217,15 +219,35 @@ def test_what_noise_hides_is_not_told() -> None:
         assert all(beyond_noise([v - 3 for v in values]) < -1 for values in blurred)
 
 
-@pytest.mark.parametrize("stalled", range(10, 110))
-def test_a_stall_anywhere_changes_no_price(clock: Clock, stalled: int) -> None:
-    def price(rows: int) -> float:
-        return 0.001 + 0.1 * (len(model.measured) == stalled)
+@pytest.mark.parametrize(("block_size", "places"), [(2, range(30, 70)), (8, range(10, 300, 31))])
+def test_a_stall_anywhere_changes_no_price(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, block_size: int, places: range
+) -> None:
+    slow_host(monkeypatch, clock, 0.003, 0.003)
+    for stalled in places:
+        stalls = itertools.chain(itertools.repeat(0.0, stalled), [0.1], itertools.repeat(0.0))
 
-    model = Timed(clock, price, 8)
-    found = calibrate(model, 8)
-    for cost in (*found.verify.values(), *found.draft.values(), *found.fused.values()):
-        assert cost == pytest.approx(0.001)
+        def price(rows: int, stalls: Iterator[float] = stalls) -> float:
+            return (0.001 if rows == 1 else 0.002) + next(stalls)
+
+        found = calibrate(Timed(clock, price, block_size), block_size)
+        assert found.of_plain() == pytest.approx(0.001)
+        assert found.verify[2] + found.draft[2] == pytest.approx(0.007), stalled
+        assert list(found.fused.values()) == pytest.approx([0.005] * len(found.fused))
+
+
+@pytest.mark.parametrize("count", [6, 16])
+def test_a_stall_hides_nothing(count: int) -> None:
+    assert beyond_noise([2.0 + n / 10 for n in range(count - 1)] + [99.0]) > 2.0
+
+
+def test_two_passes_cost_what_they_take_where_one_would_seem_cheaper_than_a_step(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_host(monkeypatch, clock, -4e-4, -4e-4)
+    found = calibrate(Timed(clock, lambda rows: 0.001 if rows == 1 else 0.0012), 8)
+    assert found.verify[8] == found.of_plain()
+    assert found.verify[8] + found.draft[8] == pytest.approx(0.002)
 
 
 def test_where_passes_are_slow_no_cycles_are_timed(
