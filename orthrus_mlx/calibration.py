@@ -118,10 +118,10 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # What writes tokens takes no less than a plain step, which begins before the last one is read.
     plain = cycles[PLAIN_POLICY]
     verify = {n: max(plain, cost + alone) for n, cost in costs.verify.items()}
-    both_by_size = {n: cost + costs.verify[n] + both for n, cost in costs.draft.items()}
+    more = {n: both - (verify[n] - costs.verify[n]) for n in costs.draft}  # not in verify yet
     return Costs(
         verify=verify,
-        draft={n: max(costs.draft[n] / 2, cost - verify[n]) for n, cost in both_by_size.items()},
+        draft={n: max(cost / 2, cost + more[n]) for n, cost in costs.draft.items()},
         fused={pair: max(plain, cost + alone) for pair, cost in costs.fused.items()},
         plain=plain,
     )
