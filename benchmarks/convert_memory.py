@@ -23,9 +23,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from orthrus_mlx.config import ModelConfig
+from orthrus_mlx.checkpoint.config import ModelConfig
+from orthrus_mlx.checkpoint.tensors import plain_shapes
 from orthrus_mlx.convert.writer import MX_DTYPES, SafetensorsWriter, TensorSpec
-from orthrus_mlx.tensors import plain_shapes
 
 GIB = 1 << 30
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from orthrus_mlx import numerics
-from orthrus_mlx.checkpoint import inspect, load_model, load_tokenizer, resolve
-from orthrus_mlx.config import ModelConfig
+from orthrus_mlx.checkpoint.config import ModelConfig
+from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, resolve
+from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.errors import NumericsError
 from orthrus_mlx.model import Model
 from orthrus_mlx.session import encode_chat

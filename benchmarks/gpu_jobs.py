@@ -13,10 +13,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from orthrus_mlx import numerics
-from orthrus_mlx.checkpoint import resolve
-from orthrus_mlx.compare import Answer, Difference, Tally, common_length, first_difference, write
-from orthrus_mlx.consensus import Sampling
+from orthrus_mlx.checkpoint.load import resolve
+from orthrus_mlx.decoding.consensus import Sampling
+from orthrus_mlx.device import probe as numerics
+from orthrus_mlx.tools.compare import (
+    Answer,
+    Difference,
+    Tally,
+    common_length,
+    first_difference,
+    write,
+)
 
 from .gpu_inputs import build, take_probe
 from .scripted import ScriptedDrafts, every_length, usual_lengths

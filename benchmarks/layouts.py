@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.simulate import cycles
-from orthrus_mlx.plans import BLOCKS, Policy
-from orthrus_mlx.schedule import Fixed
+from orthrus_mlx.decoding.plan import BLOCKS, Policy
+from orthrus_mlx.decoding.scheduler import Fixed
 
 LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
 AT_ONCE = 8  # places drafted from in one pass
@@ -64,7 +64,7 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
     import mlx.core as mx
 
     from orthrus_mlx import mlx_generate
-    from orthrus_mlx.engine import cut_cache
+    from orthrus_mlx.decoding.engine import cut_cache
 
     tokens = list(mlx_generate(model, prompt, ends, limit, mode="ar"))
     block_size, mask = model.config.block_size, model.config.mask_token_id

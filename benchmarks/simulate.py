@@ -52,10 +52,10 @@ from pathlib import Path
 from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.calibration import ALTERNATING, ROWS, SIZES, layouts
-from orthrus_mlx.plans import PLAIN, Plan, Policy, block_depths, left_over
-from orthrus_mlx.schedule import Auto, Fixed, Scheduler, policies
-from orthrus_mlx.speeds import Costs
+from orthrus_mlx.decoding.cost_model import Costs
+from orthrus_mlx.decoding.plan import PLAIN, Plan, Policy, block_depths, left_over
+from orthrus_mlx.decoding.scheduler import Auto, Fixed, Scheduler, policies
+from orthrus_mlx.device.calibrate import ALTERNATING, ROWS, SIZES, layouts
 
 DECAY, BEHIND_WRONG, SHORT = 0.99, 0.8, 0.14
 PRODUCTS = 2.0  # steps that a pass spends on matrix products, before `gemv_wide`

@@ -13,8 +13,8 @@ from .options import examples
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orthrus_mlx.bench import Report, Spread
-    from orthrus_mlx.bench_shapes import ShapesReport
+    from orthrus_mlx.tools.bench import Report, Spread
+    from orthrus_mlx.tools.bench_shapes import ShapesReport
 
 EXAMPLES = examples(
     "orthrus-mlx bench",
@@ -144,10 +144,10 @@ def bench(
         return
     if bits is not None:
         raise typer.BadParameter("goes with --shapes", param_hint="--bits")
-    from orthrus_mlx import bench as logic
-    from orthrus_mlx import bench_plot
-    from orthrus_mlx.prompts import bundled, from_file
-    from orthrus_mlx.verify import encode
+    from orthrus_mlx.tools import bench as logic
+    from orthrus_mlx.tools import bench_plot
+    from orthrus_mlx.tools.prompts import bundled, from_file
+    from orthrus_mlx.tools.verify import encode
 
     from .console import notes_console
     from .progress import Bar
@@ -181,7 +181,7 @@ def bench(
 def _bench_shapes(
     shape: str, bits: int | None, contexts: list[int], rows: list[int], rounds: int, as_json: bool
 ) -> None:
-    from orthrus_mlx import bench_shapes as logic
+    from orthrus_mlx.tools import bench_shapes as logic
 
     from .console import notes_console
     from .progress import Bar

@@ -107,8 +107,8 @@ def convert(
     """
     from rich.progress import DownloadColumn
 
+    from orthrus_mlx.checkpoint.info import describe
     from orthrus_mlx.convert import convert as run
-    from orthrus_mlx.info import describe
 
     from .console import notes_console, say
     from .info import print_info

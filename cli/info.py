@@ -11,7 +11,7 @@ from .options import examples
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orthrus_mlx.info import ModelInfo, ViewInfo
+    from orthrus_mlx.checkpoint.info import ModelInfo, ViewInfo
 
 EXAMPLES = examples(
     "orthrus-mlx info demo",
@@ -36,7 +36,7 @@ def info(
 
     Reads no weights, and of a Hugging Face id downloads none: kilobytes are enough.
     """
-    from orthrus_mlx.info import describe
+    from orthrus_mlx.checkpoint.info import describe
 
     described = describe(model, revision)
     if as_json:
@@ -89,7 +89,7 @@ def facts(described: "ModelInfo") -> "Table":
 
 def numerics(described: "ModelInfo") -> dict[str, str]:
     """Say what the probe found on this device, or how to run it."""
-    from orthrus_mlx.numerics import MLX_VERSION, device_name
+    from orthrus_mlx.device.probe import MLX_VERSION, device_name
 
     from .probing import exact_line, probe_line
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orthrus_mlx.numerics import Probe
-    from orthrus_mlx.plans import RowCounts
+    from orthrus_mlx.decoding.plan import RowCounts
+    from orthrus_mlx.device.probe import Probe
 
 
 def probe_line(probe: "Probe") -> str:

@@ -12,7 +12,7 @@ from .options import examples
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from orthrus_mlx.verify import Report, Row
+    from orthrus_mlx.tools.verify import Report, Row
 
 EXAMPLES = examples(
     "orthrus-mlx verify demo",
@@ -93,9 +93,9 @@ def verify(
     Exit code 0: lossless. 1: exact mode differed, fast mode differed other than at a
     near-tie, or this device allows no exact mode.
     """
-    from orthrus_mlx import verify as logic
-    from orthrus_mlx.numerics import cached_probe
-    from orthrus_mlx.prompts import bundled, from_file
+    from orthrus_mlx.device.probe import cached_probe
+    from orthrus_mlx.tools import verify as logic
+    from orthrus_mlx.tools.prompts import bundled, from_file
 
     from .console import notes_console
     from .progress import Bar, probe_bar
@@ -144,7 +144,7 @@ def print_report(model: str, report: "Report", tokenizer: Any) -> None:
     """Print a report for people, the verdict last."""
     from rich.text import Text
 
-    from orthrus_mlx.verify import describe
+    from orthrus_mlx.tools.verify import describe
 
     from .console import answer_console, for_terminal
     from .probing import probe_line

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Checkpoint
-from ..config import Quantization
-from ..hub import is_hub_id
+from ..checkpoint.config import Quantization
+from ..checkpoint.hub import is_hub_id
+from ..checkpoint.load import Checkpoint
 from .options import Options
 
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..config import ModelConfig
+from ..checkpoint.config import ModelConfig
 from .options import Options
 
 

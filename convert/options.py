@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import QUANTIZATION_MODES, Quantization
+from ..checkpoint.config import QUANTIZATION_MODES, Quantization
+from ..checkpoint.hub import is_hub_id
 from ..errors import ConversionError
-from ..hub import is_hub_id
 
 # mlx-lm's defaults; each mode but affine has exactly one group size and number of bits.
 DEFAULTS = {

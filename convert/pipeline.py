@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint import INDEX_FILE, inspect, read_headers, resolve, weight_files
+from ..checkpoint.hub import TOKENIZER_FILES
+from ..checkpoint.load import INDEX_FILE, inspect, read_headers, resolve, weight_files
+from ..checkpoint.tensors import DIFFUSION_FILE, some
 from ..errors import CheckpointError, OutputError
-from ..hub import TOKENIZER_FILES
-from ..tensors import DIFFUSION_FILE, some
 from .card import LICENSE_FILES, model_card
 from .config import output_config
 from .options import check_options

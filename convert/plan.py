@@ -10,11 +10,11 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..checkpoint import Checkpoint
-from ..config import ModelConfig, Quantization
+from ..checkpoint.config import ModelConfig, Quantization
+from ..checkpoint.load import Checkpoint
+from ..checkpoint.tensors import DIFFUSION_FILE, TensorInfo
 from ..errors import ConversionError
 from ..model import Model, is_diffusion
-from ..tensors import DIFFUSION_FILE, TensorInfo
 from .options import DTYPES, Options
 from .writer import TensorSpec
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..checkpoint.hub import brief
 from ..errors import ConversionError, IncompleteCheckpointError
-from ..hub import brief
 from .plan import Step
 from .writer import MX_DTYPES
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checkpoint.hub import brief
 from ..errors import OutputError
-from ..hub import brief
 
 
 def upload(folder: Path, repo_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..tensors import ITEM_SIZES
+from ..checkpoint.tensors import ITEM_SIZES
 
 MX_DTYPES = {
     "BF16": mx.bfloat16,

@@ -1,10 +1,10 @@
 """Lossless parallel decoding for Orthrus dual-view checkpoints, in pure MLX."""
 
-from .checkpoint import load
-from .checkpoint import load as load_model_and_tokenizer
-from .config import ModelConfig
-from .consensus import Sampling
-from .engine import DecodeStats
+from .checkpoint.config import ModelConfig
+from .checkpoint.load import load
+from .checkpoint.load import load as load_model_and_tokenizer
+from .decoding.consensus import Sampling
+from .decoding.engine import DecodeStats
 from .errors import (
     ChatTemplateError,
     CheckpointError,

@@ -10,9 +10,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .engine import Decoded, DecodeStats, LogitsProcessor, Progress
-from .request import decode_request
-from .schedule import CycleKind, Mode
+from .decoding.engine import Decoded, DecodeStats, LogitsProcessor, Progress
+from .decoding.request import decode_request
+from .decoding.scheduler import CycleKind, Mode
 
 
 @dataclass

@@ -25,12 +25,14 @@ from mlx_lm.models.activations import swiglu
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
-from . import few_rows_attention, few_rows_inputs, few_shapes
-from .ahead import PORTION, Ahead
-from .config import ModelConfig
-from .few_rows import by_view, product
-from .few_shapes import Passes, Slots
-from .joined import Joined, join, products
+from .checkpoint.config import ModelConfig
+from .cuda import attention as few_rows_attention
+from .cuda import compiled as few_shapes
+from .cuda import norm_rope as few_rows_inputs
+from .cuda.compiled import Passes, Slots
+from .cuda.fused import Joined, join, products
+from .cuda.in_flight import PORTION, Ahead
+from .cuda.matmul import by_view, product
 from .rows import Rows, lay_out
 
 QKV = ("q_proj", "k_proj", "v_proj")

@@ -8,11 +8,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint import load_tokenizer, resolve, weight_files
-from ..config import ModelConfig, read_json
+from ..checkpoint.config import ModelConfig, read_json
+from ..checkpoint.load import load_tokenizer, resolve, weight_files
+from ..checkpoint.tensors import TensorInfo, check_tensors, plain_shapes, read_headers
 from ..errors import ConfigError, TrainingError
 from ..model import DIFFUSION_GROUPS, Model, is_diffusion, sanitize
-from ..tensors import TensorInfo, check_tensors, plain_shapes, read_headers
 from .options import TrainOptions
 
 DEFAULT_BLOCK_SIZE = 32

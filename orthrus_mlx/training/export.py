@@ -12,9 +12,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint import INDEX_FILE
+from ..checkpoint.hub import PATTERNS
+from ..checkpoint.load import INDEX_FILE
 from ..errors import OutputError, TrainingError
-from ..hub import PATTERNS
 from .base import Base, read_tensors
 from .loss import View
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import LIMITS
+from ..checkpoint.config import LIMITS
 from ..errors import TrainingError
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -97,7 +97,9 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
-@pytest.mark.parametrize("module", ["orthrus_mlx", "orthrus_mlx.errors", "orthrus_mlx.engine"])
+@pytest.mark.parametrize(
+    "module", ["orthrus_mlx", "orthrus_mlx.errors", "orthrus_mlx.decoding.engine"]
+)
 def test_importing_pulls_in_nothing_heavy(module: str) -> None:
     heavy = {"torch", "transformers", "typer", "rich", "prompt_toolkit", "mlx_lm", "tokenizers"}
     names = "{name.partition('.')[0] for name in sys.modules}"

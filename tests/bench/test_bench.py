@@ -12,12 +12,13 @@ import mlx.core as mx
 import pytest
 from typer.testing import CliRunner
 
-from orthrus_mlx import OrthrusError, bench_shapes, load
-from orthrus_mlx import bench as bench_module
-from orthrus_mlx.bench import Options, Report, Run, Spread, _Clock, bench
-from orthrus_mlx.bench_plot import check_plot, plot
+from orthrus_mlx import OrthrusError, load
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.cli.bench import histogram
+from orthrus_mlx.tools import bench as bench_module
+from orthrus_mlx.tools import bench_shapes
+from orthrus_mlx.tools.bench import Options, Report, Run, Spread, _Clock, bench
+from orthrus_mlx.tools.bench_plot import check_plot, plot
 
 RUNNER = CliRunner()
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

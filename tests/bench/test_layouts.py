@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.layouts import Answer, best, forwards, one_pass, read_answer, two_pass
 from orthrus_mlx import load
-from orthrus_mlx.consensus import Sampling
-from orthrus_mlx.engine import Request, decode
-from orthrus_mlx.plans import Policy
-from orthrus_mlx.schedule import Fixed
+from orthrus_mlx.decoding.consensus import Sampling
+from orthrus_mlx.decoding.engine import Request, decode
+from orthrus_mlx.decoding.plan import Policy
+from orthrus_mlx.decoding.scheduler import Fixed
 
 EOS = frozenset({2})
 

@@ -95,7 +95,7 @@ def test_bad_options_are_usage_errors(fake: Fake) -> None:
 
 
 def test_a_real_conversation_through_a_pipe(tiny16_dir: Path, tiny16_golden: Any) -> None:
-    from orthrus_mlx.checkpoint import load_tokenizer
+    from orthrus_mlx.checkpoint.load import load_tokenizer
 
     golden = tiny16_golden[0]
     answer = load_tokenizer(tiny16_dir).decode(golden["tokens"][:-1])

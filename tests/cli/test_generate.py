@@ -191,7 +191,7 @@ def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str
 
 
 def test_a_real_answer_through_a_pipe(tiny16_dir: Path, tiny16_golden: Any) -> None:
-    from orthrus_mlx.checkpoint import load_tokenizer
+    from orthrus_mlx.checkpoint.load import load_tokenizer
 
     golden = tiny16_golden[0]
     result = run("--model", str(tiny16_dir), stdin=golden["question"])

@@ -16,7 +16,8 @@ from .test_chat_terminal import QUESTION, Person
 # The program as it is, but for a probe that finds at once what it then takes its time to report.
 PROBING = """
 import sys, time
-from orthrus_mlx import numerics, request
+from orthrus_mlx.device import probe as numerics
+from orthrus_mlx.decoding import request
 def slowly(model, *, progress):
     for step in range(1, 61):
         progress(step, 60)

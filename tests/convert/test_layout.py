@@ -12,9 +12,9 @@ from mlx_lm.models import qwen3
 from mlx_lm.utils import quantize_model
 
 from orthrus_mlx import ConversionError, TensorError, load, mlx_generate
-from orthrus_mlx.checkpoint import inspect, load_model
+from orthrus_mlx.checkpoint.info import describe
+from orthrus_mlx.checkpoint.load import inspect, load_model
 from orthrus_mlx.convert import convert, plan
-from orthrus_mlx.info import describe
 from orthrus_mlx.model import is_diffusion
 from tests.helpers import random_config, random_weights, write_checkpoint
 

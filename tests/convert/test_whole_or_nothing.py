@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from orthrus_mlx import IncompleteCheckpointError, OutputError
-from orthrus_mlx.checkpoint import inspect
+from orthrus_mlx.checkpoint.load import inspect
 from orthrus_mlx.convert import convert, pipeline, staging
 from orthrus_mlx.convert.writer import SafetensorsWriter
 from tests.helpers import random_config, random_weights, write_checkpoint

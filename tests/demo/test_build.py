@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx.numerics import Probe
+from orthrus_mlx.device.probe import Probe
 from recipes.demo import build, evaluate
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from orthrus_mlx import ConfigError, IncompleteCheckpointError, ModelConfig, NotOrthrusError
-from orthrus_mlx.config import LIMITS
+from orthrus_mlx.checkpoint.config import LIMITS
 from tests.helpers import random_config
 
 

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 from orthrus_mlx import CheckpointNotFoundError, IncompleteCheckpointError, UnsafeCheckpointError
-from orthrus_mlx.checkpoint import inspect, load_model, resolve
-from orthrus_mlx.info import describe
+from orthrus_mlx.checkpoint.info import describe
+from orthrus_mlx.checkpoint.load import inspect, load_model, resolve
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import random_config, random_weights, write_checkpoint
 
@@ -138,7 +138,7 @@ def test_info_downloads_no_weights(published):
 
 
 def test_info_finds_what_was_probed(published, tmp_path, monkeypatch):
-    from orthrus_mlx import numerics
+    from orthrus_mlx.device import probe as numerics
 
     monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
     found = numerics.Probe(((1, 2, 4),), (), 0.0, {1: 1.0, 2: 1.0, 4: 1.0})

@@ -12,12 +12,13 @@ import pytest
 from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
-from orthrus_mlx import NotOrthrusError, TensorError, load, numerics
-from orthrus_mlx.checkpoint import inspect, load_model
+from orthrus_mlx import NotOrthrusError, TensorError, load
+from orthrus_mlx.checkpoint.fingerprint import Origin, layout_of, of_parameters
+from orthrus_mlx.checkpoint.info import describe
+from orthrus_mlx.checkpoint.load import inspect, load_model
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.convert import convert
-from orthrus_mlx.info import describe
-from orthrus_mlx.layout import Origin, layout_of, of_parameters
+from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Model
 from tests.helpers import random_config, random_weights, tensor_shapes, write_checkpoint
 

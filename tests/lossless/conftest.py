@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from orthrus_mlx import (
-    cuda,
-    engine,
-    few_rows,
-    few_rows_attention,
-    few_rows_inputs,
-    few_shapes,
-    model,
-)
+from orthrus_mlx import model
+from orthrus_mlx.cuda import attention as few_rows_attention
+from orthrus_mlx.cuda import compiled as few_shapes
+from orthrus_mlx.cuda import kernels as cuda
+from orthrus_mlx.cuda import matmul as few_rows
+from orthrus_mlx.cuda import norm_rope as few_rows_inputs
+from orthrus_mlx.decoding import engine
 
 from . import cuda_on_cpu
 

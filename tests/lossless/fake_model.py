@@ -17,8 +17,8 @@ import mlx.core as mx
 import numpy as np
 
 from orthrus_mlx import ModelConfig, Sampling
-from orthrus_mlx.consensus import choose
-from orthrus_mlx.engine import LogitsProcessor
+from orthrus_mlx.decoding.consensus import choose
+from orthrus_mlx.decoding.engine import LogitsProcessor
 
 DIFFUSION = -1  # what a diffusion row leaves in its slot
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from orthrus_mlx import ModelConfig, numerics
-from orthrus_mlx.engine import cut_cache
+from orthrus_mlx import ModelConfig
+from orthrus_mlx.decoding.engine import cut_cache
+from orthrus_mlx.device import probe as numerics
+from orthrus_mlx.device.probe import Probe
 from orthrus_mlx.model import Model
-from orthrus_mlx.numerics import Probe
 from tests import helpers
 
 NOISE = 0.1

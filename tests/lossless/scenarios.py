@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx import Sampling, mlx_generate
-from orthrus_mlx.engine import LogitsProcessor, Request
+from orthrus_mlx.decoding.engine import LogitsProcessor, Request
 
 from .fake_model import FakeCache, FakeModel, plain_decoding
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import ahead
-from orthrus_mlx.ahead import MOST, Ahead
+from orthrus_mlx.cuda import in_flight as ahead
+from orthrus_mlx.cuda.in_flight import MOST, Ahead
 
 
 class Device:

@@ -7,7 +7,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from orthrus_mlx import few_shapes, mlx_generate
+from orthrus_mlx import mlx_generate
+from orthrus_mlx.cuda import compiled as few_shapes
 
 from . import row_kernels
 from .passes import PROMPT

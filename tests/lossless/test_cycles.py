@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from mlx_lm.sample_utils import make_logits_processors
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
-from orthrus_mlx.costs import NOMINAL
-from orthrus_mlx.engine import decode
-from orthrus_mlx.plans import ANY_ROWS, PLAIN, Plan, RowCounts
-from orthrus_mlx.schedule import make_scheduler
-from orthrus_mlx.speeds import Costs
+from orthrus_mlx.decoding.cost_model import Costs
+from orthrus_mlx.decoding.engine import decode
+from orthrus_mlx.decoding.plan import ANY_ROWS, PLAIN, Plan, RowCounts
+from orthrus_mlx.decoding.scheduler import make_scheduler
+from orthrus_mlx.device.measured import NOMINAL
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios

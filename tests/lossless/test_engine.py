@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
-from orthrus_mlx.engine import KEPT
+from orthrus_mlx.decoding.engine import KEPT
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, UNTIMED, WAYS, Scenario, held, scenarios

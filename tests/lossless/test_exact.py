@@ -16,12 +16,14 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
-from orthrus_mlx import DecodeStats, NumericsError, mlx_generate, numerics, request
-from orthrus_mlx.compare import Tally, first_difference, write
-from orthrus_mlx.consensus import Sampling
+from orthrus_mlx import DecodeStats, NumericsError, mlx_generate
+from orthrus_mlx.decoding import request
+from orthrus_mlx.decoding.consensus import Sampling
+from orthrus_mlx.decoding.plan import RowCounts
+from orthrus_mlx.device import probe as numerics
+from orthrus_mlx.device.probe import Probe, cached_probe, one_layer, probe
 from orthrus_mlx.model import Model
-from orthrus_mlx.numerics import Probe, cached_probe, one_layer, probe
-from orthrus_mlx.plans import RowCounts
+from orthrus_mlx.tools.compare import Tally, first_difference, write
 
 from . import row_kernels
 from .row_kernels import RowKernels

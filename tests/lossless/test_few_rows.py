@@ -9,8 +9,8 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.tuner.lora import LoRAEmbedding
 
-from orthrus_mlx import few_rows
-from orthrus_mlx.few_rows import by_view, product
+from orthrus_mlx.cuda import matmul as few_rows
+from orthrus_mlx.cuda.matmul import by_view, product
 
 from . import row_kernels
 

@@ -8,9 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx import cuda, few_rows_attention, few_shapes
-from orthrus_mlx.few_rows_attention import attend, fits, parts_of
-from orthrus_mlx.few_rows_inputs import prepares
+from orthrus_mlx.cuda import attention as few_rows_attention
+from orthrus_mlx.cuda import compiled as few_shapes
+from orthrus_mlx.cuda import kernels as cuda
+from orthrus_mlx.cuda.attention import attend, fits, parts_of
+from orthrus_mlx.cuda.norm_rope import prepares
 from orthrus_mlx.rows import Rows, lay_out, ranges, visible
 
 from . import row_kernels

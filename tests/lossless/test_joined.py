@@ -6,8 +6,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx.joined import join, products
-from orthrus_mlx.numerics import device_key
+from orthrus_mlx.cuda.fused import join, products
+from orthrus_mlx.device.probe import device_key
 
 from . import row_kernels
 from .passes import PROMPT, logits
@@ -135,7 +135,7 @@ def test_what_the_kernel_would_compute_is_left_alone_in_training(
 ) -> None:
     """It has no gradient; a joined projection does not know of its parts' mode."""
     asked: list[bool] = []
-    monkeypatch.setattr("orthrus_mlx.joined.product", lambda module, x: asked.append(True))
+    monkeypatch.setattr("orthrus_mlx.cuda.fused.product", lambda module, x: asked.append(True))
     model = row_kernels.build(row_kernels.Model).eval()
     model.pack()
     model.train()

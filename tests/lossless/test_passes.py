@@ -12,8 +12,9 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from orthrus_mlx import few_shapes, mlx_generate
-from orthrus_mlx.numerics import STEPS
+from orthrus_mlx import mlx_generate
+from orthrus_mlx.cuda import compiled as few_shapes
+from orthrus_mlx.device.probe import STEPS
 
 from . import row_kernels
 from .passes import PROMPT, logits

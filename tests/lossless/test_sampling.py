@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orthrus_mlx import Sampling, mlx_generate
-from orthrus_mlx.consensus import choose, gumbel_noise
+from orthrus_mlx.decoding.consensus import choose, gumbel_noise
 from tests import helpers
 
 from . import random_models

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import mlx_generate
-from orthrus_mlx.costs import NOMINAL
-from orthrus_mlx.schedule import make_scheduler
+from orthrus_mlx.decoding.scheduler import make_scheduler
+from orthrus_mlx.device.measured import NOMINAL
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES

@@ -23,10 +23,10 @@ from benchmarks.simulate import (
     cycles,
     mean_speed_up,
 )
-from orthrus_mlx.costs import NOMINAL, within
-from orthrus_mlx.plans import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
-from orthrus_mlx.schedule import Auto, Fixed, make_scheduler, policies
-from orthrus_mlx.speeds import Costs, contenders, outlook, plan_cost, policy_speed
+from orthrus_mlx.decoding.cost_model import Costs, contenders, outlook, plan_cost, policy_speed
+from orthrus_mlx.decoding.plan import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
+from orthrus_mlx.decoding.scheduler import Auto, Fixed, make_scheduler, policies
+from orthrus_mlx.device.measured import NOMINAL, within
 
 METAL = COSTS["bf16 0.31.2"]
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import calibration, engine
-from orthrus_mlx.calibration import ROWS, beyond_noise, calibrate, layouts
-from orthrus_mlx.costs import within
-from orthrus_mlx.plans import Plan, RowCounts
-from orthrus_mlx.schedule import Auto, policies
-from orthrus_mlx.speeds import plan_cost
+from orthrus_mlx.decoding import engine
+from orthrus_mlx.decoding.cost_model import plan_cost
+from orthrus_mlx.decoding.plan import Plan, RowCounts
+from orthrus_mlx.decoding.scheduler import Auto, policies
+from orthrus_mlx.device import calibrate as calibration
+from orthrus_mlx.device.calibrate import ROWS, beyond_noise, calibrate, layouts
+from orthrus_mlx.device.measured import within
 from tests.lossless.fake_model import FakeCache, FakeModel
 
 

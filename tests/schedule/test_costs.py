@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import costs as costs_module
-from orthrus_mlx.costs import device_costs
-from orthrus_mlx.speeds import Costs
+from orthrus_mlx.decoding.cost_model import Costs
+from orthrus_mlx.device import measured as costs_module
+from orthrus_mlx.device.measured import device_costs
 from tests.lossless.fake_model import FakeModel
 
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orthrus_mlx.plans import Plan, Policy, block_depths, left_over
-from orthrus_mlx.speeds import (
+from orthrus_mlx.decoding.cost_model import (
     SOURCES,
     Costs,
     Outlook,
@@ -21,6 +20,7 @@ from orthrus_mlx.speeds import (
     plan_cost,
     policy_speed,
 )
+from orthrus_mlx.decoding.plan import Plan, Policy, block_depths, left_over
 
 CHANCES = st.floats(0, 1, allow_subnormal=False)
 SMALL = settings(deadline=None, max_examples=25)

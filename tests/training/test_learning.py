@@ -9,7 +9,7 @@ import mlx.optimizers as optim
 import pytest
 
 from orthrus_mlx import load, mlx_generate
-from orthrus_mlx.config import ModelConfig
+from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.errors import DataError
 from orthrus_mlx.model import Model
 from orthrus_mlx.training import train

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from orthrus_mlx.config import ModelConfig
+from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.model import Model, is_diffusion
 from orthrus_mlx.training import loss as loss_module
 from orthrus_mlx.training.loss import View, block_loss, cast, read_texts

@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 import orthrus_mlx
-from orthrus_mlx import engine
 from orthrus_mlx.cli.app import app
+from orthrus_mlx.decoding import engine
 from orthrus_mlx.model import Model
-from orthrus_mlx.prompts import KINDS, Prompt, bundled, from_file
+from orthrus_mlx.tools.prompts import KINDS, Prompt, bundled, from_file
 from tests.lossless import row_kernels
 
 SHORT = ("--num-prompts", "1", "--max-tokens", "12")
@@ -99,7 +99,7 @@ def test_no_exact_mode_gives_exit_code_1() -> None:
 
 
 def test_ctrl_c_prints_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orthrus_mlx import verify
+    from orthrus_mlx.tools import verify
 
     write = verify.write
 

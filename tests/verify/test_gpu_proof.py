@@ -19,7 +19,8 @@ from benchmarks.gpu_proof import (
     print_result,
 )
 from benchmarks.scripted import ScriptedDrafts, every_length
-from orthrus_mlx import engine, numerics
+from orthrus_mlx.decoding import engine
+from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Model
 from tests.lossless import row_kernels
 

@@ -10,12 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx import OrthrusError, Sampling, engine, numerics
-from orthrus_mlx import verify as logic
-from orthrus_mlx.compare import Answer, first_difference, write
+from orthrus_mlx import OrthrusError, Sampling
+from orthrus_mlx.decoding import engine
+from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Attention, Model
-from orthrus_mlx.others import make_other, write_with
-from orthrus_mlx.verify import Report, verify
+from orthrus_mlx.tools import verify as logic
+from orthrus_mlx.tools.compare import Answer, first_difference, write
+from orthrus_mlx.tools.reference import make_other, write_with
+from orthrus_mlx.tools.verify import Report, verify
 from tests.lossless import row_kernels
 
 PROMPTS = [[1, 30, 8], [2, 30, 4, 9, 9]]

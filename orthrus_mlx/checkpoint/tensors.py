@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from mlx.utils import tree_flatten
 
+from ..errors import IncompleteCheckpointError, NotOrthrusError, TensorError
 from .config import ModelConfig
-from .errors import IncompleteCheckpointError, NotOrthrusError, TensorError
 from .hub import brief
 
 DIFFUSION_FILE = "orthrus_diff.safetensors"
@@ -92,7 +92,7 @@ def check_tensors(tensors: dict[str, TensorInfo], config: ModelConfig, where: st
         NotOrthrusError: if the whole diffusion view is absent.
         TensorError: naming tensors that are missing, unexpected, or of the wrong shape or type.
     """
-    from .model import is_diffusion, sanitize
+    from ..model import is_diffusion, sanitize
 
     found = sanitize(tensors, config)
     expected = expected_shapes(config, found)
@@ -148,7 +148,7 @@ def expected_shapes(
 
 def plain_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the unquantized model (laid out lazily, nothing is allocated)."""
-    from .model import Model
+    from ..model import Model
 
     flat: Any = tree_flatten(Model(config).parameters())
     return {name: tuple(array.shape) for name, array in flat}

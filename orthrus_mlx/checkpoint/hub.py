@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import CheckpointNotFoundError, IncompleteCheckpointError
+from ..errors import CheckpointNotFoundError, IncompleteCheckpointError
 
 EXAMPLE_HUB_ID = "chiennv/Orthrus-Qwen3-1.7B"
 TOKENIZER_FILES = (

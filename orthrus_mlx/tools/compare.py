@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .consensus import Sampling, scores
-from .engine import DecodeStats
-from .request import decode_request
-from .schedule import CycleKind, Mode
+from ..decoding.consensus import Sampling, scores
+from ..decoding.engine import DecodeStats
+from ..decoding.request import decode_request
+from ..decoding.scheduler import CycleKind, Mode
 
 KEPT = 32  # differences that a tally keeps in full; it counts all
 

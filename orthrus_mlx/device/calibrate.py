@@ -12,11 +12,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .consensus import Sampling
-from .engine import Request, cut_cache, decode
-from .plans import BLOCKS, PLAIN_POLICY, Policy
-from .schedule import Fixed
-from .speeds import Costs
+from ..decoding.consensus import Sampling
+from ..decoding.cost_model import Costs
+from ..decoding.engine import Request, cut_cache, decode
+from ..decoding.plan import BLOCKS, PLAIN_POLICY, Policy
+from ..decoding.scheduler import Fixed
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
 # at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA. Packed weights cost Metal more with
@@ -48,7 +48,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
     Each runs once to warm up and then to be timed; sizes in rising order, for as long as larger
     ones may pay. What is fast is timed several times, the last ones in turn with all others.
     """
-    from .few_shapes import shape_of  # with model code, which importing this need not wait for
+    from ..cuda.compiled import shape_of  # with model code, which importing this need not wait for
 
     rig, times = _Rig(model, block_size), _Times()
     cycles: dict[Policy, float] = {}

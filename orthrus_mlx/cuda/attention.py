@@ -15,7 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .cuda import bits_of, kernel, runs_here, shared_memory
+from .kernels import bits_of, kernel, runs_here, shared_memory
 
 WARPS = 4  # of a thread block
 HEAD_DIMS = (32, 64, 96, 128)

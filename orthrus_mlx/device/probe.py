@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .consensus import Sampling, scores
-from .engine import cut_cache
-from .errors import NumericsError
-from .layout import layout_of
-from .plans import RowCounts
+from ..checkpoint.fingerprint import layout_of
+from ..decoding.consensus import Sampling, scores
+from ..decoding.engine import cut_cache
+from ..decoding.plan import RowCounts
+from ..errors import NumericsError
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = ((8, 16), (8, 24), (16, 16), (16, 32), (32, 32))  # (AR rows, diffusion rows)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from .ahead import PORTION, Ahead
+from ..cuda.in_flight import PORTION, Ahead
 from .consensus import Sampling, count_accepted, scores, top_gap
-from .plans import ANY_ROWS, Plan, RowCounts, block_depths, left_over
-from .schedule import Scheduler
+from .plan import ANY_ROWS, Plan, RowCounts, block_depths, left_over
+from .scheduler import Scheduler
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 Progress = Callable[[int, int], None]

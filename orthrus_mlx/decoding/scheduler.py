@@ -12,8 +12,7 @@ from collections.abc import Callable
 from operator import mul
 from typing import ClassVar, Literal, Protocol
 
-from .plans import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
-from .speeds import (
+from .cost_model import (
     SOURCES,
     Costs,
     Source,
@@ -23,6 +22,7 @@ from .speeds import (
     plan_cost,
     policy_speeds,
 )
+from .plan import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass"]

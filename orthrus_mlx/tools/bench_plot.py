@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..errors import OrthrusError, OutputError
 from .bench import Report
-from .errors import OrthrusError, OutputError
 
 
 def check_plot(path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..decoding.consensus import Sampling, choose
+from ..errors import OrthrusError
+from ..model import is_diffusion
 from .compare import Answer
-from .consensus import Sampling, choose
-from .errors import OrthrusError
-from .model import is_diffusion
 
 OTHERS = ("mlx-lm", "torch")
 

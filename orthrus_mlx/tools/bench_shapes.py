@@ -13,14 +13,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoint.config import ModelConfig
+from ..decoding.consensus import Sampling
+from ..decoding.engine import Request, cut_cache, decode
+from ..decoding.engine import prefill as read_prompt
+from ..decoding.plan import ANY_ROWS, PLAIN_POLICY, Policy, RowCounts
+from ..decoding.scheduler import Fixed
 from .bench import STOCK
-from .config import ModelConfig
-from .consensus import Sampling
-from .engine import Request, cut_cache, decode
-from .engine import prefill as read_prompt
-from .others import StockMlxLm
-from .plans import ANY_ROWS, PLAIN_POLICY, Policy, RowCounts
-from .schedule import Fixed
+from .reference import StockMlxLm
 
 # (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in all.
 SHAPES = {
@@ -77,7 +77,7 @@ class ShapesReport:
 
 def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
     """A model of one of `SHAPES` with random weights, in bf16 or packed to `bits`."""
-    from .model import Model
+    from ..model import Model
 
     hidden, intermediate, layers, heads, tied = SHAPES[shape]
     config = ModelConfig.from_dict(

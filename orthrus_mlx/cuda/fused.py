@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .few_rows import product
+from .matmul import product
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .plans import Plan, Policy, left_over
+from .plan import Plan, Policy, left_over
 
 # Where the drafts of a cycle come from: its own draft pass, or the cycle before it, from a block
 # that expected just what stood ("fresh") or less ("stale": guessed from further away).

@@ -16,8 +16,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import ModelConfig, read_json
-from .errors import (
+from ..errors import (
     CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
@@ -25,8 +24,9 @@ from .errors import (
     NotOrthrusError,
     UnsafeCheckpointError,
 )
+from .config import ModelConfig, read_json
+from .fingerprint import Layout, Origin, of_parameters, of_tensors
 from .hub import brief, download, is_hub_id
-from .layout import Layout, Origin, of_parameters, of_tensors
 from .tensors import (
     DIFFUSION_FILE,
     TensorInfo,
@@ -105,7 +105,7 @@ def local_folder(path_or_hf_repo: str | Path) -> Path | None:
     """
     name = str(path_or_hf_repo)
     if name == DEMO:
-        return Path(__file__).parent / "demo"
+        return Path(__file__).parents[1] / "demo"
     path = Path(path_or_hf_repo).expanduser()
     if path.is_dir():
         return path
@@ -146,7 +146,7 @@ def read_config(folder: Path, tensors: dict[str, TensorInfo]) -> ModelConfig:
         NotOrthrusError: naming the groups of tensors that are missing.
         ConfigError: also for a plain config beside weights that do hold a diffusion view.
     """
-    from .model import DIFFUSION_GROUPS, is_diffusion
+    from ..model import DIFFUSION_GROUPS, is_diffusion
 
     try:
         return ModelConfig.from_folder(folder)
@@ -239,7 +239,7 @@ def _partial_download(folder: Path) -> str:
 
 def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
     """Build the model of a checked checkpoint and read its weights."""
-    from .model import Model
+    from ..model import Model
 
     model = Model(checkpoint.config)
     tensors = checkpoint.tensors

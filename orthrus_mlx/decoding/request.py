@@ -8,13 +8,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..device.measured import NOMINAL, device_costs, within
+from ..device.probe import cached_probe, stored_probe
+from ..errors import ContextLengthError, GenerationError, PromptError
 from .consensus import Sampling
-from .costs import NOMINAL, device_costs, within
 from .engine import Decoded, DecodeStats, LogitsProcessor, Progress, Request, decode
-from .errors import ContextLengthError, GenerationError, PromptError
-from .numerics import cached_probe, stored_probe
-from .plans import RowCounts
-from .schedule import CYCLES, MODES, CycleKind, Mode, make_scheduler
+from .plan import RowCounts
+from .scheduler import CYCLES, MODES, CycleKind, Mode, make_scheduler
 
 NUMERICS = ("fast", "exact")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from .errors import GenerationError
-from .request import decode_request
-from .schedule import CycleKind
+from ..decoding.request import decode_request
+from ..decoding.scheduler import CycleKind
+from ..errors import GenerationError
 
 WAYS = ("ar", "parallel", "auto")
 STOCK = "mlx-lm"
@@ -366,6 +366,6 @@ class _Clock:
 
 
 def _stock(model: Any) -> Any:
-    from .others import StockMlxLm
+    from .reference import StockMlxLm
 
     return StockMlxLm(model).model

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .calibration import ALTERNATING, ROWS, SIZES, calibrate
-from .numerics import cache_folder, device_key
-from .plans import RowCounts
-from .speeds import Costs
+from ..decoding.cost_model import Costs
+from ..decoding.plan import RowCounts
+from .calibrate import ALTERNATING, ROWS, SIZES, calibrate
+from .probe import cache_folder, device_key
 
 METHOD = 4  # to be raised with any change in how prices come about: those on disk are void then
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from .errors import ConfigError, IncompleteCheckpointError, NotOrthrusError
+from ..errors import ConfigError, IncompleteCheckpointError, NotOrthrusError
 
 # The rope types that mlx-lm's `initialize_rope` builds and that depend on nothing but the position.
 # ("dynamic" changes its base with the context length, which would change keys already cached.)

@@ -19,7 +19,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import kernel, runs_here
+from .kernels import kernel, runs_here
 
 MOST_ROWS = 64
 # Beyond so many rows, plain weights of more values than that (of 8B shapes) go to cuBLAS.

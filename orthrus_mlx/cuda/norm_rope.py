@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cuda import bits_of, kernel
-from .few_rows_attention import fits
+from .attention import fits
+from .kernels import bits_of, kernel
 
 
 def prepares(attention: Any, x: mx.array) -> bool:

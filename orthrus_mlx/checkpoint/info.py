@@ -11,13 +11,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from ..decoding.plan import RowCounts
+from ..device.probe import MLX_VERSION, Probe, device_name, stored_probe
+from ..errors import CheckpointNotFoundError, NumericsError
+from ..model import is_diffusion
 from . import hub
-from .checkpoint import Checkpoint, check, inspect, local_folder, weight_names
 from .config import ModelConfig, read_json
-from .errors import CheckpointNotFoundError, NumericsError
-from .model import is_diffusion
-from .numerics import MLX_VERSION, Probe, device_name, stored_probe
-from .plans import RowCounts
+from .load import Checkpoint, check, inspect, local_folder, weight_names
 from .tensors import (
     DIFFUSION_FILE,
     DTYPE_NAMES,

@@ -12,14 +12,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..decoding.consensus import Sampling
+from ..decoding.scheduler import CycleKind
+from ..device.probe import MLX_VERSION, Probe, device_name
+from ..errors import NumericsError
+from ..session import encode_chat
 from .compare import Answer, Difference, Tally, common_length, first_difference, write
-from .consensus import Sampling
-from .errors import NumericsError
-from .numerics import MLX_VERSION, Probe, device_name
-from .others import Other, fair_bound, make_other, write_with
 from .prompts import Prompt
-from .schedule import CycleKind
-from .session import encode_chat
+from .reference import Other, fair_bound, make_other, write_with
 
 CYCLES: tuple[CycleKind, ...] = ("two-pass", "one-pass")
 TEMPERATURE = 0.8  # of the sampled answers; the number of the prompt is their seed

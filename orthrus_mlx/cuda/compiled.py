@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
-from . import few_rows_attention
-from .ahead import PORTION, Ahead
-from .cuda import runs_here
-from .rows import Rows, ranges, visible
+from ..rows import Rows, ranges, visible
+from . import attention as few_rows_attention
+from .in_flight import PORTION, Ahead
+from .kernels import runs_here
 
 NEEDED = hasattr(mx, "cuda") and mx.cuda.is_available()
 MOST_ROWS = 128

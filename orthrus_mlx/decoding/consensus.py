@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .errors import SamplingError
+from ..errors import SamplingError
 
 MAX_SEED = (1 << 64) - 1
 # Below this, noise no longer moves a float32 choice, and the division would overflow.

@@ -1,0 +1,1 @@
+"""What is on disk: find, check, load and describe a checkpoint."""

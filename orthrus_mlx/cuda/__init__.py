@@ -1,0 +1,1 @@
+"""All that only MLX's CUDA backend needs."""

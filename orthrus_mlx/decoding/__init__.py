@@ -1,0 +1,1 @@
+"""Ids in, ids out: draft, verify, accept, and which cycle comes next."""
