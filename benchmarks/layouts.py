@@ -122,8 +122,8 @@ def show(policy: Policy) -> str:
     if policy.kind == "two-pass":
         return f"{policy.n_drafts} drafts"
     if policy.kind == "alternating":
-        return f"1+{policy.ahead_rows}, {policy.n_drafts + 1}"
-    return f"{policy.n_drafts + 1}+{policy.blocks}x{policy.ahead_rows}"
+        return f"1+{policy.block_rows}, {policy.n_drafts + 1}"
+    return f"{policy.n_drafts + 1}+{policy.blocks}x{policy.block_rows}"
 
 
 def report(answers: list[Answer], budgets: tuple[int, ...] = (32, 64)) -> None:

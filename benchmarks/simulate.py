@@ -53,7 +53,7 @@ from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from orthrus_mlx.decoding.cost_model import Costs
-from orthrus_mlx.decoding.plan import PLAIN, Plan, Policy, block_depths, left_over
+from orthrus_mlx.decoding.plan import AR_STEP, Plan, Policy, anchor_depths, reusable_block
 from orthrus_mlx.decoding.scheduler import Auto, Fixed, Scheduler, policies
 from orthrus_mlx.device.calibrate import ALTERNATING, ROWS, SIZES, layouts
 
@@ -183,20 +183,20 @@ def cycles(
         yield plan, len(drafts), accepted
         scheduler.observe(plan, len(drafts), accepted)
         pending = []
-        if (use := left_over(plan, len(drafts), accepted)) is not None:
+        if (use := reusable_block(plan, len(drafts), accepted)) is not None:
             block, overtaken = use
-            begun = anchor + block_depths(len(drafts), plan.blocks)[block]
-            pending = text.guesses(begun, plan.ahead_rows)[overtaken : block_size - 1]
+            begun = anchor + anchor_depths(len(drafts), plan.blocks)[block]
+            pending = text.guesses(begun, plan.block_rows)[overtaken : block_size - 1]
         anchor += accepted + 1
         budget -= accepted + 1
 
 
 def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
     """What one cycle costs."""
-    if plan == PLAIN:
-        return costs.of_plain()
-    if plan.ahead_rows:
-        return costs.of_fused(1 + n_drafts, plan.ahead_rows * plan.blocks)
+    if plan == AR_STEP:
+        return costs.of_ar_step()
+    if plan.block_rows:
+        return costs.of_fused(1 + n_drafts, plan.block_rows * plan.blocks)
     draft = costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0
     return draft + costs.of_verify(1 + n_drafts)
 
@@ -204,7 +204,7 @@ def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
 def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> float:
     """Speed over plain decoding of one answer."""
     time = sum(price(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
-    return tokens * costs.of_plain() / time
+    return tokens * costs.of_ar_step() / time
 
 
 def mean_speed_up(

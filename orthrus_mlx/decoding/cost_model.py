@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .plan import Plan, Policy, left_over
+from .plan import Plan, Policy, reusable_block
 
 # Where the drafts of a cycle come from: its own draft pass, or the cycle before it, from a block
 # that expected just what stood ("fresh") or less ("stale": guessed from further away).
@@ -60,7 +60,7 @@ class Costs:
     fused: dict[tuple[int, int], float]
     plain: float | None = None
 
-    def of_plain(self) -> float:
+    def of_ar_step(self) -> float:
         """Cost of a plain step."""
         return self.of_verify(1) if self.plain is None else self.plain
 
@@ -101,10 +101,10 @@ def _at(costs: dict[int, float], rows: int) -> float:
 @functools.lru_cache(maxsize=1024)  # asked for in each cycle
 def plan_cost(costs: Costs, plan: Plan, n_drafts: int) -> float:
     """What a cycle costs that verifies `n_drafts` drafts."""
-    if plan.plain:
-        return costs.of_plain()
-    if plan.ahead_rows:
-        return costs.of_fused(1 + n_drafts, plan.ahead_rows * plan.blocks)
+    if plan.is_ar:
+        return costs.of_ar_step()
+    if plan.block_rows:
+        return costs.of_fused(1 + n_drafts, plan.block_rows * plan.blocks)
     return (costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0) + costs.of_verify(
         1 + n_drafts
     )
@@ -120,8 +120,8 @@ def policy_speeds(costs: Costs, policies: tuple[Policy, ...], outlooks: Outlooks
     one_pass = iter(_one_pass_speeds(costs, policies, outlooks["fresh"], outlooks["stale"]))
     speeds: list[float] = []
     for policy in policies:
-        if policy.kind == "plain":
-            speeds.append(1 / costs.of_plain())
+        if policy.kind == "ar":
+            speeds.append(1 / costs.of_ar_step())
         elif policy.kind == "one-pass":
             speeds.append(next(one_pass))
         else:
@@ -147,7 +147,7 @@ def at_risk(costs: Costs, policy: Policy) -> float:
     steps = {"one-pass": 2, "alternating": 2}.get(policy.kind, 1)  # passes that write a token each
     # One-pass cycles begin with one that verifies nothing.
     cost = prices[0] + prices[-1] if policy.kind == "one-pass" else prices[0]
-    return max(0.0, cost / costs.of_plain() - steps)
+    return max(0.0, cost / costs.of_ar_step() - steps)
 
 
 @functools.lru_cache(maxsize=32)
@@ -158,13 +158,13 @@ def contenders(costs: Costs, policies: tuple[Policy, ...]) -> tuple[Policy, ...]
     for about the same price: by the rule of thumb of `ALIKE`, the longer block's drafts make up
     for what it costs more.
     """
-    paying = [p for p in policies if best_case(costs, p) > 1 / costs.of_plain()]
+    paying = [p for p in policies if best_case(costs, p) > 1 / costs.of_ar_step()]
     prices = {p: _prices(costs, p) for p in paying}
 
     def beats(q: Policy, p: Policy) -> bool:
         if q == p or (q.kind, q.blocks) != (p.kind, p.blocks):
             return False
-        if q.n_drafts < p.n_drafts or q.ahead_rows < p.ahead_rows:
+        if q.n_drafts < p.n_drafts or q.block_rows < p.block_rows:
             return False
         alike = (q.length / p.length) ** ALIKE
         pairs = [*zip(prices[q], prices[p], strict=False), (prices[q][-1], prices[p][-1])]
@@ -182,13 +182,13 @@ def _prices(costs: Costs, policy: Policy) -> list[float]:
     if policy.kind == "two-pass":
         return [costs.of_draft(n + 1) + costs.of_verify(n + 1)]
     if policy.kind == "alternating":
-        return [costs.of_fused(1, policy.ahead_rows) + costs.of_verify(1 + n)]
-    return costs.of_each_fused(1 + _fresh(policy)[0], policy.ahead_rows * policy.blocks)
+        return [costs.of_fused(1, policy.block_rows) + costs.of_verify(1 + n)]
+    return costs.of_each_fused(1 + _fresh(policy)[0], policy.block_rows * policy.blocks)
 
 
 def _fresh(policy: Policy) -> tuple[int, int]:
     """Fresh drafts that a one-pass cycle verifies, and that a block leaves it."""
-    most = max(0, policy.ahead_rows - 1)
+    most = max(0, policy.block_rows - 1)
     return min(policy.n_drafts, most), most
 
 
@@ -245,10 +245,10 @@ def _leaves(full: int, most: int, blocks: int) -> np.ndarray:
     Nowhere if fresh ones are left. For cycles with `full` drafts; the few with less are taken to be
     alike.
     """
-    plan = Plan(ahead_rows=1, blocks=blocks)
+    plan = Plan(block_rows=1, blocks=blocks)
     leaves = np.zeros((full, full + 1))
     for a in range(full):
-        use = left_over(plan, full, a)
+        use = reusable_block(plan, full, a)
         overtaken = full + most if use is None else use[1] - 1
         if overtaken:
             leaves[a, max(0, min(full, most - overtaken))] = 1

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ..cuda.in_flight import PORTION, Ahead
 from .consensus import Sampling, count_accepted, scores, top_gap
-from .plan import ANY_ROWS, Plan, RowCounts, block_depths, left_over
+from .plan import ANY_ROWS, Plan, RowCounts, anchor_depths, reusable_block
 from .scheduler import Scheduler
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -203,9 +203,9 @@ def decode(
         while True:
             # 1. A plain step behind a plain step can start before its input is known here.
             follow = None
-            if cycle.plan.plain and cycle.choices is not None and budget > 1:
+            if cycle.plan.is_ar and cycle.choices is not None and budget > 1:
                 plan = scheduler.plan(budget - 1, 0)
-                follow = run.launch(plan, cycle.choices, []) if plan.plain else None
+                follow = run.launch(plan, cycle.choices, []) if plan.is_ar else None
 
             # 2. Learn how many drafts stood; this waits for the device.
             decided = run.finish(cycle)[:budget]
@@ -276,7 +276,7 @@ class _Run:
     def launch(self, plan: Plan, anchor: Ids, pending: list[int]) -> Cycle:
         """Start `plan` on the device, from anchor [1]."""
         cache, start, mask = self.cache, self.cache[0].offset, self.request.mask_token_id
-        most = self.request.row_counts.most(plan.ahead_rows)
+        most = self.request.row_counts.most(plan.block_rows)
         n_drafts = plan.n_drafts if most is None else min(plan.n_drafts, most - 1)
         drafts: Ids = pending[:n_drafts]
         if plan.draft_rows:
@@ -288,11 +288,11 @@ class _Run:
             # no pass in the cache that the next one would have to compute.
             cache = [_copy(layer) for layer in self.cache]
         n = 1 + len(drafts)
-        n_ar, length = self.request.row_counts.fit_fused(n, plan.ahead_rows, plan.blocks)
+        n_ar, length = self.request.row_counts.fit_fused(n, plan.block_rows, plan.blocks)
         rows = [anchor, drafts, [mask] * (n_ar - n)]
         ahead = None
         if length:
-            depths = block_depths(len(drafts), plan.blocks)
+            depths = anchor_depths(len(drafts), plan.blocks)
             anchors = [drafts[depth - 1 : depth] if depth else anchor for depth in depths]
             blocks = [part for block in anchors for part in (block, [mask] * (length - 1))]
             ids = _join(*rows, *blocks)
@@ -348,7 +348,7 @@ class _Run:
 
     def pending(self, cycle: Cycle, accepted: int) -> list[int]:
         """The guesses of a finished one-pass cycle that lie beyond what it decided."""
-        use = left_over(cycle.plan, len(cycle.drafts), accepted)
+        use = reusable_block(cycle.plan, len(cycle.drafts), accepted)
         if cycle.ahead is None or use is None:
             return []
         block, overtaken = use

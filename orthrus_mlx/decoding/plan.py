@@ -14,26 +14,26 @@ class Plan(NamedTuple):
     Attributes:
         draft_rows: rows of a draft pass run before the verify pass, anchor included; 0 for none.
         n_drafts: drafts to verify at most: those of the draft pass, or pending from the last cycle.
-        ahead_rows: rows of each diffusion block that the verify pass carries, anchor included; 0
+        block_rows: rows of each diffusion block that the verify pass carries, anchor included; 0
             for none.
-        blocks: how many such blocks; see `block_depths`.
+        blocks: how many such blocks; see `anchor_depths`.
     """
 
     draft_rows: int = 0
     n_drafts: int = 0
-    ahead_rows: int = 0
+    block_rows: int = 0
     blocks: int = 2
 
     @property
-    def plain(self) -> bool:
+    def is_ar(self) -> bool:
         """Whether this is one ordinary AR step."""
-        return self == PLAIN
+        return self == AR_STEP
 
 
-PLAIN = Plan()
+AR_STEP = Plan()
 
 
-def block_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
+def anchor_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
     """Behind how many drafts each block of a one-pass forward is anchored.
 
     The last one expects all drafts to stand, the first none, others lie between, closer together
@@ -47,14 +47,14 @@ def block_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
     )
 
 
-def left_over(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | None:
+def reusable_block(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | None:
     """The block of use after a cycle in which `accepted` of `n_drafts` drafts stood, if any.
 
     Returns its number and how many of its guesses were overtaken.
     """
-    if not plan.ahead_rows:
+    if not plan.block_rows:
         return None
-    fitting = [(i, d) for i, d in enumerate(block_depths(n_drafts, plan.blocks)) if d <= accepted]
+    fitting = [(i, d) for i, d in enumerate(anchor_depths(n_drafts, plan.blocks)) if d <= accepted]
     if not fitting:
         return None
     # Guess j of a block is for the j-th position behind its anchor and one more. The next anchor,
@@ -68,40 +68,40 @@ class Policy:
     """A way to run cycles.
 
     Attributes:
-        kind: "plain"; "two-pass": draft and verify, from the same anchor; "one-pass": verify, and
+        kind: "ar"; "two-pass": draft and verify, from the same anchor; "one-pass": verify, and
             draft for the next cycle in the same pass; "alternating": the like, drafting only where
             there is nothing to verify, so that a plain step and its draft take turns with passes
             that do no more than verify.
         n_drafts: drafts that a cycle verifies at most.
-        ahead_rows: rows of each diffusion block of a one-pass forward.
+        block_rows: rows of each diffusion block of a one-pass forward.
         blocks: how many blocks that has.
     """
 
-    kind: Literal["plain", "two-pass", "one-pass", "alternating"]
+    kind: Literal["ar", "two-pass", "one-pass", "alternating"]
     n_drafts: int = 0
-    ahead_rows: int = 0
+    block_rows: int = 0
     blocks: int = 2
 
     @property
     def length(self) -> int:
         """Rows of each block, anchor included."""
-        return self.ahead_rows or self.n_drafts + 1
+        return self.block_rows or self.n_drafts + 1
 
     def plan(self, budget: int, pending: int) -> Plan:
         """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
         if self.kind == "two-pass":
             n_drafts = min(self.n_drafts, budget - 1)
-            return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else PLAIN
-        if self.kind == "plain":
-            return PLAIN
+            return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else AR_STEP
+        if self.kind == "ar":
+            return AR_STEP
         n_drafts = min(pending, self.n_drafts, budget - 1)
         # What is drafted ahead is of use only if something is left to write after this cycle.
         if budget > 2 and not (n_drafts and self.kind == "alternating"):
-            return Plan(n_drafts=n_drafts, ahead_rows=self.ahead_rows, blocks=self.blocks)
-        return Plan(n_drafts=n_drafts) if n_drafts else PLAIN
+            return Plan(n_drafts=n_drafts, block_rows=self.block_rows, blocks=self.blocks)
+        return Plan(n_drafts=n_drafts) if n_drafts else AR_STEP
 
 
-PLAIN_POLICY = Policy("plain")
+AR_POLICY = Policy("ar")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .cost_model import (
     plan_cost,
     policy_speeds,
 )
-from .plan import BLOCKS, PLAIN, PLAIN_POLICY, Plan, Policy, left_over
+from .plan import AR_POLICY, AR_STEP, BLOCKS, Plan, Policy, reusable_block
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass"]
@@ -98,7 +98,7 @@ class Auto:
 
     def __init__(self, costs: Costs, policies: tuple[Policy, ...]):
         self.costs = costs
-        self.plain_speed = 1 / costs.of_plain()
+        self.plain_speed = 1 / costs.of_ar_step()
         self.policies = contenders(costs, policies)
         self.speeds = self.speeds_by_kind(costs, self.policies)
         self.change = [self.CHANGE.get(policy.kind, 0.0) for policy in self.policies]
@@ -108,7 +108,7 @@ class Auto:
         self.credit = 0.0
         self.cover = {p: self.COVER * at_risk(costs, p) for p in self.policies}
         self.untested = False  # drafts were made ahead and not verified yet
-        self.current, self.pays = PLAIN_POLICY, False
+        self.current, self.pays = AR_POLICY, False
         self.choose()
 
     def plan(self, budget: int, pending: int) -> Plan:
@@ -117,15 +117,15 @@ class Auto:
             plan = self.current.plan(budget, pending)
             # A block cut short at the end of the budget can lose even if all of it stands.
             if plan.draft_rows and not self.can_gain(plan):
-                return PLAIN
-            self.untested |= plan.ahead_rows > 0 and not plan.n_drafts
+                return AR_STEP
+            self.untested |= plan.block_rows > 0 and not plan.n_drafts
             return plan
         self.credit += self.INCOME
         self.shown = [self.AGE * shown for shown in self.shown]
         self.idle += 1
         if self.policies and self.idle % self.LOOK == 0:
             self.choose()
-        return PLAIN
+        return AR_STEP
 
     def may_draft(self) -> bool:
         """Whether there is credit for a cycle of the current policy."""
@@ -139,13 +139,13 @@ class Auto:
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
         """Learn from a cycle; plain steps teach nothing about drafts."""
-        if plan.plain:
+        if plan.is_ar:
             return
         gain = 1 + accepted - plan_cost(self.costs, plan, n_drafts) * self.plain_speed
         self.credit = min(self.MOST_CREDIT, self.credit + gain)
         self.untested = not n_drafts
         source: Source = "two-pass" if plan.draft_rows else self.pending
-        use = left_over(plan, n_drafts, accepted)
+        use = reusable_block(plan, n_drafts, accepted)
         # Fresh: of the block that is of use, nothing but the first guess was overtaken.
         self.pending = "fresh" if use is not None and use[1] == 1 else "stale"
         if n_drafts:
@@ -162,7 +162,7 @@ class Auto:
         texts = self.texts()
         expected = [sum(map(mul, texts, speeds)) for speeds in self.speeds]
         worth = expected
-        if not self.current.ahead_rows:
+        if not self.current.block_rows:
             known = self.KNOWN + self.cycles
             both = zip(expected, self.change, strict=True)
             worth = [speed / (1 + change / known) for speed, change in both]
@@ -175,8 +175,8 @@ class Auto:
         known = zip(self.COMMON, self.shown, strict=True)
         likely = [common * math.exp(shown - most) for common, shown in known]
         share = (1 - self.TURNS) / sum(likely)
-        mixed = zip(self.COMMON, likely, strict=True)
-        return [self.TURNS * common + share * now for common, now in mixed]
+        fused = zip(self.COMMON, likely, strict=True)
+        return [self.TURNS * common + share * now for common, now in fused]
 
     @classmethod
     @functools.cache
@@ -235,7 +235,7 @@ def policies(costs: Costs, cycle: CycleKind, block_size: int) -> tuple[Policy, .
         most = max(costs.verify) - 1  # exact numerics, or what was measured, end there
         for ahead in sorted({ahead for _, ahead in costs.fused}):
             found.append(Policy("alternating", min(left(ahead), most), ahead, 1))
-    fitting = (p for p in found if max(p.n_drafts + 1, p.ahead_rows) <= block_size)
+    fitting = (p for p in found if max(p.n_drafts + 1, p.block_rows) <= block_size)
     return tuple(dict.fromkeys(p for p in fitting if p.n_drafts > 0))
 
 
@@ -254,7 +254,7 @@ def make_scheduler(
         costs: called for the device's costs where the schedule needs them.
     """
     if mode == "ar":
-        return Fixed(PLAIN_POLICY)
+        return Fixed(AR_POLICY)
     if mode == "parallel":
         if cycle == "one-pass" and block_size > 2:  # a block of two leaves nothing to verify
             # As many rows as the two passes of a two-pass cycle have.

@@ -15,7 +15,7 @@ import mlx.core as mx
 from ..decoding.consensus import Sampling
 from ..decoding.cost_model import Costs
 from ..decoding.engine import Request, cut_cache, decode
-from ..decoding.plan import BLOCKS, PLAIN_POLICY, Policy
+from ..decoding.plan import AR_POLICY, BLOCKS, Policy
 from ..decoding.scheduler import Fixed
 
 # Block sizes around the steps in cost of the known backends: attention and matrix kernels change
@@ -52,8 +52,8 @@ def calibrate(model: Any, block_size: int) -> Costs:
 
     rig, times = _Rig(model, block_size), _Times()
     cycles: dict[Policy, float] = {}
-    times.add(cycles, [PLAIN_POLICY], partial(rig.cycle, PLAIN_POLICY))
-    costs = Costs({}, {}, {}, cycles[PLAIN_POLICY])
+    times.add(cycles, [AR_POLICY], partial(rig.cycle, AR_POLICY))
+    costs = Costs({}, {}, {}, cycles[AR_POLICY])
     times.add(costs.verify, [1], partial(rig.verify, 1))
 
     # Each measures one size, and says what its cycle costs and how many tokens that writes at most.
@@ -81,7 +81,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
         ([n for n in ALTERNATING if n <= block_size + 1], alternating),
         ([n for n in ROWS if layouts(n, block_size)], one_pass),
     ):
-        _while_it_may_pay(sizes, measure, costs.of_plain())
+        _while_it_may_pay(sizes, measure, costs.of_ar_step())
 
     two = [Policy("two-pass", n - 1) for n in sorted({min(costs.draft), max(costs.draft)})]
     # Two blocks: one is anchored where nothing stands, so that drafts are at hand in every cycle.
@@ -94,7 +94,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
 
     def passes(policy: Policy) -> list[tuple[dict[Any, float], Any]]:
         """Where a policy's passes are priced."""
-        n, ahead = policy.n_drafts + 1, policy.ahead_rows * policy.blocks
+        n, ahead = policy.n_drafts + 1, policy.block_rows * policy.blocks
         return [(costs.fused, (n, ahead))] if ahead else [(costs.draft, n), (costs.verify, n)]
 
     for policy in (*two, *one):
@@ -116,7 +116,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
     # A verify pass alone, as in alternating cycles, hides no more than a one-pass cycle does.
     alone = max(0.0, both) if alone is None else alone
     # What writes tokens takes no less than a plain step, which begins before the last one is read.
-    plain = cycles[PLAIN_POLICY]
+    plain = cycles[AR_POLICY]
     verify = {n: max(plain, cost + alone) for n, cost in costs.verify.items()}
     more = {n: both - (verify[n] - costs.verify[n]) for n in costs.draft}  # not in verify yet
     return Costs(

@@ -57,7 +57,7 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
         verify={n: costs.of_verify(n) for n in rows},
         draft={n: cost for n, cost in costs.draft.items() if n <= rows[-1]},
         fused={pair: costs.of_fused(*pair) for pair in pairs},
-        plain=costs.of_plain() + max(0.0, costs.of_verify(least) - costs.of_verify(1)),
+        plain=costs.of_ar_step() + max(0.0, costs.of_verify(least) - costs.of_verify(1)),
     )
 
 

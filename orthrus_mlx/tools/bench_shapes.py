@@ -17,7 +17,7 @@ from ..checkpoint.config import ModelConfig
 from ..decoding.consensus import Sampling
 from ..decoding.engine import Request, cut_cache, decode
 from ..decoding.engine import prefill as read_prompt
-from ..decoding.plan import ANY_ROWS, PLAIN_POLICY, Policy, RowCounts
+from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts
 from ..decoding.scheduler import Fixed
 from .bench import STOCK
 from .reference import StockMlxLm
@@ -158,7 +158,7 @@ def _tasks(
 ) -> dict[tuple[str, int], Callable[[], float]]:
     tasks: dict[tuple[str, int], Callable[[], float]] = {
         (f"{STOCK} step", 1): partial(time_steps, stock, cache),
-        ("ar step", 1): partial(time_cycles, model, cache, PLAIN_POLICY),
+        ("ar step", 1): partial(time_cycles, model, cache, AR_POLICY),
     }
     for n in rows:
         ids = (mx.arange(n, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
@@ -279,7 +279,7 @@ def prefill_ratio(model: Any, stock: Any, tokens: int, rounds: int = 3) -> float
 def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
     """Bytes of peak memory of parallel mode, the larger of its two cycles, over AR mode."""
     context, peaks = cache[0].offset, []
-    ways = (PLAIN_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
+    ways = (AR_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
     for way in ways:  # or the first to make the cache grow would be the one that copies it
         time_cycles(model, cache, *way)
         cut_cache(cache, context)

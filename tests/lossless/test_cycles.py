@@ -15,7 +15,7 @@ from mlx_lm.sample_utils import make_logits_processors
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.decoding.cost_model import Costs
 from orthrus_mlx.decoding.engine import decode
-from orthrus_mlx.decoding.plan import ANY_ROWS, PLAIN, Plan, RowCounts
+from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, Plan, RowCounts
 from orthrus_mlx.decoding.scheduler import make_scheduler
 from orthrus_mlx.device.measured import NOMINAL
 
@@ -147,8 +147,8 @@ class AnySchedule:
         few = min(self.data.draw(st.integers(0, MOST_ROWS)), budget - 1)
         verify = min(few, pending)
         blocks = self.data.draw(st.integers(1, 4))
-        ahead = Plan(n_drafts=verify, ahead_rows=rows, blocks=blocks)
-        plans = [PLAIN, Plan(n_drafts=verify), ahead]
+        ahead = Plan(n_drafts=verify, block_rows=rows, blocks=blocks)
+        plans = [AR_STEP, Plan(n_drafts=verify), ahead]
         if few:
             plans.append(Plan(draft_rows=rows, n_drafts=min(few, rows - 1)))
         return self.data.draw(st.sampled_from(plans))

@@ -24,7 +24,7 @@ from benchmarks.simulate import (
     mean_speed_up,
 )
 from orthrus_mlx.decoding.cost_model import Costs, contenders, outlook, plan_cost, policy_speed
-from orthrus_mlx.decoding.plan import PLAIN, PLAIN_POLICY, Plan, Policy, RowCounts, left_over
+from orthrus_mlx.decoding.plan import AR_POLICY, AR_STEP, Plan, Policy, RowCounts, reusable_block
 from orthrus_mlx.decoding.scheduler import Auto, Fixed, make_scheduler, policies
 from orthrus_mlx.device.measured import NOMINAL, within
 
@@ -37,8 +37,8 @@ def auto(costs: Costs = METAL, cycle: Any = "auto") -> Auto:
 
 def pending_after(plan: Plan, n_drafts: int, accepted: int) -> int:
     """Guesses that a cycle leaves for the next."""
-    use = left_over(plan, n_drafts, accepted)
-    return 0 if use is None else max(0, plan.ahead_rows - use[1])
+    use = reusable_block(plan, n_drafts, accepted)
+    return 0 if use is None else max(0, plan.block_rows - use[1])
 
 
 def run(scheduler: Auto, budget: int, accepted: Any) -> tuple[list[Plan], float]:
@@ -65,7 +65,7 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
     Drafts made a cycle ahead stand as often as others here, which the schedule does not expect.
     """
     costs = NOMINAL if name == "nominal" else COSTS[name]
-    ways = [PLAIN_POLICY, *policies(costs, "auto", LONGEST)]
+    ways = [AR_POLICY, *policies(costs, "auto", LONGEST)]
     outlooks: Any = dict.fromkeys(Auto.OFTENER, outlook([rate] * 64))
     best = max(policy_speed(costs, policy, outlooks) for policy in ways)
     rng, spent = random.Random(1), 0.0
@@ -86,7 +86,7 @@ def test_it_settles_within_reach_of_the_fastest_policy(rate: float, name: str) -
 def test_failing_drafts_cost_at_most_three_percent(name: str, cycle: Any) -> None:
     plans, spent = run(auto(COSTS[name], cycle), 1000, lambda place: 0)
     assert spent <= 1030
-    assert any(not plan.plain for plan in plans[500:])  # it still tries
+    assert any(not plan.is_ar for plan in plans[500:])  # it still tries
 
 
 @given(
@@ -105,12 +105,12 @@ def test_no_text_loses_more_than_the_debt(
     scheduler = auto(costs, cycle)
     pattern = itertools.cycle(accepted)
     plans, spent = run(scheduler, budget, lambda place: next(pattern))
-    plain = sum(plan.plain for plan in plans)
+    plain = sum(plan.is_ar for plan in plans)
     dearest = max(plan_cost(costs, plan, plan.n_drafts) for plan in plans)
-    lost = spent / costs.of_plain() - budget
+    lost = spent / costs.of_ar_step() - budget
     # Two passes may have begun by then: one that drafts ahead, and one that verifies that.
     allowed = Auto.MOST_DEBT + Auto.INCOME * plain
-    assert lost <= allowed + 2 * dearest / costs.of_plain()
+    assert lost <= allowed + 2 * dearest / costs.of_ar_step()
 
 
 @pytest.mark.parametrize("dear", [4.5, 5.5, 6.5])
@@ -120,7 +120,7 @@ def test_the_dearer_a_trial_the_later_it_comes(dear: float) -> None:
     scheduler = auto(costs, "two-pass")
     assert scheduler.policies and not scheduler.pays
     plans, _ = run(scheduler, 2000, lambda place: 0)
-    trials = [n for n, plan in enumerate(plans) if not plan.plain]
+    trials = [n for n, plan in enumerate(plans) if not plan.is_ar]
     # A trial takes what the income of that many steps pays back.
     between = dear / Auto.INCOME
     assert trials[0] == pytest.approx(Auto.COVER * between, abs=2)
@@ -134,9 +134,9 @@ def test_it_recovers_when_the_text_turns_easy(name: str, cycle: Any) -> None:
     _, hard = run(scheduler, 600, lambda place: 0)
     plans, easy = run(scheduler, 1200, lambda place: 12)
     assert scheduler.pays
-    since = next(n for n, plan in enumerate(plans) if not plan.plain)
+    since = next(n for n, plan in enumerate(plans) if not plan.is_ar)
     assert since < 400
-    assert all(not plan.plain for plan in plans[since + 20 : -2])
+    assert all(not plan.is_ar for plan in plans[since + 20 : -2])
     assert easy < 1200 < hard * 3
 
 
@@ -148,7 +148,7 @@ def test_the_end_of_a_budget_is_no_certain_loss(name: str) -> None:
         scheduler.pays = True
         plan = scheduler.plan(budget, 0)
         assert plan_cost(costs, plan, plan.n_drafts) <= 1 + plan.n_drafts
-    assert not scheduler.plan(100, 0).plain
+    assert not scheduler.plan(100, 0).is_ar
 
 
 def test_it_backs_off_when_the_text_turns_hard() -> None:
@@ -156,7 +156,7 @@ def test_it_backs_off_when_the_text_turns_hard() -> None:
     run(scheduler, 1000, lambda place: 12)
     plans, spent = run(scheduler, 1000, lambda place: 0)
     assert spent < 1120
-    assert sum(plan.plain for plan in plans) > 0.9 * len(plans)
+    assert sum(plan.is_ar for plan in plans) > 0.9 * len(plans)
 
 
 def test_it_never_rules_out_that_the_text_changes() -> None:
@@ -177,7 +177,7 @@ def test_what_was_shown_ages_with_plain_steps() -> None:
     assert not scheduler.pays
     steps = 0
     while not scheduler.pays:
-        assert scheduler.plan(10_000, 0).plain
+        assert scheduler.plan(10_000, 0).is_ar
         steps += 1
     assert 50 < steps < 800  # what is common pays on these costs
 
@@ -218,7 +218,7 @@ def test_the_policy_is_the_best_by_an_exhaustive_search(seen: list[int], ahead: 
     for accepted in seen:
         scheduler.observe(Plan(16, 15), 15, accepted)
     if ahead:
-        scheduler.current = next(p for p in scheduler.policies if p.ahead_rows)
+        scheduler.current = next(p for p in scheduler.policies if p.block_rows)
         scheduler.choose()
     current, worth = scheduler.current, {}
     for policy in scheduler.policies:
@@ -255,11 +255,11 @@ def test_no_plan_goes_beyond_the_budget(mode: Any, cycle: Any, block: int, seed:
     while budget > 0:
         plan = scheduler.plan(budget, pending)
         assert 0 <= plan.n_drafts <= budget - 1
-        assert max(plan.n_drafts + 1, plan.draft_rows, plan.ahead_rows) <= block
+        assert max(plan.n_drafts + 1, plan.draft_rows, plan.block_rows) <= block
         assert not plan.draft_rows or plan.draft_rows == plan.n_drafts + 1
-        assert not (plan.draft_rows and plan.ahead_rows)
+        assert not (plan.draft_rows and plan.block_rows)
         if budget == 1:
-            assert plan == PLAIN
+            assert plan == AR_STEP
         n_drafts = plan.n_drafts if plan.draft_rows else min(pending, plan.n_drafts)
         accepted = rng.randint(0, n_drafts)
         scheduler.observe(plan, n_drafts, accepted)
@@ -271,7 +271,7 @@ def test_drafts_never_pay_where_each_row_costs_the_same() -> None:
     costs = Costs({1: 1.0, 4: 4.0, 8: 8.0}, {4: 4.0, 8: 8.0}, {(4, 10): 14.0, (7, 16): 23.0})
     scheduler = auto(costs)
     assert scheduler.policies == ()
-    assert run(scheduler, 50, lambda place: 9) == ([PLAIN] * 50, 50.0)
+    assert run(scheduler, 50, lambda place: 9) == ([AR_STEP] * 50, 50.0)
 
 
 def test_policies_are_those_whose_price_is_known() -> None:
@@ -310,11 +310,11 @@ def test_drafts_that_one_begins_with_are_verified() -> None:
     scheduler.current, scheduler.pays = policy, False
     scheduler.credit = scheduler.cover[policy] + 0.01
     begun = scheduler.plan(1000, 0)
-    assert begun.ahead_rows == policy.ahead_rows
+    assert begun.block_rows == policy.block_rows
     scheduler.observe(begun, 0, 0)
     assert not scheduler.credit > scheduler.cover[policy] and scheduler.current == policy
     assert scheduler.plan(999, 6).n_drafts == 6
-    scheduler.observe(Plan(n_drafts=6, ahead_rows=8), 6, 0)
+    scheduler.observe(Plan(n_drafts=6, block_rows=8), 6, 0)
     assert scheduler.cycles == 1 and not scheduler.untested
 
 
@@ -328,12 +328,12 @@ def test_exact_numerics_offer_no_cycle_that_verifies_more_than_the_class_holds()
 
 def test_alternating_passes_draft_where_nothing_is_left_to_verify() -> None:
     policy = Policy("alternating", 6, 7, 1)
-    drafting = Plan(ahead_rows=7, blocks=1)
+    drafting = Plan(block_rows=7, blocks=1)
     assert policy.plan(budget=9, pending=0) == drafting
     assert policy.plan(budget=9, pending=6) == Plan(n_drafts=6)
     assert policy.plan(budget=4, pending=5) == Plan(n_drafts=3)
-    assert policy.plan(budget=2, pending=0) == PLAIN
-    assert policy.plan(budget=1, pending=5) == PLAIN
+    assert policy.plan(budget=2, pending=0) == AR_STEP
+    assert policy.plan(budget=1, pending=5) == AR_STEP
 
 
 def test_modes_that_need_no_costs_ask_for_none() -> None:
@@ -341,7 +341,7 @@ def test_modes_that_need_no_costs_ask_for_none() -> None:
         raise AssertionError("measured for nothing")
 
     fixed = [
-        ("ar", "auto", PLAIN_POLICY),
+        ("ar", "auto", AR_POLICY),
         ("parallel", "auto", Policy("two-pass", 7)),
         ("parallel", "one-pass", Policy("one-pass", 4, 5)),
     ]
@@ -372,7 +372,7 @@ def test_exact_row_counts_beyond_what_was_measured_are_left_out() -> None:
     gap = Costs({1: 1.0, 2: 1.5, 4: 2.5}, {2: 1.5, 4: 2.5}, {})
     assert within(gap, RowCounts(verify=(1, 8))).draft == {}
     none = within(Costs({1: 1.0, 2: 1.5}, {2: 1.5}, {}), RowCounts((2,), ((8, 16),)))
-    assert none.fused == {} and none.of_plain() == 1.5
+    assert none.fused == {} and none.of_ar_step() == 1.5
 
 
 # Reasoning lies near break-even, where one answer is too short to be sure: the bar of 0.97 is
@@ -390,7 +390,7 @@ def test_published_kinds_lose_little_to_the_best_fixed_policy(kind: str, share: 
 @pytest.mark.parametrize(("stood", "source"), [(15, "fresh"), (0, "fresh"), (5, "stale")])
 def test_what_drafts_say_depends_on_where_they_were_made(stood: int, source: Any) -> None:
     """At the next anchor but one, or behind drafts that fell."""
-    plan = Plan(n_drafts=15, ahead_rows=16, blocks=2)
+    plan = Plan(n_drafts=15, block_rows=16, blocks=2)
     scheduler = auto()
     scheduler.observe(plan, 15, stood)
     before = scheduler.shown

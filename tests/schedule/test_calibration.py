@@ -80,8 +80,8 @@ def test_a_plain_step_is_timed_as_the_engine_runs_it(clock: Clock) -> None:
 
     found = calibrate(Slow(clock, lambda rows: 0.001 if rows == 1 else 0.002), 8)
     assert found.verify[1] == pytest.approx(0.011)
-    assert found.of_plain() == found.plain == pytest.approx(0.001)
-    assert within(found, RowCounts(verify=(8,))).of_plain() == pytest.approx(0.002)
+    assert found.of_ar_step() == found.plain == pytest.approx(0.001)
+    assert within(found, RowCounts(verify=(8,))).of_ar_step() == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_machine_that_is_slow_for_a_while_favours_no_size(
     found = calibrate(model, 32)
     assert {4, 8, 15, 16, 24, 32} <= set(found.draft) and (32, 64) in found.fused
     if seconds < 0.01:  # slower passes are timed less often
-        for table in (found.verify, found.draft, found.fused, {1: found.of_plain()}):
+        for table in (found.verify, found.draft, found.fused, {1: found.of_ar_step()}):
             assert list(table.values()) == pytest.approx([seconds] * len(table))
 
 
@@ -117,7 +117,7 @@ def test_a_machine_that_is_slow_half_of_the_time_favours_no_size(
     model = Timed(clock, price)
     found = calibrate(model, 32)
     assert 0.2 < sum(begun) / len(begun) < 0.8
-    plain = found.of_plain()
+    plain = found.of_ar_step()
     for table, steps in ((found.verify, 2), (found.draft, 2), (found.fused, 2)):
         for rows, cost in table.items():
             if rows != 1:
@@ -168,7 +168,7 @@ def slow_host(monkeypatch: pytest.MonkeyPatch, clock: Clock, two: float, one: fl
     finish = engine._Run.finish
 
     def slowly(self: Any, cycle: Any) -> Any:
-        if not cycle.plan.plain:
+        if not cycle.plan.is_ar:
             clock.now += two if cycle.plan.draft_rows else one
         return finish(self, cycle)
 
@@ -192,10 +192,10 @@ def test_what_the_host_takes_between_passes_is_part_of_a_cycle(
     expected = calibrate(Timed(clock, price), 8)
     slow_host(monkeypatch, clock, two, one)
     found = calibrate(Timed(clock, price), 8)
-    assert found.of_plain() == pytest.approx(expected.of_plain())
+    assert found.of_ar_step() == pytest.approx(expected.of_ar_step())
     for plan, takes in (
         (Plan(draft_rows=4), max(two, -0.001 + one)),  # no more than half a pass
-        (Plan(ahead_rows=4, n_drafts=3), one),
+        (Plan(block_rows=4, n_drafts=3), one),
         (Plan(n_drafts=3), one),
     ):
         more = plan_cost(found, plan, 3) - plan_cost(expected, plan, 3)
@@ -232,7 +232,7 @@ def test_a_stall_anywhere_changes_no_price(
             return (0.001 if rows == 1 else 0.002) + next(stalls)
 
         found = calibrate(Timed(clock, price, block_size), block_size)
-        assert found.of_plain() == pytest.approx(0.001)
+        assert found.of_ar_step() == pytest.approx(0.001)
         assert found.verify[2] + found.draft[2] == pytest.approx(0.007), stalled
         assert list(found.fused.values()) == pytest.approx([0.005] * len(found.fused))
 
@@ -247,7 +247,7 @@ def test_two_passes_cost_what_they_take_where_one_would_seem_cheaper_than_a_step
 ) -> None:
     slow_host(monkeypatch, clock, -4e-4, -4e-4)
     found = calibrate(Timed(clock, lambda rows: 0.001 if rows == 1 else 0.0012), 8)
-    assert found.verify[8] == found.of_plain()
+    assert found.verify[8] == found.of_ar_step()
     assert found.verify[8] + found.draft[8] == pytest.approx(0.002)
 
 
@@ -262,7 +262,7 @@ def test_where_passes_are_slow_no_cycles_are_timed(
 
 def test_no_pass_that_writes_seems_cheaper_than_a_plain_step(clock: Clock) -> None:
     found = calibrate(Timed(clock, lambda rows: 0.002 if rows == 1 else 0.001), 4)
-    assert {*found.verify.values(), *found.fused.values()} == {found.of_plain()}
+    assert {*found.verify.values(), *found.fused.values()} == {found.of_ar_step()}
 
 
 def test_calibration_leaves_no_trace_in_the_cache_it_measures_with(

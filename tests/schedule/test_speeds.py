@@ -20,7 +20,7 @@ from orthrus_mlx.decoding.cost_model import (
     plan_cost,
     policy_speed,
 )
-from orthrus_mlx.decoding.plan import Plan, Policy, block_depths, left_over
+from orthrus_mlx.decoding.plan import Plan, Policy, anchor_depths, reusable_block
 
 CHANCES = st.floats(0, 1, allow_subnormal=False)
 SMALL = settings(deadline=None, max_examples=25)
@@ -107,20 +107,20 @@ def one_pass_speed(costs: Costs, policy: Policy, fresh: Outlook, stale: Outlook)
 
 
 def long_run(policy: tuple[int, int, int], fresh: list[float], stale: list[float]) -> float:
-    n_drafts, ahead_rows, blocks = policy
+    n_drafts, block_rows, blocks = policy
     share = {(0, True): 1.0}  # by drafts pending, and whether they are fresh
     tokens = time = 0.0
     for cycle in range(400):
         following: dict[tuple[int, bool], float] = defaultdict(float)
         for (pending, is_fresh), weight in share.items():
             for accepted, chance in outcomes((fresh if is_fresh else stale)[:pending]).items():
-                use = left_over(Plan(0, n_drafts, ahead_rows, blocks), pending, accepted)
-                left = 0 if use is None else ahead_rows - use[1]
+                use = reusable_block(Plan(0, n_drafts, block_rows, blocks), pending, accepted)
+                left = 0 if use is None else block_rows - use[1]
                 fresh_next = use is not None and use[1] == 1
                 following[max(0, min(n_drafts, left)), fresh_next] += weight * chance
                 if cycle >= 200:
                     tokens += weight * chance * (1 + accepted)
-                    time += weight * chance * COSTS.of_fused(1 + pending, ahead_rows * blocks)
+                    time += weight * chance * COSTS.of_fused(1 + pending, block_rows * blocks)
         share = following
     return tokens / time
 
@@ -136,12 +136,14 @@ def test_right_drafts_are_followed_by_as_many() -> None:
 
 
 def test_blocks_are_spread_and_the_deepest_that_fits_is_used() -> None:
-    assert [block_depths(7, n) for n in (1, 2, 3)] == [(7,), (0, 7), (0, 2, 7)]
+    assert [anchor_depths(7, n) for n in (1, 2, 3)] == [(7,), (0, 7), (0, 2, 7)]
     plan = Plan(0, 7, 9, 3)
-    uses = [left_over(plan, 7, accepted) for accepted in range(8)]
+    uses = [reusable_block(plan, 7, accepted) for accepted in range(8)]
     assert uses == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 1)]
-    assert left_over(Plan(0, 7, 9, 1), 7, 6) is None  # a single block had expected all to stand
-    assert left_over(Plan(0, 7), 7, 7) is None
+    assert (
+        reusable_block(Plan(0, 7, 9, 1), 7, 6) is None
+    )  # a single block had expected all to stand
+    assert reusable_block(Plan(0, 7), 7, 7) is None
 
 
 def test_policy_speed_and_plan_cost_follow_the_kind() -> None:
@@ -150,7 +152,7 @@ def test_policy_speed_and_plan_cost_follow_the_kind() -> None:
         "fresh": outlook([0.4] * 7),
         "stale": outlook([0.3] * 7),
     }
-    assert policy_speed(COSTS, Policy("plain"), outlooks) == 1.0
+    assert policy_speed(COSTS, Policy("ar"), outlooks) == 1.0
     assert policy_speed(COSTS, Policy("two-pass", 3), outlooks) == pytest.approx(1.875 / 3.3)
     assert policy_speed(COSTS, Policy("one-pass", 2, 4), outlooks) == speed_of(
         (2, 4, 2), [0.4] * 7, [0.3] * 7
@@ -186,7 +188,7 @@ def test_what_a_trial_loses_if_no_draft_stands(policy: Policy) -> None:
         plan = policy.plan(100, left)
         n_drafts = plan.n_drafts if plan.draft_rows else left
         cost += plan_cost(COSTS, plan, min(n_drafts, plan.n_drafts))
-        left = plan.ahead_rows - 1
+        left = plan.block_rows - 1
     assert at_risk(COSTS, policy) == pytest.approx(max(0.0, cost - cycles))
 
 
