@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 
-.PHONY: demo chat test fuzz lint types check clean
+.PHONY: demo chat test test-all fuzz lint types check clean
 
 demo: .venv/installed
 	$(BIN)/orthrus-mlx generate --mode parallel "$(QUESTION)"
@@ -12,11 +12,15 @@ chat: .venv/installed
 	$(BIN)/orthrus-mlx chat
 
 test: .venv/tested
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Everything: all 48 golden prompts, runs of 6,000 tokens, more examples, the recipe of the demo.
+test-all: .venv/tested
+	$(BIN)/python -m pytest -n 2 --dist worksteal --full
 
 # The property tests again, with examples that no run has seen.
 fuzz: .venv/tested
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule tests/api
+	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule tests/api
 
 lint: .venv/linted
 	$(BIN)/ruff check .

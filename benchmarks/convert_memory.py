@@ -24,11 +24,11 @@ from typing import Any
 import mlx.core as mx
 
 from orthrus_mlx.checkpoint.config import ModelConfig
-from orthrus_mlx.checkpoint.tensors import plain_shapes
-from orthrus_mlx.convert.writer import MX_DTYPES, SafetensorsWriter, TensorSpec
+from orthrus_mlx.checkpoint.tensors import MX_DTYPES, plain_shapes
+from orthrus_mlx.convert.options import DTYPES
+from orthrus_mlx.convert.writer import SafetensorsWriter, TensorSpec
 
 GIB = 1 << 30
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from orthrus_mlx.checkpoint.config import ModelConfig
-from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, resolve
+from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, ready, resolve
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.errors import NumericsError
 from orthrus_mlx.model import Model
@@ -68,9 +68,7 @@ def build(job: dict[str, Any]) -> tuple[Any, list[list[int]], tuple[int, ...]]:
         model.set_dtype(mx.float32)
     elif bits := BITS.get(job["packing"]):
         nn.quantize(model, group_size=64, bits=bits)
-    model.pack()
-    mx.eval(model.parameters())
-    return model, prompts, ends
+    return ready(model), prompts, ends
 
 
 def random_prompts(count: int, vocab_size: int) -> list[list[int]]:
@@ -127,7 +125,7 @@ def take_probe(model: Any, job: dict[str, Any], result: dict[str, Any]) -> numer
     started = time.monotonic()
     if job["smoke"]:
         found = numerics.stored_probe(model) or numerics.probe(model, contexts=(24,), steps=())
-        numerics._store(numerics._probe_file(model), found)
+        numerics.store_probe(model, found)
     else:
         found = numerics.cached_probe(model)
     try:

@@ -14,15 +14,15 @@ from typing import Any
 import mlx.core as mx
 
 from orthrus_mlx.checkpoint.load import resolve
-from orthrus_mlx.decoding.consensus import Sampling
+from orthrus_mlx.decoding.consensus import Sampling, common_prefix
 from orthrus_mlx.device import probe as numerics
+from orthrus_mlx.rows import Rows
 from orthrus_mlx.tools.compare import (
     Answer,
     Difference,
     Tally,
-    common_length,
+    decode_answer,
     first_difference,
-    write,
 )
 
 from .gpu_inputs import build, take_probe
@@ -101,7 +101,7 @@ def only_class(model: Any, found: numerics.Probe, rows: tuple[int, ...]) -> Iter
         os.environ["ORTHRUS_MLX_CACHE"] = folder
         try:
             alone = dataclasses.replace(found, classes=(rows,))
-            numerics._store(numerics._probe_file(model), alone)
+            numerics.store_probe(model, alone)
             yield
         finally:
             os.environ["ORTHRUS_MLX_CACHE"] = before
@@ -125,7 +125,7 @@ def compare_cycles(
         for name, temperature in SAMPLINGS.items():
             sampling = Sampling(temperature=temperature, seed=number)
             options: Any = {"numerics": kind}
-            expected = write(
+            expected = decode_answer(
                 model,
                 prompt,
                 ends,
@@ -140,7 +140,7 @@ def compare_cycles(
                 if scripted is not None:
                     lengths = every_length(model.config.block_size - 1, seed=number)
                     scripted.script(prompt, expected.ids, lengths)
-                answer = write(
+                answer = decode_answer(
                     scripted or model,
                     prompt,
                     ends,
@@ -151,7 +151,7 @@ def compare_cycles(
                     **options,
                 )
                 if kind == "exact" and answer.ids != expected.ids:  # unheard of: look closer
-                    expected = write(
+                    expected = decode_answer(
                         model,
                         prompt,
                         ends,
@@ -216,7 +216,7 @@ def against_torch(job: dict[str, Any], result: dict[str, Any], save: Save) -> No
     for number, prompt in enumerate(prompts):
         mine: dict[str, Answer] = {}
         for way, (mode, cycle) in ways.items():
-            mine[way] = write(
+            mine[way] = decode_answer(
                 model, prompt, ends, job["max_tokens"], Sampling(), mode=mode, cycle=cycle
             )
         theirs = Answer(orthrus_torch.greedy_ar(reference, prompt, job["max_tokens"], ends))
@@ -253,9 +253,9 @@ def judged(
     """The first difference, its gap as this package's AR view sees it after the ids before it."""
     if expected == found:
         return None
-    place = common_length(expected, found)
-    read = mx.array([[*prompt, *expected[:place]]])
-    row = model.logits(model.hidden(read, model.make_cache())[:, -1])[0]  # [vocab_size]
+    place = common_prefix(expected, found)
+    read = Rows.verify(mx.array([*prompt, *expected[:place]]), model.make_cache())
+    row = model.logits(model.backbone(read)[:, -1])[0]  # [vocab_size]
     answer = Answer(expected, [row] * (place + 1))  # only the last of them is looked at
     return first_difference(number, len(prompt), answer, found, Sampling(), bound)
 
@@ -271,7 +271,7 @@ def cost(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
     counts = tuple(sorted(found.cost_ms))
     costs = numerics.measure_costs(model, counts)
     found = dataclasses.replace(found, cost_ms=costs)
-    numerics._store(numerics._probe_file(model), found)
+    numerics.store_probe(model, found)
     result["probe"]["cost_ms"] = costs
     result["probe"]["row_counts"] = dataclasses.asdict(found.row_counts)
     target = ScriptedDrafts.of(model) if job["model"] == "random" else model
@@ -285,7 +285,7 @@ def cost(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
         prompt = prompts[number % len(prompts)]
         if isinstance(target, ScriptedDrafts) and mode != "ar":
             target.script(prompt, answers[number].ids, usual_lengths(number))
-        return write(
+        return decode_answer(
             target,
             prompt,
             ends,

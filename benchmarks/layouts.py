@@ -26,10 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.simulate import cycles
-from orthrus_mlx.decoding.plan import BLOCKS, Policy
+from orthrus_mlx.decoding.plan import Policy
 from orthrus_mlx.decoding.scheduler import Fixed
 
 LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
+BLOCKS = (1, 2)  # of a one-pass forward
 AT_ONCE = 8  # places drafted from in one pass
 
 
@@ -64,7 +65,8 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
     import mlx.core as mx
 
     from orthrus_mlx import mlx_generate
-    from orthrus_mlx.decoding.engine import cut_cache
+    from orthrus_mlx.decoding.cache import trim
+    from orthrus_mlx.rows import Rows, Segment
 
     tokens = list(mlx_generate(model, prompt, ends, limit, mode="ar"))
     block_size, mask = model.config.block_size, model.config.mask_token_id
@@ -72,19 +74,18 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
     drafts: dict[int, list[list[int]]] = {length: [] for length in lengths}
     cache, start = model.make_cache(), len(prompt) - 1
     if start:
-        model.hidden(mx.array([prompt[:-1]]), cache)
+        model.forward(Rows.verify(mx.array(prompt[:-1]), cache))
     text = prompt[-1:] + tokens[:-1]
     for place in range(0, len(text), AT_ONCE):
         anchors = text[place : place + AT_ONCE]
         for length in lengths:
-            cut_cache(cache, start + place)
-            blocks = [id for anchor in anchors for id in (anchor, *[mask] * (length - 1))]
-            depths = range(len(anchors))
-            rows = mx.array(anchors + blocks)
-            _, logits = model.verify_and_draft(rows, len(anchors), depths, cache)
-            guesses: Any = mx.argmax(logits, axis=-1).tolist()
-            # Two-pass cycles ask for the whole of a block; what its last row says is never used.
-            drafts[length] += [g + [-1] * (length - len(g)) for g in guesses]
+            trim(cache, start + place)
+            blocks = mx.array([[anchor, *[mask] * (length - 1)] for anchor in anchors])
+            segment = Segment(cache, mx.array(anchors), blocks, tuple(range(len(anchors))))
+            _, logits = model.forward(Rows([segment]))
+            guesses: Any = mx.argmax(logits, axis=-1).reshape(blocks.shape).tolist()
+            # The last row of a block of the trained length is untrained.
+            drafts[length] += [[*g[: block_size - 1], -1][:length] for g in guesses]
     return Answer(kind, tokens, drafts)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from orthrus_mlx.model import Model
+from orthrus_mlx.rows import Rows
 
 LOUD = 1e4  # above every real logit
 
@@ -40,24 +41,20 @@ class ScriptedDrafts(Model):
             at += 1
         object.__setattr__(self, "guesses", tuple(guesses))  # no part of the weights
 
-    def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
-        """The model's draft pass, with the script's guesses."""
-        start = cache[0].offset
-        return self._follow(super().draft(ids, cache), start)
+    def forward(self, rows: Rows) -> tuple[mx.array, mx.array]:
+        """The model's pass over one sequence, with the script's guesses."""
+        (segment,) = rows.segments
+        start = segment.cache[0].offset
+        verified, drafted = super().forward(rows)
+        if segment.blocks is None:
+            return verified, drafted
+        places = [start + depth for depth in segment.depths]
+        return verified, self._follow(drafted, places, segment.blocks.shape[1])
 
-    def verify_and_draft(
-        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
-    ) -> tuple[mx.array, mx.array]:
-        """The model's one pass, with the script's guesses."""
-        start = cache[0].offset
-        verified, drafted = super().verify_and_draft(ids, n_ar, depths, cache)
-        followed = [self._follow(d, start + n) for d, n in zip(drafted, depths, strict=True)]
-        return verified, mx.stack(followed)
-
-    def _follow(self, logits: mx.array, start: int) -> mx.array:
-        rows, vocab = logits.shape
-        guesses = list(self.guesses[start + 1 : start + 1 + rows])
-        guesses += [0] * (rows - len(guesses))
+    def _follow(self, logits: mx.array, places: Sequence[int], length: int) -> mx.array:
+        vocab = logits.shape[1]
+        known = [*self.guesses, *[0] * (max(places) + 1 + length)]
+        guesses = [guess for start in places for guess in known[start + 1 : start + 1 + length]]
         chosen = mx.arange(vocab) == mx.array(guesses)[:, None]
         return mx.where(chosen, mx.array(LOUD, logits.dtype), logits)
 

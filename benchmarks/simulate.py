@@ -1,6 +1,6 @@
 """Simulate the schedule on published costs and acceptance: what would mode="auto" gain on a Mac?
 
-No model runs. The real `schedule.Auto` and `schedule.Fixed` plan each cycle, a model of text says
+No model runs. The real `Adaptive` and `Fixed` plan each cycle, a model of text says
 which guesses are right, and a table of costs says how long the cycle took.
 
     python benchmarks/simulate.py [--answers 40] [--tokens 256] [--costs "bf16 0.32.1"]
@@ -52,10 +52,10 @@ from pathlib import Path
 from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from orthrus_mlx.decoding.cost_model import Costs
-from orthrus_mlx.decoding.plan import AR_STEP, Plan, Policy, anchor_depths, reusable_block
-from orthrus_mlx.decoding.scheduler import Auto, Fixed, Scheduler, policies
-from orthrus_mlx.device.calibrate import ALTERNATING, ROWS, SIZES, layouts
+from orthrus_mlx.decoding.cost_model import Costs, plan_cost, policies
+from orthrus_mlx.decoding.plan import DIFFUSION, Plan, Policy, anchor_depths, reusable_block
+from orthrus_mlx.decoding.scheduler import Adaptive, Fixed, Scheduler
+from orthrus_mlx.device.calibrate import ONE_PASS, SIZES
 
 DECAY, BEHIND_WRONG, SHORT = 0.99, 0.8, 0.14
 PRODUCTS = 2.0  # steps that a pass spends on matrix products, before `gemv_wide`
@@ -78,9 +78,9 @@ def cost_table(passes: dict[int, float]) -> Costs:
     def fused(n_ar: int, ahead: int) -> float:
         return (1 - OWN) * price(n_ar + ahead) + OWN * (price(n_ar) + price(ahead))
 
-    blocks = [n for n in SIZES if n <= LONGEST]  # as `costs.calibrate` tries them
-    shares = [share for n in ROWS for share in layouts(n, LONGEST)]
-    shares += [(1, n - 1) for n in ALTERNATING if n <= LONGEST]
+    blocks = [n for n in SIZES if n <= LONGEST]  # as `calibrate` tries them
+    shares = [(1, n - 1) for n in blocks if n >= 4]
+    shares += ONE_PASS
     return Costs(
         verify={n: price(n) for n in (1, *blocks)},
         draft={n: price(n) for n in blocks},
@@ -176,7 +176,7 @@ def cycles(
     anchor, budget = 0, tokens
     pending: list[bool] = []
     while budget > 0:
-        plan = scheduler.plan(budget, len(pending))
+        plan = scheduler.plan(budget, {DIFFUSION: len(pending)})
         guesses = text.guesses(anchor, plan.draft_rows)[:-1] if plan.draft_rows else pending
         drafts = guesses[: plan.n_drafts]
         accepted = drafts.index(False) if False in drafts else len(drafts)
@@ -191,19 +191,9 @@ def cycles(
         budget -= accepted + 1
 
 
-def price(costs: Costs, plan: Plan, n_drafts: int) -> float:
-    """What one cycle costs."""
-    if plan == AR_STEP:
-        return costs.of_ar_step()
-    if plan.block_rows:
-        return costs.of_fused(1 + n_drafts, plan.block_rows * plan.blocks)
-    draft = costs.of_draft(plan.draft_rows) if plan.draft_rows else 0.0
-    return draft + costs.of_verify(1 + n_drafts)
-
-
 def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> float:
     """Speed over plain decoding of one answer."""
-    time = sum(price(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
+    time = sum(plan_cost(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
     return tokens * costs.of_ar_step() / time
 
 
@@ -212,10 +202,9 @@ def mean_speed_up(
 ) -> float:
     """Speed-up over `answers` answers, those of mode="auto" where `policy` is None."""
     times = 0.0
+    found = policies(costs, "auto", LONGEST)
     for seed in range(answers):
-        scheduler = (
-            Auto(costs, policies(costs, "auto", LONGEST)) if policy is None else Fixed(policy)
-        )
+        scheduler = Adaptive(costs, found) if policy is None else Fixed(policy)
         times += 1 / speed_up(scheduler, costs, Text(kind, seed), tokens)
     return answers / times
 

@@ -149,7 +149,7 @@ def bench(
     from orthrus_mlx.tools.prompts import bundled, from_file
     from orthrus_mlx.tools.verify import encode
 
-    from .console import notes_console
+    from .console import stderr_console
     from .progress import Bar
     from .terminal import no_echo
 
@@ -158,7 +158,7 @@ def bench(
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
     kinds = [prompt.kind for prompt in chosen]
-    with no_echo(), Bar(notes_console(), "Writing answers") as bar:
+    with no_echo(), Bar(stderr_console(), "Writing answers") as bar:
         report = logic.bench(
             loaded,
             list(zip(kinds, encode(tokenizer, chosen), strict=True)),
@@ -183,12 +183,12 @@ def _bench_shapes(
 ) -> None:
     from orthrus_mlx.tools import bench_shapes as logic
 
-    from .console import notes_console
+    from .console import stderr_console
     from .progress import Bar
     from .terminal import no_echo
 
     report = logic.ShapesReport(shape, bits)
-    with no_echo(), Bar(notes_console(), "Timing passes") as bar:
+    with no_echo(), Bar(stderr_console(), "Timing passes") as bar:
         logic.measure(
             logic.build(shape, bits),
             report,

@@ -68,13 +68,13 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message;
     into a pipe, the answers are plain text.
     """
-    from .console import notes_console, say
+    from .console import note, stderr_console
     from .conversation import Conversation
     from .settings import Settings
     from .slash import describe_loaded
 
     template_config = options.parse_template_config(chat_template_config)
-    notes = notes_console()
+    notes = stderr_console()
     conversation = Conversation.load(load) if load else Conversation()
     if system_prompt is not None:
         conversation.system = system_prompt
@@ -87,9 +87,9 @@ def chat(
 
     interactive = sys.stdin.isatty()
     if interactive:
-        say(notes, "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave")
+        note(notes, "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave")
     if load:
-        say(notes, describe_loaded(conversation))
+        note(notes, describe_loaded(conversation))
     session = ChatSession(lm, tokenizer, template_config=template_config)
     tags = (tokenizer.think_start, tokenizer.think_end)
     Chat(

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 
-def notes_console() -> Console:
+def stderr_console() -> Console:
     """Make the console for all that is not the answer."""
     return Console(stderr=True, highlight=False)
 
@@ -21,7 +21,7 @@ def is_screen(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
-def say(console: Console, text: str, style: str = "dim") -> None:
+def note(console: Console, text: str, style: str = "dim") -> None:
     """Print a line as it stands: no markup, and no breaks that the terminal did not make."""
     console.print(Text(text, style=style), soft_wrap=True)
 
@@ -39,7 +39,7 @@ def for_terminal(text: str) -> str:
 def print_error(error: Exception, console: Console | None = None) -> None:
     """Print `error: ...` in red on stderr."""
     line = Text.assemble(("error: ", "bold red"), (str(error), "red"))
-    (console or notes_console()).print(line, soft_wrap=True)
+    (console or stderr_console()).print(line, soft_wrap=True)
 
 
 def read_stdin() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .options import examples
+from .options import Dtype, examples
 
 EXAMPLES = examples(
     f"orthrus-mlx convert --hf-path {options.REAL_MODEL} -q --mlx-path orthrus-4bit",
@@ -26,14 +26,6 @@ class QMode(StrEnum):
     nvfp4 = "nvfp4"
 
 
-class DType(StrEnum):
-    """What to store unpacked weights as."""
-
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
 def convert(
     hf_path: Annotated[
         str,
@@ -49,7 +41,7 @@ def convert(
     ] = Path("mlx_model"),
     revision: options.RevisionOption = None,
     dtype: Annotated[
-        DType | None,
+        Dtype | None,
         typer.Option(
             help="Type of the weights that are not packed. [dim]\\[default: as they are][/dim]",
             show_default=False,
@@ -110,11 +102,11 @@ def convert(
     from orthrus_mlx.checkpoint.info import describe
     from orthrus_mlx.convert import convert as run
 
-    from .console import notes_console, say
+    from .console import note, stderr_console
     from .info import print_info
     from .progress import Bar
 
-    notes = notes_console()
+    notes = stderr_console()
     with Bar(notes, "Converting", amount=DownloadColumn, tenths=True) as bar:
         folder = run(
             hf_path,
@@ -130,6 +122,6 @@ def convert(
             on_progress=bar,
         )
     print_info(describe(folder))
-    say(notes, f"Wrote {mlx_path}. Try it: orthrus-mlx chat --model {mlx_path}")
+    note(notes, f"Wrote {mlx_path}. Try it: orthrus-mlx chat --model {mlx_path}")
     if upload_repo is not None:
-        say(notes, f"Uploaded to https://huggingface.co/{upload_repo}")
+        note(notes, f"Uploaded to https://huggingface.co/{upload_repo}")

@@ -109,11 +109,11 @@ def generate(
 
     from orthrus_mlx.generate import stream_generate
 
-    from .console import notes_console, say
+    from .console import note, stderr_console
     from .progress import prefill_bar, probe_bar
     from .stats import generation_lines
 
-    notes = notes_console()
+    notes = stderr_console()
     last: Any = None
     with prefill_bar(notes) as reading, probe_bar(notes) as probing:
         answer = stream_generate(
@@ -139,7 +139,7 @@ def generate(
         last = _print_answer(answer)
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
-            say(notes, line)
+            note(notes, line)
 
 
 def _read_prompt(text: str | None, prompt: str | None) -> str:
@@ -184,7 +184,7 @@ def _encode(
     """Turn the message into ids, through the chat template if there is one."""
     from orthrus_mlx.session import encode_chat
 
-    from .console import notes_console, say
+    from .console import note, stderr_console
 
     # Without a template a lone message can still be sent raw; a system prompt cannot.
     if not raw and (tokenizer.has_chat_template or system_prompt is not None):
@@ -193,7 +193,7 @@ def _encode(
             messages.insert(0, {"role": "system", "content": system_prompt})
         return encode_chat(tokenizer, messages, template_config)[0]
     if not raw and not quiet:
-        say(notes_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
+        note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
     return list(tokenizer.encode(message))
 
 

@@ -89,7 +89,7 @@ def facts(described: "ModelInfo") -> "Table":
 
 def numerics(described: "ModelInfo") -> dict[str, str]:
     """Say what the probe found on this device, or how to run it."""
-    from orthrus_mlx.device.probe import MLX_VERSION, device_name
+    from orthrus_mlx.device.measured import MLX_VERSION, device_name
 
     from .probing import exact_line, probe_line
 

@@ -26,6 +26,15 @@ class Cycle(StrEnum):
     auto = "auto"
     two_pass = "two-pass"
     one_pass = "one-pass"
+    alternating = "alternating"
+
+
+class Dtype(StrEnum):
+    """A type of floating-point numbers."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 class Numerics(StrEnum):
@@ -160,8 +169,9 @@ CycleOption = Annotated[
     typer.Option(
         "--cycle",
         metavar="CYCLE",
-        help="Draft and verify in 'two-pass' cycles, as in the paper, in 'one-pass' cycles, or "
-        "'auto', whichever is faster.",
+        help="Draft and verify in 'two-pass' cycles, as in the paper, in 'one-pass' cycles, in "
+        "'alternating' passes (an AR step that drafts, then one that verifies), or 'auto', "
+        "whichever is faster.",
         rich_help_panel=_DECODING,
     ),
 ]
@@ -224,16 +234,16 @@ def load_model(model: str | None, revision: str | None, *, quiet: bool = False) 
 
     from orthrus_mlx import load
 
-    from .console import is_screen, notes_console, say
+    from .console import is_screen, note, stderr_console
     from .terminal import no_echo
 
     # It warns of long prompts; whether they fit the context is checked, and said, later on.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    notes = notes_console()
+    notes = stderr_console()
     if not model:
         model = DEMO
         if not quiet:
-            say(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
+            note(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
     on_disk = model == DEMO or Path(model).exists()
     if quiet or not on_disk or not is_screen(notes):  # a download draws its own progress
         return load(model, revision=revision)

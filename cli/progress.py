@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .console import is_screen, say
+from .console import is_screen, note
 
 LONG_PROMPT = 1024  # tokens; fewer are read too soon for a bar to help
 
@@ -50,7 +50,7 @@ class Bar:
         if not is_screen(self._console):
             if self._tenths and done * 10 // total > self._said:
                 self._said = done * 10 // total
-                say(self._console, f"{self._name}: {self._said * 10} %")
+                note(self._console, f"{self._name}: {self._said * 10} %")
             return
         if done >= total:
             self.close()

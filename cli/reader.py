@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import platformdirs
+
 QUOTES = '"""'
 
 
@@ -96,11 +98,7 @@ def history_path() -> Path:
     chosen = os.environ.get("ORTHRUS_MLX_HISTORY")
     if chosen:
         return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        state = Path.home() / "Library" / "Application Support"
-    else:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "orthrus-mlx" / "chat_history"
+    return platformdirs.user_state_path("orthrus-mlx") / "chat_history"
 
 
 def _open_history() -> Any:
@@ -114,9 +112,9 @@ def _open_history() -> Any:
         with path.open("ab"):
             return FileHistory(str(path))
     except OSError as error:
-        from .console import notes_console, say
+        from .console import note, stderr_console
 
-        say(notes_console(), f"No history of your lines is kept: {path}: {error.strerror}")
+        note(stderr_console(), f"No history of your lines is kept: {path}: {error.strerror}")
         return InMemoryHistory()
 
 

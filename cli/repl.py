@@ -8,7 +8,7 @@ from rich.console import Console
 
 from orthrus_mlx.errors import ContextLengthError, OrthrusError
 
-from .console import print_error, say
+from .console import note, print_error
 from .conversation import Conversation, Turn
 from .progress import prefill_bar, probe_bar
 from .reader import Reader, read_message
@@ -98,7 +98,7 @@ class Chat:
                     raise
                 print_error(error, self.notes)
                 if isinstance(error, ContextLengthError):
-                    say(self.notes, "The conversation is too long: /undo some of it, or /reset")
+                    note(self.notes, "The conversation is too long: /undo some of it, or /reset")
 
     def ask(self, question: str) -> None:
         """Answer a question; it becomes part of the conversation if that works."""
@@ -149,7 +149,7 @@ class Chat:
                 ctrl_c.pressed = True
             answer.finish()
         if last is None:  # Ctrl-C while the prompt was read
-            say(self.notes, "Stopped before the answer began; your message was not kept.")
+            note(self.notes, "Stopped before the answer began; your message was not kept.")
             return None
         self._report(last, stopped=ctrl_c.pressed)
         return answer.turn(question)
@@ -167,7 +167,7 @@ class Chat:
             line = f"stopped · {line}"
         elif last.finish_reason == "length":
             line = f"cut off at max_tokens ({self.settings.max_tokens}) · {line}"
-        say(self.notes, line)
+        note(self.notes, line)
         if self._interactive:
             self.notes.print()
 

@@ -4,18 +4,45 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
+
+from rich.console import Console
 
 from orthrus_mlx.errors import OrthrusError
 
-from .console import say
+from .console import note
 from .conversation import Conversation
 from .reader import complete_path
-from .settings import SETTINGS
-from .stats import acceptance, plural, speed
+from .settings import SETTINGS, Settings
+from .stats import Totals, acceptance, plural, speed
 
-if TYPE_CHECKING:
-    from .repl import Chat
+
+class Cache(Protocol):
+    """What a chat's session keeps of the conversation."""
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens the KV cache holds."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class ChatState(Protocol):
+    """What the commands read and change of a chat; `orthrus_mlx.cli.repl.Chat` has it."""
+
+    conversation: Conversation
+    model_name: str
+    notes: Console
+    settings: Settings
+    totals: Totals
+
+    @property
+    def session(self) -> Cache:
+        """What answers."""
+
+    def retry(self) -> None:
+        """Answer the last question again."""
 
 
 class CommandError(OrthrusError):
@@ -75,7 +102,7 @@ def complete(text: str) -> Iterable[str]:
 class SlashCommands:
     """Runs slash commands on a chat."""
 
-    def __init__(self, chat: "Chat") -> None:
+    def __init__(self, chat: ChatState) -> None:
         self._chat = chat
         self._actions: dict[str, Callable[[str], None]] = {
             "/help": self._help,
@@ -108,26 +135,26 @@ class SlashCommands:
         self._actions[name](argument.strip())
         return True
 
-    def _say(self, text: str) -> None:
-        say(self._chat.notes, text)
+    def _note(self, text: str) -> None:
+        note(self._chat.notes, text)
 
     def _help(self, _: str) -> None:
         rows = [(f"{command.name} {command.takes}", command.help) for command in COMMANDS]
         for left, right in (*rows, *_KEYS):
-            self._say(f"  {left:<18}{right}")
-        self._say("  A message that starts with a slash: put a space before it.")
+            self._note(f"  {left:<18}{right}")
+        self._note("  A message that starts with a slash: put a space before it.")
 
     def _reset(self, _: str) -> None:
         self._chat.conversation.turns.clear()
         self._chat.conversation.path = None
         self._chat.session.reset()
-        self._say("The conversation starts anew.")
+        self._note("The conversation starts anew.")
 
     def _undo(self, _: str) -> None:
         turns = self._chat.conversation.turns
         if not turns:
             raise CommandError("There is nothing to undo.")
-        self._say(f"Taken back: {_shorten(turns.pop().question)}")
+        self._note(f"Taken back: {_shorten(turns.pop().question)}")
 
     def _retry(self, _: str) -> None:
         if not self._chat.conversation.turns:
@@ -137,36 +164,36 @@ class SlashCommands:
         after = self._chat.conversation.turns[-1]
         if after is not before and after.answer == before.answer:
             greedy = self._chat.settings.temp == 0
-            self._say(f"The same answer{'; for others: /set temp 0.7' if greedy else ''}")
+            self._note(f"The same answer{'; for others: /set temp 0.7' if greedy else ''}")
 
     def _system(self, text: str) -> None:
         conversation = self._chat.conversation
         if text:
             conversation.system = None if text in ('""', "''") else text
-        self._say(f"System prompt: {conversation.system or 'none'}")
+        self._note(f"System prompt: {conversation.system or 'none'}")
 
     def _set(self, text: str) -> None:
         settings = self._chat.settings
         if not text:
             for line in settings.lines():
-                self._say(f"  {line}")
+                self._note(f"  {line}")
             return
         name, _, value = text.replace("=", " ").partition(" ")
-        self._say(settings.set(name, value.strip()))
+        self._note(settings.set(name, value.strip()))
 
     def _stats(self, _: str) -> None:
         totals = self._chat.totals
         if not totals.answers:
-            self._say("Nothing was answered yet.")
+            self._note("Nothing was answered yet.")
             return
         read = totals.prompt_tokens
-        self._say(f"  {plural(totals.answers, 'answer')}, {plural(totals.tokens, 'token')}")
-        self._say(f"  {speed(totals)}, {acceptance(totals)}")
-        self._say(f"  prompts: {read} tokens read, {totals.reused_tokens} reused from the cache")
-        self._say(f"  cache: {self._chat.session.cached_tokens} tokens")
-        self._say(f"  peak memory: {totals.peak_memory:.3f} GB")
+        self._note(f"  {plural(totals.answers, 'answer')}, {plural(totals.tokens, 'token')}")
+        self._note(f"  {speed(totals)}, {acceptance(totals)}")
+        self._note(f"  prompts: {read} tokens read, {totals.reused_tokens} reused from the cache")
+        self._note(f"  cache: {self._chat.session.cached_tokens} tokens")
+        self._note(f"  peak memory: {totals.peak_memory:.3f} GB")
         if totals.near_ties:
-            self._say(f"  near-ties: {totals.near_ties}")
+            self._note(f"  near-ties: {totals.near_ties}")
 
     def _save(self, name: str, overwrite: bool = False) -> None:
         conversation = self._chat.conversation
@@ -174,13 +201,15 @@ class SlashCommands:
         if path is None:
             raise CommandError("Save to which file? /save FILE")
         conversation.save(path, self._chat.model_name, overwrite=overwrite)
-        self._say(f"Saved {plural(len(conversation.turns), 'turn')} to {_shown(conversation.path)}")
+        self._note(
+            f"Saved {plural(len(conversation.turns), 'turn')} to {_shown(conversation.path)}"
+        )
 
     def _load(self, name: str) -> None:
         if not name:
             raise CommandError("Load which file? /load FILE")
         self._chat.conversation = Conversation.load(_path(name))
-        self._say(describe_loaded(self._chat.conversation))
+        self._note(describe_loaded(self._chat.conversation))
 
 
 def describe_loaded(conversation: Conversation) -> str:

@@ -2,6 +2,8 @@
 
 from enum import Enum, auto
 
+from orthrus_mlx.generate import overlap
+
 
 class Kind(Enum):
     """What a piece of streamed text is."""
@@ -47,7 +49,7 @@ class ThinkingSplitter:
                 pieces += [(Kind.thinking, thought), (Kind.tag, tag)]
                 self._held, self._state = rest, Kind.answer
             else:
-                cut = len(thought) - _overlap(thought, self._closes)
+                cut = len(thought) - overlap(thought, self._closes)
                 pieces.append((Kind.thinking, thought[:cut]))
                 self._held = thought[cut:]
         if self._state is Kind.answer:
@@ -60,11 +62,3 @@ class ThinkingSplitter:
         held, self._held = self._held, ""
         kind = Kind.thinking if self._state is Kind.thinking else Kind.answer
         return [(kind, held)] if held else []
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Count the characters at the end of `text` that could begin `tag`."""
-    for size in range(min(len(text), len(tag) - 1), 0, -1):
-        if tag.startswith(text[-size:]):
-            return size
-    return 0

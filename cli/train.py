@@ -2,14 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
-from .options import examples
+from .options import Dtype, examples
 
 if TYPE_CHECKING:
     from orthrus_mlx.training.events import Event, Report
@@ -22,14 +21,6 @@ EXAMPLES = examples(
 )
 
 _BASE, _BLOCKS, _STEPS, _WATCH = "Base and data", "Blocks", "Optimization", "Watching and saving"
-
-
-class Dtype(StrEnum):
-    """What to compute in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def _option(help: str, panel: str, *names: str, **more: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .options import examples
+from .options import Dtype, examples
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,14 +27,6 @@ class Against(StrEnum):
 
     mlx_lm = "mlx-lm"
     torch = "torch"
-
-
-class Dtype(StrEnum):
-    """What to compute in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 def verify(
@@ -97,7 +89,7 @@ def verify(
     from orthrus_mlx.tools import verify as logic
     from orthrus_mlx.tools.prompts import bundled, from_file
 
-    from .console import notes_console
+    from .console import stderr_console
     from .progress import Bar, probe_bar
     from .terminal import no_echo
 
@@ -105,7 +97,7 @@ def verify(
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
     if dtype is not None:
         cast(loaded, dtype)
-    notes = notes_console()
+    notes = stderr_console()
     with no_echo(), probe_bar(notes) as probing, Bar(notes, "Comparing answers") as comparing:
         probe = cached_probe(loaded, progress=probing, fresh=fresh)
         report = logic.verify(
@@ -132,12 +124,13 @@ def cast(model: Any, dtype: Dtype) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
+    from orthrus_mlx.checkpoint.load import ready
+
     weights: Any = tree_flatten(model.parameters())
     if any(name.endswith(".scales") for name, _ in weights):
         raise typer.BadParameter("this checkpoint is quantized", param_hint="--dtype")
     model.set_dtype(getattr(mx, dtype.value))
-    model.pack()
-    mx.eval(model.parameters())
+    ready(model)
 
 
 def print_report(model: str, report: "Report", tokenizer: Any) -> None:

@@ -10,7 +10,6 @@ from ..checkpoint.hub import is_hub_id
 from ..checkpoint.load import Checkpoint
 from .options import Options
 
-LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "base_model")
 
 TEXT = """\

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..checkpoint.config import QUANTIZATION_MODES, Quantization
 from ..checkpoint.hub import is_hub_id
+from ..checkpoint.tensors import DTYPE_NAMES
 from ..errors import ConversionError
 
 # mlx-lm's defaults; each mode but affine has exactly one group size and number of bits.
@@ -20,7 +21,7 @@ DEFAULTS = {
 }
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUP_SIZES = (32, 64, 128)
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+DTYPES = {DTYPE_NAMES[code]: code for code in ("F16", "BF16", "F32")}
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint.hub import TOKENIZER_FILES
-from ..checkpoint.load import INDEX_FILE, inspect, read_headers, resolve, weight_files
+from ..checkpoint.load import inspect, read_headers, resolve, weight_files
+from ..checkpoint.staging import check_absent, staged_folder
 from ..checkpoint.tensors import DIFFUSION_FILE, some
+from ..checkpoint.write import copy_files, files_to_copy, write_index, write_json
 from ..errors import CheckpointError, OutputError
-from .card import LICENSE_FILES, model_card
+from .card import model_card
 from .config import output_config
 from .options import check_options
 from .plan import PlannedFile, make_plan, output_bytes, source_bytes
 from .read import SourceReader
-from .staging import check_absent, staged_folder
 from .upload import upload
 from .writer import SafetensorsWriter
 
-COPIED_FILES = ("generation_config.json", *TOKENIZER_FILES, *LICENSE_FILES)
+CARD = "README.md"
 
 
 def convert(
@@ -77,18 +75,16 @@ def convert(
     check_absent(final)
     checkpoint = inspect(resolve(hf_path, revision))
     plan = make_plan(checkpoint, options)
-    copied = [checkpoint.folder / name for name in COPIED_FILES]
-    copied = [path for path in copied if path.is_file()]
+    copied = files_to_copy(checkpoint.folder, leave_out=[CARD])
 
     needed = output_bytes(plan) + sum(path.stat().st_size for path in copied)
     with staged_folder(final, needed) as folder:
         write_weights(folder, plan, on_progress)
-        write_json(folder / INDEX_FILE, index(plan))
+        index(folder, plan)
         write_json(folder / "config.json", output_config(checkpoint.config, options))
-        for path in copied:
-            shutil.copyfile(path, folder / path.name)
+        copy_files(copied, folder)
         card = model_card(checkpoint, str(hf_path), upload_repo or final.name, options)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
         verify(folder, plan)
     if upload_repo is not None:
         upload(final, upload_repo)
@@ -112,15 +108,12 @@ def write_weights(
                     on_progress(done, total)
 
 
-def index(plan: list[PlannedFile]) -> dict[str, object]:
-    """The index JSON: the AR view's tensors only, so that stock mlx-lm sees a plain Qwen3."""
+def index(folder: Path, plan: list[PlannedFile]) -> None:
+    """Write the index JSON of the AR view alone, so that stock mlx-lm sees a plain Qwen3."""
     files = [file for file in plan if file.name != DIFFUSION_FILE]
     weight_map = {spec.name: file.name for file in files for spec in file.specs}
     parameters = sum(step.parameters for file in files for step in file.steps)
-    return {
-        "metadata": {"total_size": output_bytes(files), "total_parameters": parameters},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
+    write_index(folder, weight_map, output_bytes(files), parameters)
 
 
 def verify(folder: Path, plan: list[PlannedFile]) -> None:
@@ -152,8 +145,3 @@ def verify(folder: Path, plan: list[PlannedFile]) -> None:
         raise OutputError(
             "What was written is not what was planned, and was removed. " + "; ".join(problems[:6])
         )
-
-
-def write_json(path: Path, content: dict[str, object]) -> None:
-    """Write a JSON file, its fields sorted as mlx-lm sorts them."""
-    path.write_text(json.dumps(dict(sorted(content.items())), indent=4) + "\n", encoding="utf-8")

@@ -13,12 +13,11 @@ from mlx.utils import tree_flatten
 from ..checkpoint.config import ModelConfig, Quantization
 from ..checkpoint.load import Checkpoint
 from ..checkpoint.tensors import DIFFUSION_FILE, TensorInfo
+from ..checkpoint.write import name_shards
 from ..errors import ConversionError
 from ..model import Model, is_diffusion
 from .options import DTYPES, Options
 from .writer import TensorSpec
-
-MAX_SHARD_BYTES = 5 << 30  # mlx-lm's; the memory needed does not depend on it
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ class PlannedFile:
         return [spec for step in self.steps for spec in step.outputs]
 
 
-def make_plan(
-    checkpoint: Checkpoint, options: Options, max_shard_bytes: int | None = None
-) -> list[PlannedFile]:
+def make_plan(checkpoint: Checkpoint, options: Options) -> list[PlannedFile]:
     """Lay out the output files: the AR view's shards, then the diffusion view's one file.
 
     Raises:
@@ -75,12 +72,8 @@ def make_plan(
     _check_packs_something(ar, options.ar)
     _check_packs_something(diffusion, options.diffusion)
 
-    shards = _split(ar, max_shard_bytes or MAX_SHARD_BYTES)
-    names = ["model.safetensors"]
-    if len(shards) > 1:
-        count = len(shards)
-        names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
-    files = [PlannedFile(name, tuple(shard)) for name, shard in zip(names, shards, strict=True)]
+    shards = name_shards({step.name: step for step in ar})
+    files = [PlannedFile(name, tuple(shard.values())) for name, shard in shards.items()]
     return [*files, PlannedFile(DIFFUSION_FILE, tuple(diffusion))]
 
 
@@ -129,19 +122,6 @@ def _check_packs_something(steps: list[Step], packing: Quantization | None) -> N
             f"No matrix of this checkpoint divides into groups of {packing.group_size} inputs, so "
             "there is nothing to quantize. Take a smaller q_group_size."
         )
-
-
-def _split(steps: list[Step], max_bytes: int) -> list[list[Step]]:
-    """`steps` in order, cut into shards of at most `max_bytes`, a larger tensor on its own."""
-    shards: list[list[Step]] = []
-    size = 0
-    for step in steps:
-        if not shards or size + step.nbytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(step)
-        size += step.nbytes
-    return shards
 
 
 def source_bytes(files: list[PlannedFile]) -> int:

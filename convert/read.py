@@ -7,9 +7,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..checkpoint.hub import brief
+from ..checkpoint.tensors import MX_DTYPES
 from ..errors import ConversionError, IncompleteCheckpointError
 from .plan import Step
-from .writer import MX_DTYPES
 
 
 class SourceReader:

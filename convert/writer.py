@@ -16,15 +16,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..checkpoint.tensors import ITEM_SIZES
-
-MX_DTYPES = {
-    "BF16": mx.bfloat16,
-    "F16": mx.float16,
-    "F32": mx.float32,
-    "U32": mx.uint32,
-    "U8": mx.uint8,
-}
+from ..checkpoint.tensors import ITEM_SIZES, MX_DTYPES
 
 
 class TensorSpec(NamedTuple):

@@ -4,7 +4,7 @@ from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
 from .checkpoint.load import load as load_model_and_tokenizer
 from .decoding.consensus import Sampling
-from .decoding.engine import DecodeStats
+from .decoding.sequence import DecodeStats
 from .errors import (
     ChatTemplateError,
     CheckpointError,
@@ -25,7 +25,13 @@ from .errors import (
     TrainingError,
     UnsafeCheckpointError,
 )
-from .generate import GenerationResponse, mlx_generate, stream_generate
+from .generate import (
+    GenerationOptions,
+    GenerationResponse,
+    mlx_generate,
+    prepare,
+    stream_generate,
+)
 
 __version__ = "0.1.0"
 
@@ -39,6 +45,7 @@ __all__ = [
     "DataError",
     "DecodeStats",
     "GenerationError",
+    "GenerationOptions",
     "GenerationResponse",
     "IncompleteCheckpointError",
     "ModelConfig",
@@ -56,5 +63,6 @@ __all__ = [
     "load",
     "load_model_and_tokenizer",
     "mlx_generate",
+    "prepare",
     "stream_generate",
 ]

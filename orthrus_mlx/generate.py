@@ -1,18 +1,129 @@
-"""The text layer: `mlx_generate` yields ids, `stream_generate` yields text with its figures."""
+"""Text in, text out: `mlx_generate` yields ids, `stream_generate` yields text with its figures.
+
+What a caller asks for is one record, `GenerationOptions`, checked once at the door.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import mlx.core as mx
 
-from .decoding.engine import Decoded, DecodeStats, LogitsProcessor, Progress
-from .decoding.request import decode_request
-from .decoding.scheduler import CycleKind, Mode
+from .decoding.choosers import LogitsProcessor
+from .decoding.consensus import Sampling
+from .decoding.cost_model import NOMINAL, within
+from .decoding.drafters import CopyDrafter
+from .decoding.engine import decode
+from .decoding.plan import RowCounts
+from .decoding.scheduler import CYCLES, MODES, CycleKind, Evidence, Mode, make_scheduler
+from .decoding.sequence import Decoded, DecodeStats, Progress, Request
+from .device.calibrate import device_costs
+from .device.probe import cached_probe, stored_probe
+from .errors import ContextLengthError, GenerationError, PromptError
+
+NUMERICS = ("fast", "exact")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
+    """How an answer is to be written.
+
+    Attributes:
+        max_tokens: ids to write at most; -1 for as many as the context holds.
+        temperature: 0 is greedy.
+        top_p: keep the likeliest tokens up to this total probability (1: all).
+        top_k: keep the k likeliest tokens (0: all).
+        min_p: drop tokens below this fraction of the top probability (0: none).
+        seed: keys the sampling noise; None draws a fresh one, which the stats report.
+        mode: "parallel" always drafts full blocks, "ar" never drafts, "auto" decides as it goes
+            from what passes cost on this device (measured at first use, then kept on disk) and
+            from how many drafts are accepted.
+        cycle: how drafts are made: "two-pass" (the paper's: a draft pass, then a verify pass),
+            "one-pass" (a pass verifies one block while it drafts the next) or "alternating" (an AR
+            step that drafts a block beside its row takes turns with a pass that verifies it).
+            "auto" leaves the choice to mode="auto", and is the paper's in mode="parallel".
+        numerics: "fast" picks row counts by cost alone; "exact" keeps every pass within row counts
+            that this device was found to compute bit-identically, so that every mode gives the
+            same ids in any precision. The first exact call probes the device (some seconds, then
+            kept on disk).
+        prompt_cache: a cache from `mlx_lm.models.cache.make_prompt_cache(model)` to continue.
+            However the iterator ends, it then holds all ids but the last one handed out; start
+            the next call's prompt with that one.
+        logits_processors: as mlx-lm's: `processor(tokens, logits [1, vocab])` -> logits, called
+            once for each token handed out, with the ids before it in this call.
+        on_stats: called once with the `DecodeStats` of the run when the iterator ends.
+        block_size: rows of the largest block to draft, anchor included; None for the checkpoint's.
+        calibrate: measure costs at first use of mode="auto"; otherwise assume typical ones.
+        prefill_step_size: prompt ids in one prefill pass.
+        prompt_progress_callback: called with (prompt ids read, prompt ids in all).
+        probe_progress_callback: called with (steps done, steps in all) while the first exact call
+            probes the device.
+        cached_ids: the ids that `prompt_cache` holds, where the caller knows them: mode="auto" may
+            copy drafts from them.
+        evidence: what earlier answers showed about drafts; mode="auto" goes on from it and adds to
+            it. None starts afresh.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    mode: Mode = "auto"
+    cycle: CycleKind = "auto"
+    numerics: str = "fast"
+    prompt_cache: list[Any] | None = None
+    logits_processors: Sequence[LogitsProcessor] | None = None
+    on_stats: Callable[[DecodeStats], None] | None = None
+    block_size: int | None = None
+    calibrate: bool = True
+    prefill_step_size: int = 2048
+    prompt_progress_callback: Progress | None = None
+    probe_progress_callback: Progress | None = None
+    cached_ids: Sequence[int] = ()
+    evidence: Evidence | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("cycle", self.cycle, CYCLES)
+        _one_of("numerics", self.numerics, NUMERICS)
+        if not _is_count(self.max_tokens) and self.max_tokens != -1:
+            raise GenerationError(
+                f"max_tokens is {self.max_tokens!r}; expected a whole number, or -1 for no limit "
+                "but the context."
+            )
+        if not _is_count(self.prefill_step_size) or self.prefill_step_size < 1:
+            raise GenerationError(
+                f"prefill_step_size is {self.prefill_step_size!r}; expected 1 or more."
+            )
+        if self.block_size is not None and (not _is_count(self.block_size) or self.block_size < 2):
+            raise GenerationError(f"block_size is {self.block_size!r}; expected 2 rows or more.")
+        self.sampling(0)
+
+    def sampling(self, seed: int) -> Sampling:
+        """How tokens are chosen, with `seed` where the caller gave none."""
+        given = seed if self.seed is None else self.seed
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, given)
+
+
+def _takes_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Show every option by name in the signature of a function that takes `**options`."""
+    own = list(inspect.signature(function).parameters.values())[:-1]
+    more = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+        for f in fields(GenerationOptions)
+        if f.name not in {p.name for p in own} and f.default is not MISSING
+    ]
+    signature = inspect.signature(function).replace(parameters=[*own, *more])
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass
@@ -27,14 +138,14 @@ class GenerationResponse:
         prompt_tokens: prompt ids of this call.
         prompt_tps: prompt ids read a second, up to the first token.
         generation_tokens: ids written so far.
-        generation_tps: ids written a second since the prompt was read. (mlx-lm counts from the
-            first id on; here that one brings others with it.)
+        generation_tps: ids written a second since the prompt was read. (mlx-lm starts the clock at
+            the first id; here the first cycle yields several.)
         peak_memory: peak memory of the process's MLX arrays, in GB (10^9 bytes).
         finish_reason: "stop" (end token or stop string), "length", or None while writing.
         forward_passes: passes over the layers so far, prefill apart; a two-pass cycle has two.
-        cycles: cycles so far, plain steps included.
+        cycles: cycles so far, AR steps included.
         drafted_tokens: drafts verified so far.
-        accepted_tokens: drafts that stood so far.
+        accepted_tokens: drafts accepted so far.
         seed: the sampling seed in use.
         near_ties: tokens chosen by less than the kernels' disagreement, as probed, so far; None
             where that is not known (exact numerics, or no probe on this machine yet).
@@ -59,32 +170,18 @@ class GenerationResponse:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Ids for each pass over the layers; plain decoding has 1."""
+        """Ids for each pass over the layers; AR decoding has 1."""
         return self.generation_tokens / self.forward_passes if self.forward_passes else 0.0
 
 
+@_takes_options
 def mlx_generate(
     model: Any,
     prompt_tokens: Sequence[int] | mx.array,
     eos_token_id: int | Collection[int],
     max_tokens: int = 256,
     temperature: float = 0.0,
-    *,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    seed: int | None = None,
-    mode: Mode = "auto",
-    cycle: CycleKind = "auto",
-    numerics: str = "fast",
-    prompt_cache: list[Any] | None = None,
-    logits_processors: Sequence[LogitsProcessor] | None = None,
-    on_stats: Callable[[DecodeStats], None] | None = None,
-    block_size: int | None = None,
-    calibrate: bool = True,
-    prefill_step_size: int = 2048,
-    prompt_progress_callback: Progress | None = None,
-    probe_progress_callback: Progress | None = None,
+    **options: Any,
 ) -> Generator[int, None, None]:
     """Yield token ids as they are decided, the end token last.
 
@@ -94,57 +191,14 @@ def mlx_generate(
         eos_token_id: the id, or ids, that end the answer.
         max_tokens: ids to write at most; -1 for as many as the context holds.
         temperature: 0 is greedy.
-        top_p: keep the likeliest tokens up to this total probability (1: all).
-        top_k: keep the k likeliest tokens (0: all).
-        min_p: drop tokens below this fraction of the top probability (0: none).
-        seed: keys the sampling noise; None draws a fresh one, which the stats report.
-        mode: "parallel" always drafts full blocks, "ar" never drafts, "auto" decides as it goes
-            from what passes cost on this device (measured at first use, then kept on disk) and
-            from how many drafts stand.
-        cycle: "two-pass" (the paper's) or "one-pass" (ours: no pass drafts only; in mode="auto"
-            not every pass drafts); "auto" leaves the choice to mode="auto", and is the paper's in
-            mode="parallel".
-        numerics: "fast" picks row counts by cost alone; "exact" keeps every pass within row counts
-            that this device was found to compute bit-identically, so that every mode gives the
-            same ids in any precision. The first exact call probes the device (some seconds, then
-            kept on disk).
-        prompt_cache: a cache from `mlx_lm.models.cache.make_prompt_cache(model)` to continue. When
-            the iterator ends or is closed, it holds all ids but the last one handed out.
-        logits_processors: as mlx-lm's: `processor(tokens, logits [1, vocab])` -> logits, called
-            once for each token handed out, with the ids before it in this call.
-        on_stats: called once with the `DecodeStats` of the run when the iterator ends.
-        block_size: rows of the largest block to draft, anchor included; None for the checkpoint's.
-        calibrate: measure costs at first use of mode="auto"; otherwise assume typical ones.
-        prefill_step_size: prompt ids in one prefill pass.
-        prompt_progress_callback: called with (prompt ids read, prompt ids in all).
-        probe_progress_callback: called with (steps done, steps in all) while the first exact call
-            probes the device.
+        options: everything else that `GenerationOptions` holds, by name.
 
     Raises:
         GenerationError: at once, before anything is computed, for an unusable request.
     """
-    run = decode_request(
-        model,
-        prompt_tokens,
-        [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id,
-        max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        mode=mode,
-        cycle=cycle,
-        numerics=numerics,
-        prompt_cache=prompt_cache,
-        logits_processors=logits_processors,
-        on_stats=on_stats,
-        block_size=block_size,
-        calibrate=calibrate,
-        prefill_step_size=prefill_step_size,
-        prompt_progress_callback=prompt_progress_callback,
-        probe_progress_callback=probe_progress_callback,
-    )
+    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+    given = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
+    run = decode_tokens(model, prompt_tokens, ends, given)
 
     def ids() -> Generator[int, None, None]:
         with contextlib.closing(run):
@@ -154,6 +208,93 @@ def mlx_generate(
     return ids()
 
 
+def decode_tokens(
+    model: Any,
+    prompt_tokens: Sequence[int] | mx.array,
+    eos_token_ids: Collection[int],
+    options: GenerationOptions,
+) -> Generator[tuple[Decoded, DecodeStats], None, None]:
+    """Check a request whole, then decode it.
+
+    Returns:
+        an iterator over each decided token and the totals at that point. Closing it leaves
+        `options.prompt_cache` with all ids but the last one handed out.
+
+    Raises:
+        GenerationError: at once, before anything is computed, for an unusable request.
+        NumericsError: at once, if exact numerics cannot be had on this device.
+    """
+    config = model.config
+    cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
+    if len(cache) != config.num_hidden_layers:
+        raise GenerationError(
+            f"The prompt cache has {len(cache)} layers, and this model {config.num_hidden_layers}: "
+            "it was made for another model. Make one with `model.make_cache()`."
+        )
+    prompt = _checked_ids(prompt_tokens, config.vocab_size)
+    room = config.max_position_embeddings - cache[0].offset - len(prompt)
+    if room < 1:
+        cached = f" after {cache[0].offset} cached ones" if cache[0].offset else ""
+        raise ContextLengthError(
+            f"The prompt has {len(prompt)} tokens{cached}, and this model's context holds "
+            f"{config.max_position_embeddings} with at least one to answer in. Shorten the "
+            "prompt, or start a new conversation."
+        )
+    row_counts, near_tie = RowCounts(), None
+    if options.numerics == "exact":
+        found = cached_probe(model, progress=options.probe_progress_callback)
+        row_counts = found.row_counts
+    elif (stored := stored_probe(model)) is not None:
+        near_tie = stored.near_tie
+    request = Request(
+        prompt=prompt,
+        eos_token_ids=frozenset(int(i) for i in eos_token_ids),
+        max_tokens=room if options.max_tokens == -1 else min(options.max_tokens, room),
+        sampling=options.sampling(secrets.randbits(32)),
+        mask_token_id=config.mask_token_id,
+        logits_processors=tuple(options.logits_processors or ()),
+        row_counts=row_counts,
+        near_tie=near_tie,
+        prefill_step_size=options.prefill_step_size,
+        on_progress=options.prompt_progress_callback,
+        cached_ids=options.cached_ids,
+    )
+    block = config.block_size if options.block_size is None else options.block_size
+    scheduler = make_scheduler(
+        options.mode,
+        options.cycle,
+        block,
+        lambda: within(device_costs(model, block) if options.calibrate else NOMINAL, row_counts),
+        options.evidence,
+    )
+    drafters = [CopyDrafter()] if options.mode == "auto" else []
+    return decode(model, request, scheduler, cache, options.on_stats, drafters)
+
+
+def prepare(
+    model: Any,
+    *,
+    block_size: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Measure now what the first request would wait for; what is on disk already is kept.
+
+    The probe finds the row counts that agree bit for bit on this device (for exact numerics, and
+    to count near-ties); calibration measures what passes cost (for mode="auto").
+
+    Args:
+        model: a model from `orthrus_mlx.load`.
+        block_size: rows of the largest block to draft; None for the checkpoint's.
+        progress: called with ("probe" or "calibrate", steps done, steps in all).
+    """
+    say = progress or (lambda stage, done, total: None)
+    cached_probe(model, progress=lambda done, total: say("probe", done, total))
+    say("calibrate", 0, 1)
+    device_costs(model, model.config.block_size if block_size is None else block_size)
+    say("calibrate", 1, 1)
+
+
+@_takes_options
 def stream_generate(
     model: Any,
     tokenizer: Any,
@@ -173,7 +314,7 @@ def stream_generate(
         max_tokens: ids to write at most; -1 for as many as the context holds.
         stop: one string or several that end the answer; none is handed out, nor what follows.
         eos_token_ids: ids that end the answer, in place of the tokenizer's.
-        options: everything else that `mlx_generate` takes.
+        options: everything else that `GenerationOptions` holds, by name.
 
     Yields:
         `GenerationResponse`, the last one with its `finish_reason`. The end token has no text.
@@ -189,11 +330,41 @@ def stream_generate(
         ids = prompt
     ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
     clock = _Clock(options.pop("prompt_progress_callback", None))
-    run = decode_request(
-        model, ids, ends, max_tokens, prompt_progress_callback=clock.progress, **options
+    given = GenerationOptions(
+        max_tokens=max_tokens, prompt_progress_callback=clock.progress, **options
     )
+    run = decode_tokens(model, ids, ends, given)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
     return _respond(model, run, tokenizer.detokenizer, ends, stops, clock)
+
+
+def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> list[int]:
+    if isinstance(prompt_tokens, mx.array) and prompt_tokens.ndim != 1:
+        raise PromptError(
+            f"prompt_tokens has shape {prompt_tokens.shape}; expected one dimension (one prompt)."
+        )
+    ids: Any = prompt_tokens
+    ids = ids.tolist() if isinstance(ids, mx.array) else list(ids)
+    if not ids:
+        raise PromptError("The prompt is empty; give at least one token.")
+    for place, token in enumerate(ids):
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise PromptError(f"prompt_tokens[{place}] is {token!r}; expected token ids.")
+        if not 0 <= token < vocab_size:
+            raise PromptError(
+                f"prompt_tokens[{place}] is {token}; this model's ids go from 0 to "
+                f"{vocab_size - 1}. Was the prompt encoded with another tokenizer?"
+            )
+    return [int(token) for token in ids]
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise GenerationError(f"{name} is {value!r}; expected one of {', '.join(known)}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class _Clock:
@@ -278,7 +449,7 @@ class StopStrings:
             self.found = True
             shown, self.held = self.held[: min(starts)], ""
             return shown
-        keep = max((self._overlap(stop) for stop in self.stops), default=0)
+        keep = max((overlap(self.held, stop) for stop in self.stops), default=0)
         cut = len(self.held) - keep
         shown, self.held = self.held[:cut], self.held[cut:]
         return shown
@@ -288,7 +459,8 @@ class StopStrings:
         shown, self.held = self.held, ""
         return shown
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that begins `stop`."""
-        longest = min(len(stop) - 1, len(self.held))
-        return next((n for n in range(longest, 0, -1) if self.held.endswith(stop[:n])), 0)
+
+def overlap(text: str, tag: str) -> int:
+    """How many characters at the end of `text` could begin `tag`."""
+    longest = min(len(tag) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

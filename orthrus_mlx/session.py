@@ -6,6 +6,8 @@ from typing import Any
 
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
+from .decoding.consensus import common_prefix
+from .decoding.scheduler import Evidence
 from .errors import ChatTemplateError
 from .generate import GenerationResponse, stream_generate
 
@@ -58,6 +60,7 @@ class ChatSession:
         """Forget everything and give the cache's memory back."""
         self._cache: list[Any] = make_prompt_cache(self.model)
         self._held: list[int] = []  # the ids that the cache holds
+        self._evidence = Evidence()  # how many drafts were accepted in this conversation
 
     @property
     def cached_tokens(self) -> int:
@@ -74,13 +77,19 @@ class ChatSession:
         """
         ids, self.prompt_text = encode_chat(self.tokenizer, messages, self.template_config)
         # One id at least must be read again, for its logits.
-        shared = min(_common_prefix(self._held, ids), max(len(ids) - 1, 0))
+        shared = min(common_prefix(self._held, ids), max(len(ids) - 1, 0))
         self._trim_to(shared)
         self.reused_tokens = shared
 
         said: list[int] = []
         answer = stream_generate(
-            self.model, self.tokenizer, ids[shared:], prompt_cache=self._cache, **options
+            self.model,
+            self.tokenizer,
+            ids[shared:],
+            prompt_cache=self._cache,
+            cached_ids=ids[:shared],
+            evidence=self._evidence,
+            **options,
         )
         try:
             with closing(answer):
@@ -105,13 +114,3 @@ class ChatSession:
         for layer in self._cache:
             trim_prompt_cache([layer], layer.offset - length)
         self._held = self._held[:length]
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Count the ids that both start with."""
-    length = 0
-    for a, b in zip(left, right, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length

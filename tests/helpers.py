@@ -9,6 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from orthrus_mlx.rows import Rows, Segment
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -150,3 +152,26 @@ def write_index(folder: Path, weight_map: dict[str, str], total_size: int = 0) -
     """Write the index JSON of a sharded checkpoint."""
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def verify(model: Any, ids: Any, cache: list[Any]) -> mx.array:
+    """AR logits [n, vocab_size] of a pass over `ids` [n]."""
+    logits: mx.array = model.forward(Rows.verify(mx.array(ids), cache))[0]
+    return logits
+
+
+def draft(model: Any, block: Any, cache: list[Any]) -> mx.array:
+    """Logits [n - 1, vocab_size] of the guesses of a draft pass over `block` [n]."""
+    logits: mx.array = model.forward(Rows.draft(mx.array(block), cache))[1]
+    return logits[:-1]
+
+
+def verify_and_draft(
+    model: Any, ids: Any, n_ar: int, depths: Any, cache: list[Any]
+) -> tuple[mx.array, mx.array]:
+    """AR logits [n_ar, vocab_size], and those of the blocks beside them, without untrained rows."""
+    ids = mx.array(ids)
+    blocks = ids[n_ar:].reshape(len(depths), -1)
+    segment = Segment(cache, ids[:n_ar], blocks, tuple(depths))
+    logits, guesses = model.forward(Rows([segment]))
+    return logits, guesses.reshape(*blocks.shape, -1)[:, : model.config.block_size - 1]

@@ -1,8 +1,7 @@
 """Which weights a model has, by name, type and shape: what the choice of kernels depends on.
 
-The layout that counts is the checkpoint's, as stored. So `info` finds by headers alone what was
-measured with the loaded model, and loading may rearrange weights (q, k and v in one matrix) as it
-likes.
+The fingerprint is that of the stored checkpoint, so `info` can look up measurements from headers
+alone, and loading may rearrange weights (q, k and v in one matrix).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from .tensors import DTYPE_NAMES, TensorInfo
 
-Layout = tuple[str, ...]  # a line for each weight, sorted
+Fingerprint = tuple[str, ...]  # a line for each weight, sorted
 
 
 @dataclass(frozen=True)
@@ -24,36 +23,36 @@ class Origin:
     """Where a model comes from.
 
     Attributes:
-        stored: the layout of its checkpoint.
-        loaded: that of its parameters, as loading left them.
+        stored: the fingerprint of its checkpoint.
+        loaded: the fingerprint of its parameters, as loading left them.
     """
 
-    stored: Layout
-    loaded: Layout
+    stored: Fingerprint
+    loaded: Fingerprint
 
 
-def layout_of(model: Any) -> Layout:
-    """The layout of a `Checkpoint`, or of the checkpoint that a model was loaded from.
+def fingerprint_of(model: Any) -> Fingerprint:
+    """The fingerprint of a `Checkpoint`, or of the checkpoint that a model was loaded from.
 
-    A model that was cast or quantized since then, or that was never loaded, has the layout of its
-    parameters; one that is not built of MLX modules has none.
+    A model that was cast or quantized after loading, or never loaded, has the fingerprint of its
+    parameters. A model that is not built of MLX modules has an empty one.
     """
     if not isinstance(model, nn.Module):
-        return getattr(model, "layout", ())
+        return getattr(model, "fingerprint", ())
     now = of_parameters(model)
     origin = getattr(model, "origin", None)
     return origin.stored if origin is not None and origin.loaded == now else now
 
 
-def of_tensors(tensors: Mapping[str, TensorInfo]) -> Layout:
-    """The layout of a checkpoint's tensors."""
+def of_tensors(tensors: Mapping[str, TensorInfo]) -> Fingerprint:
+    """The fingerprint of a checkpoint's tensors."""
     return tuple(
         sorted(f"{name} {DTYPE_NAMES[t.dtype]} {list(t.shape)}" for name, t in tensors.items())
     )
 
 
-def of_parameters(model: nn.Module) -> Layout:
-    """The layout of a model's parameters, in the words of `of_tensors`."""
+def of_parameters(model: nn.Module) -> Fingerprint:
+    """The fingerprint of a model's parameters, written as `of_tensors` does."""
     weights: Any = tree_flatten(model.parameters())
     return tuple(
         sorted(

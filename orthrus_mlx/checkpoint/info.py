@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..decoding.plan import RowCounts
-from ..device.probe import MLX_VERSION, Probe, device_name, stored_probe
+from ..device.measured import MLX_VERSION, device_name
+from ..device.probe import Probe, stored_probe
 from ..errors import CheckpointNotFoundError, NumericsError
 from ..model import is_diffusion
 from . import hub

@@ -25,7 +25,7 @@ from ..errors import (
     UnsafeCheckpointError,
 )
 from .config import ModelConfig, read_json
-from .fingerprint import Layout, Origin, of_parameters, of_tensors
+from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors
 from .hub import brief, download, is_hub_id
 from .tensors import (
     DIFFUSION_FILE,
@@ -61,7 +61,7 @@ class Checkpoint:
         return sorted({info.file for info in self.tensors.values()})
 
     @property
-    def layout(self) -> Layout:
+    def fingerprint(self) -> Fingerprint:
         """Name, type and shape of every tensor."""
         return of_tensors(self.tensors)
 
@@ -75,7 +75,7 @@ def load(
         path_or_hf_repo: "demo" (the bundled checkpoint), a folder, or a Hub id such as
             "chiennv/Orthrus-Qwen3-1.7B".
         revision: branch, tag or commit of a Hub id.
-        lazy: leave weights on disk until they are first used (and projections unjoined).
+        lazy: leave weights on disk until they are first used.
 
     Returns:
         (model, tokenizer): an `orthrus_mlx.model.Model` and mlx-lm's `TokenizerWrapper`.
@@ -257,13 +257,23 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
         weights += [(name, a) for name, a in content.items() if name in tensors]
     model.eval()
     model.load_weights(weights, strict=True)
-    del weights, content  # or joining would keep every weight in memory twice
+    del weights, content  # or `ready` could keep every weight in memory twice
     # Last of all that changes which parameters there are: what was measured is found by this.
-    model.origin = Origin(checkpoint.layout, of_parameters(model))
+    model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
+    return ready(model, lazy=lazy)
+
+
+def ready(model: Any, *, lazy: bool = False) -> Any:
+    """The model with its weights in memory, and with its device's own modules where there are any.
+
+    To be called for every model that is built, and again once its weights or modules were replaced
+    (another type, quantization).
+    """
+    from ..cuda import accelerate
+
     if not lazy:
-        model.pack()
         mx.eval(model.parameters())
-    return model
+    return accelerate(model)
 
 
 def load_tokenizer(folder: Path) -> Any:

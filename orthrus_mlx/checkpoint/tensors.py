@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import IncompleteCheckpointError, NotOrthrusError, TensorError
@@ -14,14 +15,15 @@ from .hub import brief
 
 DIFFUSION_FILE = "orthrus_diff.safetensors"
 FLOATS = ("BF16", "F16", "F32")
-ITEM_SIZES = {"BF16": 2, "F16": 2, "F32": 4, "U32": 4, "U8": 1}  # all that a checkpoint may hold
-DTYPE_NAMES = {  # to MLX
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "U32": "uint32",
-    "U8": "uint8",
+MX_DTYPES = {  # all that a checkpoint may hold, by safetensors' names
+    "BF16": mx.bfloat16,
+    "F16": mx.float16,
+    "F32": mx.float32,
+    "U32": mx.uint32,
+    "U8": mx.uint8,
 }
+ITEM_SIZES = {name: dtype.size for name, dtype in MX_DTYPES.items()}  # bytes
+DTYPE_NAMES = {name: str(dtype).removeprefix("mlx.core.") for name, dtype in MX_DTYPES.items()}
 
 
 class TensorInfo(NamedTuple):

@@ -43,8 +43,8 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         q: queries [1, heads, rows, head_dim].
         k: the cache's keys [1, kv_heads, slots, head_dim].
         v: its values, of the same shape.
-        seen: `rows.ranges`, [5, rows] int32. The first row stands behind the slots that were filled
-            before this pass.
+        seen: as `ranges.ranges` returns it, [5, rows] int32. The first row stands behind the slots
+            that were filled before this pass.
         scale: of the scores.
     """
     _, heads, rows, dim = q.shape
@@ -55,7 +55,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
     tiles = 2 if queries > 16 * WARPS and _shared(2, dim) <= shared_memory() else 1
     blocks = -(-queries // (16 * tiles * WARPS))
     pieces, weights = kernel(
-        "few_rows_attention",
+        "range_attention",
         ("q", "k", "v", "seen"),
         ("pieces", "weights"),
         _ATTEND,
@@ -73,7 +73,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         output_shapes=[(parts, heads * rows, dim), (parts, heads * rows)],
         output_dtypes=[q.dtype, mx.float32],
     )
-    (out,) = kernel("few_rows_merge", ("pieces", "weights", "seen"), ("y",), _MERGE, _HEADER)(
+    (out,) = kernel("merge_parts", ("pieces", "weights", "seen"), ("y",), _MERGE, _HEADER)(
         inputs=[pieces, weights, seen],
         template=[("T", q.dtype), ("D", dim), ("KV", kv_heads)],
         grid=(32, heads * rows, 1),

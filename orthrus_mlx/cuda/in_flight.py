@@ -7,26 +7,27 @@ from typing import Any
 
 import mlx.core as mx
 
-PORTION = 2  # layers that are handed to the device together, but where `few_shapes.WIDE` says one
-MOST = 32 << 20  # bytes that a pass may have in flight before the host waits for the device
+MAX_BYTES_IN_FLIGHT = 32 << 20  # of a pass, before the host waits for the device
 
 
-class Ahead:
-    """A pass that is handed to the device part by part.
+class InFlight:
+    """A pass that is submitted to the device a few layers at a time.
 
-    The device begins while the host prepares the rest. What a part computes stays in memory until
-    the device is through with it, so that a host that is a whole pass ahead would hold all of the
-    pass: hundreds of megabytes at real sizes. Once `MOST` bytes are in flight it waits before it
-    hands over more, and always leaves the device one part to work on.
+    The device begins while the host prepares the rest. What a submission computes stays in memory
+    until the device has finished it, so a host that is a whole pass ahead would hold all of the
+    pass: hundreds of megabytes at real sizes. Once `MAX_BYTES_IN_FLIGHT` is exceeded, the host
+    waits before it submits more. The device always keeps one submission to work on.
     """
 
     def __init__(self) -> None:
         self._begun = mx.get_active_memory()
-        self._parts: deque[Any] = deque()
+        self._submitted: deque[Any] = deque()
 
-    def hand_over(self, *arrays: Any) -> None:
-        """Have the device compute these, behind what it was given before."""
-        while len(self._parts) > 1 and mx.get_active_memory() - self._begun > MOST:
-            mx.eval(self._parts.popleft())
+    def submit(self, *arrays: Any) -> None:
+        """Have the device compute these, after what was submitted before."""
+        while (
+            len(self._submitted) > 1 and mx.get_active_memory() - self._begun > MAX_BYTES_IN_FLIGHT
+        ):
+            mx.eval(self._submitted.popleft())
         mx.async_eval(*arrays)
-        self._parts.append(arrays[0])
+        self._submitted.append(arrays[0])

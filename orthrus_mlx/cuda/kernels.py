@@ -10,8 +10,13 @@ from typing import Any
 import mlx.core as mx
 
 
+def on_cuda() -> bool:
+    """Whether MLX computes on a CUDA device."""
+    return _capability() > (0, 0) and mx.default_device() == mx.gpu
+
+
 def runs_here() -> bool:
-    """Whether MLX computes on a CUDA device with tensor cores for bfloat16."""
+    """Whether the kernels run: MLX computes on a CUDA device with tensor cores for bfloat16."""
     return _capability() >= (8, 0) and mx.default_device() == mx.gpu
 
 

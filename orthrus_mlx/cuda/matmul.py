@@ -1,19 +1,18 @@
 """Matrix products of 2 to 64 rows on CUDA: one kernel, with the same bits for each such number.
 
 Verify and draft passes are little else than matrix products of 2 to 64 rows. MLX's CUDA backend
-hands such a product to cuBLAS, which keeps the host busy for longer than the device; over packed
-weights it takes several times as long as a product of one row. The kernel here reads and unpacks
-each weight once, whatever the number of rows, and adds in an order that depends on nothing but
-the length of a row: a row has the same bits beside any others.
+hands such a product to cuBLAS, which keeps the host busy for longer than the device; over quantized
+weights it takes several times as long as a product of one row. The small-M kernel here reads and
+unpacks each weight once, whatever the number of rows, and adds in an order that depends on nothing
+but the length of a row: a row has the same bits beside any others.
 
-Only on CUDA, where it can, and not over large plain weights beyond 32 rows: cuBLAS is faster there.
-Anywhere else `product` is the module's own.
+It does not run over large plain weights beyond 32 rows: cuBLAS is faster there. Where it does not
+run, a module computes what it does elsewhere.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -21,10 +20,10 @@ import mlx.nn as nn
 
 from .kernels import kernel, runs_here
 
-MOST_ROWS = 64
+MAX_ROWS = 64
 # Beyond so many rows, plain weights of more values than that (of 8B shapes) go to cuBLAS.
-MOST_ROWS_PLAIN, MANY = 32, 1 << 25
-PLAIN = 16  # bits of a weight that is not packed
+MAX_ROWS_PLAIN, MANY = 32, 1 << 25
+PLAIN = 16  # bits of a weight that is not quantized
 BITS = (4, 8, PLAIN)
 WARPS = 8  # of a thread block, each of which adds up every eighth part of a row
 STAGES = 3  # parts of a row that a thread has under way
@@ -32,16 +31,36 @@ SHARED = 98304  # bytes of shared memory that a thread block can have on every s
 BLOCKS = 96  # thread blocks that keep the device busy
 
 
-def product(
-    module: Any, x: mx.array, otherwise: Callable[[mx.array], mx.array] | None = None
-) -> mx.array:
-    """What a projection or, as the head, an embedding makes of `x` [..., rows, dim].
+class CudaLinear(nn.Linear):
+    """A projection whose products of a few rows run the kernel."""
 
-    `otherwise` computes it where the kernel does not: the module itself, if not given.
-    """
-    if x.size > x.shape[-1] and runs_here() and _fits(module, x):  # plain steps are soon past here
-        return _product([(module, x)])
-    return (otherwise or module)(x)
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., dim] -> [..., outputs]."""
+        return multiply([(self, x)]) if fits(self, x) else super().__call__(x)
+
+
+class CudaQuantizedLinear(nn.QuantizedLinear):
+    """A quantized projection whose products of a few rows run the kernel."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., dim] -> [..., outputs]."""
+        return multiply([(self, x)]) if fits(self, x) else super().__call__(x)
+
+
+class CudaEmbedding(nn.Embedding):
+    """An embedding that, as the head, runs the kernel over a few rows."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """[..., dim] -> [..., outputs]."""
+        return multiply([(self, x)]) if fits(self, x) else super().as_linear(x)
+
+
+class CudaQuantizedEmbedding(nn.QuantizedEmbedding):
+    """A quantized embedding that, as the head, runs the kernel over a few rows."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """[..., dim] -> [..., outputs]."""
+        return multiply([(self, x)]) if fits(self, x) else super().as_linear(x)
 
 
 def by_view(ar: Any, diff: Any, x: mx.array, n_ar: int) -> mx.array:
@@ -50,23 +69,26 @@ def by_view(ar: Any, diff: Any, x: mx.array, n_ar: int) -> mx.array:
     Both are projections to outputs of one size.
     """
     if n_ar in (0, x.shape[1]):
-        return product(ar if n_ar else diff, x)
+        return (ar if n_ar else diff)(x)
     views = [(ar, x[:, :n_ar]), (diff, x[:, n_ar:])]
-    if runs_here() and all(_fits(*view) for view in views) and _alike(ar, diff):
-        return _product(views)
-    return mx.concatenate([product(*view) for view in views], axis=1)
+    if all(fits(*view) for view in views) and _alike(ar, diff):
+        return multiply(views)
+    return mx.concatenate([module(part) for module, part in views], axis=1)
 
 
-def _fits(module: Any, x: mx.array) -> bool:
-    """Whether the kernel can compute this product; it has no gradient."""
-    rows, dim = x.shape[-2], x.shape[-1]
-    if not 1 < rows <= MOST_ROWS or x.size != rows * dim:
+def fits(module: Any, x: mx.array) -> bool:
+    """Whether the kernel runs here and can compute this product; it has no gradient."""
+    dim = x.shape[-1]
+    if x.size == dim:  # an AR step is soon past here
         return False
-    if type(module) in (nn.QuantizedLinear, nn.QuantizedEmbedding):
+    rows = x.shape[-2]
+    if not 1 < rows <= MAX_ROWS or x.size != rows * dim or not runs_here():
+        return False
+    if isinstance(module, (CudaQuantizedLinear, CudaQuantizedEmbedding)):
         bits, dtype = module.bits if module.mode == "affine" else 0, module.scales.dtype
         in_word = 32 // module.bits
-    elif type(module) in (nn.Linear, nn.Embedding):
-        if rows > MOST_ROWS_PLAIN and module.weight.size > MANY:
+    elif isinstance(module, (CudaLinear, CudaEmbedding)):
+        if rows > MAX_ROWS_PLAIN and module.weight.size > MANY:
             return False
         bits, dtype, in_word = PLAIN, module.weight.dtype, 1
     else:
@@ -88,7 +110,7 @@ def _alike(a: Any, b: Any) -> bool:
     )
 
 
-def _product(views: list[tuple[Any, mx.array]]) -> mx.array:
+def multiply(views: list[tuple[Any, mx.array]]) -> mx.array:
     """The product of one view, or of two whose projections are alike."""
     module, x = views[0]
     counts, outputs = [x.shape[-2] for _, x in views], module.weight.shape[0]
@@ -105,15 +127,15 @@ def _product(views: list[tuple[Any, mx.array]]) -> mx.array:
     constants |= {"BITS": bits, "GROUP": group}
     # No more inputs than there must be: each costs the host a microsecond.
     names = ("weight", "scales", "biases") if packed else ("weight",)
-    multiply = kernel(
-        "few_rows",
+    run = kernel(
+        "small_matmul",
         tuple(f"{name}_{i}" for i in range(len(views)) for name in ("x", *names)),
         ("y",),
         _source(len(views), packed),
         _HEADER,
         _shared(2 * sets + (tiles if ahead else 0)),
     )
-    (out,) = multiply(
+    (out,) = run(
         inputs=[a for module, part in views for a in (part, *(module[name] for name in names))],
         template=[("T", x.dtype), *constants.items()],
         grid=(-(-outputs // (16 * sets)) * WARPS * 32, len(views), 1),

@@ -11,19 +11,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .attention import fits
+from .attention import fits as kernels_run
 from .kernels import bits_of, kernel
 
 
-def prepares(attention: Any, x: mx.array) -> bool:
-    """Whether `prepare` can do what the layer's norms and rotary embedding would.
+def fits(attention: Any, x: mx.array) -> bool:
+    """Whether `apply` can do what the layer's norms and rotary embedding would.
 
     `x` are the projections. The embedding is to turn all dimensions, and to scale none.
     """
     rope, norms = attention.rope, _norms(attention)
     return (
         all(type(norm) is nn.RMSNorm and norm.eps == norms[0].eps for norm in norms)
-        and fits(attention, x, *(norm.weight for norm in norms))
+        and kernels_run(attention, x, *(norm.weight for norm in norms))
         and type(rope) is nn.RoPE
         and rope.dims == attention.head_dim
         and rope.scale == 1
@@ -35,7 +35,7 @@ def _norms(attention: Any) -> list[Any]:
     return [attention.q_norm, attention.k_norm, attention.q_norm_diff, attention.k_norm_diff]
 
 
-def prepare(
+def apply(
     attention: Any, x: mx.array, n_ar: int, seen: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Queries, keys and values [1, heads, rows, head_dim] of a pass, normed and rotated.
@@ -44,7 +44,7 @@ def prepare(
         attention: the layer.
         x: its projections, side by side, [1, rows, (heads + 2 kv_heads) * head_dim].
         n_ar: AR rows, which come first.
-        seen: as `few_rows_attention.attend` takes it.
+        seen: as `ranges.ranges` returns it.
     """
     rows, norms = x.shape[1], _norms(attention)
     alone = n_ar in (0, rows)  # one view, whose norms are all that is needed
@@ -52,10 +52,10 @@ def prepare(
         norms = norms[:2] if n_ar else norms[2:]
     dim, heads, kv_heads = attention.head_dim, attention.n_heads, attention.n_kv_heads
     q, k, v = kernel(
-        "few_rows_prepare",
+        "norm_rope",
         ("x", *("q_norm", "k_norm", "q_norm_diff", "k_norm_diff")[: len(norms)], "seen"),
         ("q", "k", "v"),
-        _PREPARE_ALONE if alone else _PREPARE,
+        _SOURCE_ALONE if alone else _SOURCE,
     )(
         inputs=[x, *(norm.weight for norm in norms), seen],
         template=[
@@ -74,7 +74,7 @@ def prepare(
 
 # A warp norms and rotates one head of one row, as the model's modules do, or copies a value. What
 # is fused is spelt out, as there are two forms of it, for one view and for both.
-_PREPARE = """
+_SOURCE = """
   const int lane = threadIdx.x, head = blockIdx.y * blockDim.y + threadIdx.y, row = blockIdx.z;
   const int rows = gridDim.z;
   if (head >= H + 2 * KV) return;
@@ -118,4 +118,4 @@ _PREPARE = """
     }
 """
 
-_PREPARE_ALONE = f"  const T *q_norm_diff = q_norm, *k_norm_diff = k_norm;\n{_PREPARE}"
+_SOURCE_ALONE = f"  const T *q_norm_diff = q_norm, *k_norm_diff = k_norm;\n{_SOURCE}"

@@ -77,7 +77,9 @@ def scores(logits: mx.array, position: int, sampling: Sampling) -> mx.array:
         return logits
     logprobs = logits.astype(mx.float32)
     logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-    noise = gumbel_noise(logits.shape[0], logits.shape[1], position, sampling.seed)
+    rows, vocab_size = logits.shape
+    words = mx.broadcast_to(seed_word(sampling.seed), (rows,))
+    noise = gumbel_noise(words, mx.arange(position, position + rows), vocab_size)
     return filtered(logprobs, sampling) * (1.0 / sampling.temperature) + noise
 
 
@@ -94,22 +96,25 @@ def filtered(logprobs: mx.array, sampling: Sampling) -> mx.array:
     return logprobs
 
 
-def gumbel_noise(rows: int, vocab_size: int, position: int, seed: int) -> mx.array:
-    """Gumbel noise [rows, vocab_size], row j keyed by (seed, position + j) and nothing else.
+def gumbel_noise(seed_words: mx.array, positions: mx.array, vocab_size: int) -> mx.array:
+    """Gumbel noise [R, vocab_size], row j keyed by its seed and position and nothing else.
 
-    Each row has a Threefry key of its own, [word of the seed, position], so that a row's noise
-    does not depend on how many rows are drawn together.
+    Each row has a Threefry key of its own, [seed word, position], so that a row's noise does not
+    depend on which rows are drawn together. `seed_words` [R] are those of `seed_word`.
     """
-    seed_word = mx.random.split(mx.random.key(seed))[0, 0]
-    positions = mx.arange(position, position + rows, dtype=mx.uint32)
-    keys = mx.stack([mx.broadcast_to(seed_word, (rows,)), positions], axis=1)
+    keys = mx.stack([seed_words, positions.astype(mx.uint32)], axis=1)
     # Whole vector lanes: elements at the ragged end of an array may take another code path.
     width = -(-vocab_size // 64) * 64
     noise = mx.vmap(lambda key: mx.random.gumbel((width,), key=key))(keys)
     return noise[:, :vocab_size]
 
 
-def top_gap(scores: mx.array, best: mx.array, sampling: Sampling) -> mx.array:
+def seed_word(seed: int) -> mx.array:
+    """The 32 bits of a seed that key its noise."""
+    return mx.random.split(mx.random.key(seed))[0, 0]
+
+
+def top2_margin(scores: mx.array, best: mx.array, sampling: Sampling) -> mx.array:
     """How far, in logits, the best score [R] of each row of `scores` [R, vocab_size] leads."""
     others = mx.put_along_axis(scores, best[:, None], mx.array(-mx.inf, scores.dtype), axis=-1)
     lead = (scores.max(axis=-1) - others.max(axis=-1)).astype(mx.float32)
@@ -118,10 +123,13 @@ def top_gap(scores: mx.array, best: mx.array, sampling: Sampling) -> mx.array:
 
 def count_accepted(drafts: Sequence[int], choices: Sequence[int]) -> int:
     """How many leading drafts equal the AR view's choices."""
-    for n, (draft, choice) in enumerate(zip(drafts, choices, strict=False)):
-        if draft != choice:
-            return n
-    return min(len(drafts), len(choices))
+    return common_prefix(drafts, choices)
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many ids both start with."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _is_real(value: object) -> bool:

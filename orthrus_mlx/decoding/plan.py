@@ -1,11 +1,11 @@
-"""One cycle, and the ways to run cycles: which rows a pass has, and what it leaves for the next."""
+"""One decode cycle: which rows its passes have, and which guesses it leaves for the next one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-BLOCKS = (1, 2, 3)  # that a one-pass forward may have
+DIFFUSION = "diffusion"  # the source of drafts that the diffusion view proposed
 
 
 class Plan(NamedTuple):
@@ -13,92 +13,92 @@ class Plan(NamedTuple):
 
     Attributes:
         draft_rows: rows of a draft pass run before the verify pass, anchor included; 0 for none.
-        n_drafts: drafts to verify at most: those of the draft pass, or pending from the last cycle.
+        n_drafts: drafts to verify at most: those of the draft pass, or drafts at hand.
         block_rows: rows of each diffusion block that the verify pass carries, anchor included; 0
             for none.
         blocks: how many such blocks; see `anchor_depths`.
+        source: who proposed the drafts.
     """
 
     draft_rows: int = 0
     n_drafts: int = 0
     block_rows: int = 0
-    blocks: int = 2
+    blocks: int = 1
+    source: str = DIFFUSION
 
     @property
     def is_ar(self) -> bool:
         """Whether this is one ordinary AR step."""
-        return self == AR_STEP
+        return not (self.draft_rows or self.n_drafts or self.block_rows)
 
 
 AR_STEP = Plan()
 
 
 def anchor_depths(n_drafts: int, blocks: int) -> tuple[int, ...]:
-    """Behind how many drafts each block of a one-pass forward is anchored.
+    """Anchor of each block of a verify pass, as a number of accepted drafts.
 
-    The last one expects all drafts to stand, the first none, others lie between, closer together
-    near the front, where drafts fail first. After the cycle the deepest that did not expect too
-    much is of use; a single one expects all.
+    The last block assumes that all drafts are accepted, the first of several that none is. Others
+    lie between, closer together near the front, where rejection is likeliest.
     """
-    return (
-        tuple(round(n_drafts * (i / (blocks - 1)) ** 2) for i in range(blocks))
-        if blocks > 1
-        else (n_drafts,)
-    )
+    if blocks == 1:
+        return (n_drafts,)
+    return tuple(round(n_drafts * (i / (blocks - 1)) ** 2) for i in range(blocks))
 
 
 def reusable_block(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] | None:
-    """The block of use after a cycle in which `accepted` of `n_drafts` drafts stood, if any.
+    """The block whose guesses are drafts for the next cycle, if there is one.
 
-    Returns its number and how many of its guesses were overtaken.
+    Args:
+        plan: of the finished cycle.
+        n_drafts: drafts that it verified.
+        accepted: how many of them were accepted.
+
+    Returns:
+        the number of the deepest block that did not assume too many accepted drafts, and how many
+        of its first guesses are for positions already decided.
     """
     if not plan.block_rows:
         return None
     fitting = [(i, d) for i, d in enumerate(anchor_depths(n_drafts, plan.blocks)) if d <= accepted]
     if not fitting:
         return None
-    # Guess j of a block is for the j-th position behind its anchor and one more. The next anchor,
-    # which no block knew, sits one behind what stood.
+    # Guess j of a block (from 0) is for the position j + 1 after its anchor. The next anchor, which
+    # no block knew, is one position after the last accepted draft.
     block, depth = fitting[-1]
     return block, accepted - depth + 1
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A way to run cycles.
+    """A rule that plans every cycle alike.
 
     Attributes:
         kind: "ar"; "two-pass": draft and verify, from the same anchor; "one-pass": verify, and
-            draft for the next cycle in the same pass; "alternating": the like, drafting only where
-            there is nothing to verify, so that a plain step and its draft take turns with passes
-            that do no more than verify.
+            draft for the next cycle in the same pass; "alternating": an AR step whose pass also
+            drafts one block, then a pass that only verifies it.
         n_drafts: drafts that a cycle verifies at most.
-        block_rows: rows of each diffusion block of a one-pass forward.
-        blocks: how many blocks that has.
+        block_rows: rows of each diffusion block of a one-pass or alternating policy.
+        blocks: how many blocks its verify passes carry.
     """
 
     kind: Literal["ar", "two-pass", "one-pass", "alternating"]
     n_drafts: int = 0
     block_rows: int = 0
-    blocks: int = 2
+    blocks: int = 1
 
-    @property
-    def length(self) -> int:
-        """Rows of each block, anchor included."""
-        return self.block_rows or self.n_drafts + 1
-
-    def plan(self, budget: int, pending: int) -> Plan:
-        """The cycle for `budget` tokens left to write and `pending` drafts at hand."""
+    def plan(self, budget: int, at_hand: int) -> Plan:
+        """The cycle for `budget` tokens left to write and `at_hand` drafts of the last pass."""
+        if self.kind == "ar":
+            return AR_STEP
         if self.kind == "two-pass":
             n_drafts = min(self.n_drafts, budget - 1)
             return Plan(draft_rows=n_drafts + 1, n_drafts=n_drafts) if n_drafts else AR_STEP
-        if self.kind == "ar":
-            return AR_STEP
-        n_drafts = min(pending, self.n_drafts, budget - 1)
-        # What is drafted ahead is of use only if something is left to write after this cycle.
+        n_drafts = min(at_hand, self.n_drafts, budget - 1)
+        # A block can only be used if something is left to write after this cycle.
         if budget > 2 and not (n_drafts and self.kind == "alternating"):
             return Plan(n_drafts=n_drafts, block_rows=self.block_rows, blocks=self.blocks)
-        return Plan(n_drafts=n_drafts) if n_drafts else AR_STEP
+        return Plan(n_drafts=n_drafts)
 
 
 AR_POLICY = Policy("ar")
@@ -110,15 +110,15 @@ class RowCounts:
 
     Attributes:
         verify: rows of a verify pass, in rising order.
-        fused: (AR rows, diffusion rows) of a one-pass forward.
+        fused: (AR rows, diffusion rows) of a pass that verifies and drafts.
     """
 
     verify: tuple[int, ...] = ()
     fused: tuple[tuple[int, int], ...] = ()
 
-    def most(self, ahead: int) -> int | None:
-        """AR rows that a pass with `ahead` diffusion rows can hold, or None for no limit."""
-        if ahead and self.fused:
+    def most(self, block_rows: int) -> int | None:
+        """AR rows that a pass with `block_rows` diffusion rows can hold, or None for no limit."""
+        if block_rows and self.fused:
             return max(n_ar for n_ar, _ in self.fused)
         return self.verify[-1] if self.verify else None
 
@@ -127,24 +127,25 @@ class RowCounts:
         return next((n for n in self.verify if n >= rows), rows)
 
     def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
-        """AR rows and the length of a block, for `blocks` of about `length` beside `rows` AR rows.
+        """The allowed shape of a pass with `rows` AR rows and `blocks` blocks of about `length`.
 
-        The length is 0 if no pair holds so many AR rows, and in each block a guess that the next
-        token does not overtake.
+        Returns:
+            AR rows and rows of one block; the latter 0 if no allowed pair holds these AR rows with
+            at least two rows per block.
         """
         if not self.verify:
             return rows, length
         pairs = [
-            (n_ar, ahead)
-            for n_ar, ahead in self.fused
-            if length and n_ar >= rows and ahead % blocks == 0 and ahead >= 2 * blocks
+            (n_ar, diff)
+            for n_ar, diff in self.fused
+            if length and n_ar >= rows and diff % blocks == 0 and diff >= 2 * blocks
         ]
         # As many diffusion rows as asked for, or else the most; then the smallest pass.
         wanted = length * blocks
-        n_ar, ahead = min(
+        n_ar, diff = min(
             pairs, key=lambda p: (-min(p[1], wanted), sum(p)), default=(self.fit(rows), 0)
         )
-        return n_ar, ahead // blocks
+        return n_ar, diff // blocks
 
 
 ANY_ROWS = RowCounts()

@@ -2,7 +2,7 @@
 
 A forward pass over M rows runs kernels chosen by M, and different kernels add in different orders,
 so the same row can come out with other bits beside more or fewer neighbours. Exact numerics keep
-every decode forward within one class of row counts whose rows agree bit for bit. Nothing about the
+every decode pass within one class of row counts whose rows agree bit for bit. Nothing about the
 backend is assumed: the probe decodes the same ids with every row count, in full and in ragged
 steps (rejected rows beside accepted ones), at context lengths around the sizes where attention
 kernels change, and compares the bits of the logits and of sampled scores.
@@ -12,33 +12,29 @@ Only attention knows how long the context is, so most lengths are probed with on
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import hashlib
 import itertools
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..checkpoint.fingerprint import layout_of
+from ..decoding.cache import trim
 from ..decoding.consensus import Sampling, scores
-from ..decoding.engine import cut_cache
 from ..decoding.plan import RowCounts
 from ..errors import NumericsError
+from ..rows import Rows, Segment
+from .calibrate import time_pass
+from .measured import device_key, load, store
 
 ROW_COUNTS = (1, 2, 4, 8, 15, 16, 24, 32)
 FUSED = ((8, 16), (8, 24), (16, 16), (16, 32), (32, 32))  # (AR rows, diffusion rows)
 CONTEXTS = (600, 1500, 1, 6000)  # with all layers, the first whatever it takes
 POSITIONS = 16  # ids decoded at each
-PATIENCE_MS = 6000.0  # for all of them together, on a device that is slow; the rest with one layer
+# Contexts take no longer than this with all layers together; those left over run one layer.
+FULL_MODEL_BUDGET_MS = 6000.0
 # Attention kernels change at certain numbers of keys, powers of two where the source is known. To
 # use a row count on both sides, its rows must agree also where some steps end below such a number
 # and others above it. With this run-up, the full and the ragged steps of every row count do.
@@ -47,10 +43,6 @@ RUN_UP, STEP_POSITIONS = 44, 48
 SAMPLED = Sampling(temperature=0.8, top_p=0.95, min_p=0.01, seed=1)
 # A difference between kernels seen in the probe bounds those of a real run only loosely.
 SAFETY = 2.0
-# Of the cache file. Raise it also when the same checkpoint comes to run other kernels.
-FORMAT = 12
-
-MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
 Outcome = tuple[mx.array, ...]  # logits and, with all layers, sampled scores [n, vocab_size]
 
@@ -61,7 +53,7 @@ class Probe:
 
     Attributes:
         classes: sets of row counts whose rows agree bit for bit, smallest member first.
-        fused: (AR rows, diffusion rows) of one-pass forwards whose AR rows agree with a class
+        fused: (AR rows, diffusion rows) of one-pass cycles whose AR rows agree with a class
             that holds that AR row count.
         disagreement: largest difference of one logit between any two row counts.
         cost_ms: time of a verify pass by row count, in milliseconds.
@@ -109,13 +101,20 @@ class Probe:
         return SAFETY * 2 * self.disagreement
 
 
-class Leg(NamedTuple):
-    """One part of the probe: ids to decode after a context, with all layers or the first alone."""
+class ProbeCase(NamedTuple):
+    """One part of the probe.
+
+    Attributes:
+        context: tokens in the cache.
+        positions: ids to decode after them.
+        model: with all layers, or the first alone.
+        full_model: whether it has all layers.
+    """
 
     context: int
     positions: int
     model: Any
-    whole: bool
+    full_model: bool
 
 
 def probe(
@@ -135,50 +134,54 @@ def probe(
     row_counts = tuple(n for n in row_counts if n <= most)
     pairs = [(n, ahead) for n, ahead in FUSED if max(n, ahead // 2) <= most]
     costs = measure_costs(model, row_counts)
-    whole = int(PATIENCE_MS / _duration(costs, pairs))
-    legs = plan_legs(model, contexts, steps, whole)
-    signs: dict[int, list[tuple[int, int]]] = {rows: [] for rows in row_counts}
-    fused_signs: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
+    most_full = int(FULL_MODEL_BUDGET_MS / _duration(costs, pairs))
+    cases = plan_cases(model, contexts, steps, most_full)
+    signatures: dict[int, list[tuple[int, int]]] = {rows: [] for rows in row_counts}
+    fused_signatures: dict[tuple[int, int], list[int]] = {pair: [] for pair in pairs}
     disagreement = 0.0
-    done, total = 0, len(legs) * (len(row_counts) + len(pairs))
-    for leg in legs:
-        cache = _cache_of(leg.model, leg.context)
+    done, total = 0, len(cases) * (len(row_counts) + len(pairs))
+    for case in cases:
+        cache = _cache_of(case.model, case.context)
         bits = _DistinctBits()
         for rows in row_counts:
-            full, ragged = (_decode(leg, cache, rows, ragged=ragged) for ragged in (False, True))
-            signs[rows].append((bits.number(full), bits.number(ragged)))
+            full, ragged = (_decode(case, cache, rows, ragged=ragged) for ragged in (False, True))
+            signatures[rows].append((bits.number(full), bits.number(ragged)))
             done = _report(progress, done, total)
         for pair in pairs:
-            ahead = _decode(leg, cache, pair[0], ragged=True, ahead=pair[1])
-            fused_signs[pair].append(bits.number(ahead))
+            ahead = _decode(case, cache, pair[0], ragged=True, ahead=pair[1])
+            fused_signatures[pair].append(bits.number(ahead))
             done = _report(progress, done, total)
-        if leg.whole:
+        if case.full_model:
             disagreement = max(disagreement, bits.spread())
     # A row count is usable if full and ragged steps agree; a class is those that agree everywhere.
     groups: dict[tuple[int, ...], list[int]] = {}
-    for rows, found in signs.items():
+    for rows, found in signatures.items():
         if all(full == ragged for full, ragged in found):
             groups.setdefault(tuple(full for full, _ in found), []).append(rows)
     return Probe(
         classes=tuple(tuple(sorted(rows)) for rows in groups.values()),
-        fused=tuple(p for p, found in fused_signs.items() if p[0] in groups.get(tuple(found), [])),
+        fused=tuple(
+            pair
+            for pair, found in fused_signatures.items()
+            if pair[0] in groups.get(tuple(found), [])
+        ),
         disagreement=disagreement,
         cost_ms=costs,
-        contexts=tuple(leg.context for leg in legs),
+        contexts=tuple(case.context for case in cases),
     )
 
 
-def plan_legs(
-    model: Any, contexts: tuple[int, ...], steps: tuple[int, ...], whole: int
-) -> list[Leg]:
-    """The probe's parts: the first `whole` contexts, or one, with all layers; the rest with one."""
+def plan_cases(
+    model: Any, contexts: tuple[int, ...], steps: tuple[int, ...], most_full: int
+) -> list[ProbeCase]:
+    """The probe's parts: up to `most_full` contexts (one at least) with all layers."""
     limit = model.config.max_position_embeddings
     within = list(dict.fromkeys(max(1, min(c, limit - STEP_POSITIONS)) for c in contexts))
     one = one_layer(model)
-    legs = [Leg(c, POSITIONS, model, True) for c in within[: max(1, whole)]]
-    legs += [Leg(c, POSITIONS, one, False) for c in within[max(1, whole) :]]
-    return legs + [
-        Leg(s - RUN_UP, STEP_POSITIONS, one, False) for s in steps if RUN_UP < s <= limit
+    cases = [ProbeCase(c, POSITIONS, model, True) for c in within[: max(1, most_full)]]
+    cases += [ProbeCase(c, POSITIONS, one, False) for c in within[max(1, most_full) :]]
+    return cases + [
+        ProbeCase(s - RUN_UP, STEP_POSITIONS, one, False) for s in steps if RUN_UP < s <= limit
     ]
 
 
@@ -186,7 +189,7 @@ def _duration(costs: dict[int, float], pairs: list[tuple[int, int]]) -> float:
     """About how many milliseconds one context takes with all layers."""
 
     def passes(rows: int, ragged: bool) -> int:
-        return len(_keeps(rows, POSITIONS, ragged))
+        return len(_kept_rows(rows, POSITIONS, ragged))
 
     alone = sum(ms * (passes(n, False) + passes(n, True)) for n, ms in costs.items())
     fused = sum(3 * costs.get(n, 0.0) * passes(n, True) for n, _ in pairs)
@@ -223,7 +226,7 @@ def _same_bits(a: mx.array, b: mx.array) -> bool:
 
 
 def one_layer(model: Any) -> Any:
-    """The same model with its first layer alone, or whole where it cannot be cut."""
+    """The same model with its first layer alone, or all of it where it cannot be cut."""
     if not hasattr(model, "model"):
         return model
     cut = copy.copy(model)
@@ -232,55 +235,52 @@ def one_layer(model: Any) -> Any:
     return cut
 
 
-def measure_costs(model: Any, row_counts: tuple[int, ...], repeats: int = 3) -> dict[int, float]:
-    """Median time of a verify pass, in milliseconds, by row count."""
-    context = 64
-    cache = _cache_of(model, context)
+def measure_costs(model: Any, row_counts: tuple[int, ...]) -> dict[int, float]:
+    """Time of a verify pass, in milliseconds, by row count."""
+    cache = _cache_of(model, 64)
     costs = {}
     for rows in row_counts:
         ids = _some_ids(model.config.vocab_size, rows)
-        times: list[float] = []
-        while len(times) <= repeats and (len(times) < 2 or sum(times) < 0.2):
-            start = time.perf_counter()
-            mx.eval(model.verify(ids, cache))
-            times.append(time.perf_counter() - start)
-            cut_cache(cache, context)
-        costs[rows] = round(statistics.median(times[1:]) * 1e3, 4)  # the first may compile
+        seconds = time_pass(partial(model.forward, Rows.verify(ids, cache)), cache)
+        costs[rows] = round(seconds * 1e3, 4)
     return costs
 
 
-def _decode(leg: Leg, cache: list[Any], rows: int, *, ragged: bool, ahead: int = 0) -> Outcome:
-    """What the ids after the cached context lead to, with `rows` AR rows a forward.
+def _decode(
+    case: ProbeCase, cache: list[Any], rows: int, *, ragged: bool, ahead: int = 0
+) -> Outcome:
+    """What the ids after the cached context lead to, with `rows` AR rows a pass.
 
-    Ragged steps keep some of a forward's rows and fill the rest with other ids, as rejected drafts
+    Ragged steps keep some of a pass's rows and fill the rest with other ids, as rejected drafts
     and padding do; `ahead` diffusion rows ride along where given.
     """
-    model, context = leg.model, leg.context
-    ids, mask = _some_ids(model.config.vocab_size, leg.positions), model.config.mask_token_id
+    model, context = case.model, case.context
+    ids, mask = _some_ids(model.config.vocab_size, case.positions), model.config.mask_token_id
     outcomes: list[Outcome] = []
     at = 0
-    for keep in _keeps(rows, leg.positions, ragged):
+    for keep in _kept_rows(rows, case.positions, ragged):
         kept = ids[at : at + keep]
         filler = mx.full((rows - keep,), mask, mx.int32)
         if ahead:
             masks = mx.full((ahead // 2 - 1,), mask, mx.int32)
-            everything = mx.concatenate([kept, filler, kept[:1], masks, kept[-1:], masks])
-            logits, _ = model.verify_and_draft(everything, rows, (0, keep - 1), cache)
+            blocks = mx.concatenate([kept[:1], masks, kept[-1:], masks]).reshape(2, -1)
+            segment = Segment(cache, mx.concatenate([kept, filler]), blocks, (0, keep - 1))
+            logits, _ = model.forward(Rows([segment]))
         else:
-            logits = model.verify(mx.concatenate([kept, filler]), cache)
+            logits, _ = model.forward(Rows.verify(mx.concatenate([kept, filler]), cache))
         outcome: Outcome = (logits[:keep],)
-        if leg.whole:
+        if case.full_model:
             outcome += (scores(logits, context + at + 1, SAMPLED)[:keep],)
         outcomes.append(outcome)
         mx.eval(outcomes[-1])
         at += keep
-        cut_cache(cache, context + at)
-    cut_cache(cache, context)
+        trim(cache, context + at)
+    trim(cache, context)
     return tuple(mx.concatenate(list(parts)) for parts in zip(*outcomes, strict=True))
 
 
-def _keeps(rows: int, positions: int, ragged: bool) -> list[int]:
-    """How many rows each forward keeps, `positions` in all."""
+def _kept_rows(rows: int, positions: int, ragged: bool) -> list[int]:
+    """How many rows each pass keeps, `positions` in all."""
     cycle = itertools.cycle((1 + rows // 3, max(1, rows - rows // 4), rows) if ragged else (rows,))
     keeps: list[int] = []
     while sum(keeps) < positions:
@@ -292,7 +292,7 @@ def _cache_of(model: Any, length: int) -> list[Any]:
     """A cache of `length` tokens: the model's own keys and values of some text, repeated."""
     cache: list[Any] = model.make_cache()
     read = min(length, 256)
-    model.hidden(_some_ids(model.config.vocab_size, read)[None], cache)
+    model.forward(Rows.verify(_some_ids(model.config.vocab_size, read), cache))
     for layer in cache:
         times = -(-length // read)
         keys, values = (
@@ -322,73 +322,25 @@ def cached_probe(
     if not fresh and (found := stored_probe(model)) is not None:
         return found
     result = probe(model, progress=progress)
-    _store(_probe_file(model), result)
+    store_probe(model, result)
     return result
-
-
-# By file, for machines on which the file cannot be written.
-_taken: dict[Path, Probe] = {}
 
 
 def stored_probe(model: Any) -> Probe | None:
     """The stored result for this model, or this unread `Checkpoint`, on this device, or None."""
-    file = _probe_file(model)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        return Probe(
-            classes=tuple(tuple(map(int, rows)) for rows in raw["classes"]),
-            fused=tuple((int(a), int(b)) for a, b in raw["fused"]),
-            disagreement=float(raw["disagreement"]),
-            cost_ms={int(rows): float(ms) for rows, ms in raw["cost_ms"].items()},
-            contexts=tuple(map(int, raw["contexts"])),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return _taken.get(file)  # absent, or not what this version writes: probe again
+    return load("probe", device_key(model), _read)
 
 
-def _store(file: Path, result: Probe) -> None:
-    _taken[file] = result
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(asdict(result)), encoding="utf-8")
-        partial.replace(file)
+def store_probe(model: Any, result: Probe) -> None:
+    """Keep a result for `stored_probe`."""
+    store("probe", device_key(model), result, asdict)
 
 
-def _probe_file(model: Any) -> Path:
-    name = hashlib.sha256(json.dumps(device_key(model), sort_keys=True).encode()).hexdigest()[:24]
-    return cache_folder() / f"probe-{name}.json"
-
-
-def cache_folder() -> Path:
-    """Where results measured on this machine are kept (`ORTHRUS_MLX_CACHE` overrides)."""
-    if place := os.environ.get("ORTHRUS_MLX_CACHE"):
-        return Path(place)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthrus-mlx"
-
-
-def device_key(model: Any) -> dict[str, Any]:
-    """Everything that decides which kernels run: shapes, packing, device, system, mlx version.
-
-    Joined projections are other products than separate ones, and may run other kernels.
-
-    A `Checkpoint` has the key of the model that is loaded from it; see `layout_of`.
-    """
-    return {
-        "format": FORMAT,
-        "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
-        "limits": [model.config.block_size, model.config.max_position_embeddings],
-        "weights": list(layout_of(model)),
-        "joined": getattr(model, "joined", True),  # as loading leaves them
-        "device": device_name(),
-        "system": [platform.system(), platform.release(), platform.machine()],
-        "mlx": MLX_VERSION,
-    }
-
-
-def device_name() -> str:
-    """The device that MLX computes on, by name."""
-    device = mx.default_device()
-    info: dict[str, Any] = mx.device_info(device) if hasattr(mx, "device_info") else {}
-    name = info.get("device_name") or platform.processor()
-    return f"{name} ({device.type.name})"
+def _read(raw: Any) -> Probe:
+    return Probe(
+        classes=tuple(tuple(map(int, rows)) for rows in raw["classes"]),
+        fused=tuple((int(a), int(b)) for a, b in raw["fused"]),
+        disagreement=float(raw["disagreement"]),
+        cost_ms={int(rows): float(ms) for rows, ms in raw["cost_ms"].items()},
+        contexts=tuple(map(int, raw["contexts"])),
+    )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 
-from ..decoding.request import decode_request
 from ..decoding.scheduler import CycleKind
 from ..errors import GenerationError
+from ..generate import GenerationOptions, decode_tokens
 
 WAYS = ("ar", "parallel", "auto")
 STOCK = "mlx-lm"
@@ -276,11 +276,8 @@ def time_ours(
     said: list[int] = []
     clock = _Clock()
     clock.start()
-    run: Generator[Any, None, None] = decode_request(
-        model,
-        ids,
-        ends,
-        max_tokens,
+    given = GenerationOptions(
+        max_tokens=max_tokens,
         mode=way,
         cycle=options.cycle,
         numerics=options.numerics,
@@ -289,6 +286,7 @@ def time_ours(
         on_stats=totals.append,
         prompt_progress_callback=clock.prompt_read,
     )
+    run = decode_tokens(model, ids, ends, given)
     with contextlib.closing(run):
         for decided, _ in run:
             clock.token()

@@ -14,11 +14,15 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.load import ready
+from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
-from ..decoding.engine import Request, cut_cache, decode
+from ..decoding.engine import decode
 from ..decoding.engine import prefill as read_prompt
 from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts
 from ..decoding.scheduler import Fixed
+from ..decoding.sequence import Request
+from ..rows import Rows
 from .bench import STOCK
 from .reference import StockMlxLm
 
@@ -108,10 +112,8 @@ def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
         mx.eval(part.parameters())
     if bits:
         nn.quantize(model, bits=bits)
-    mx.eval(model.parameters())
     model.eval()
-    model.pack()
-    return model
+    return ready(model)
 
 
 def measure(
@@ -138,7 +140,7 @@ def measure(
                 for round_ in range(rounds + 1):
                     for key, task in tasks.items():
                         seconds = task()
-                        cut_cache(cache, context)
+                        trim(cache, context)
                         if round_:  # the first one warms up
                             times[key].append(seconds)
                     done += 1
@@ -162,10 +164,10 @@ def _tasks(
     }
     for n in rows:
         ids = (mx.arange(n, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
-        tasks["verify", n] = partial(_timed, model.verify, ids, cache)
+        tasks["verify", n] = partial(_timed, model, partial(Rows.verify, ids, cache))
         if n < 2:
             continue
-        tasks["draft", n] = partial(_timed, model.draft, ids, cache)
+        tasks["draft", n] = partial(_timed, model, partial(Rows.draft, ids, cache))
         for kind in CYCLES if n > 3 else CYCLES[:1]:
             tasks[kind, n] = partial(time_cycles, model, cache, *full_cycle(kind, n))
     return tasks
@@ -184,9 +186,10 @@ def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
     return Policy("one-pass", n - 1, n // blocks, blocks), RowCounts((n,), ((n, n),))
 
 
-def _timed(run: Callable[..., mx.array], *arguments: Any) -> float:
+def _timed(model: Any, rows: Callable[[], Rows]) -> float:
+    """Seconds of one pass."""
     start = time.perf_counter()
-    mx.eval(run(*arguments))
+    mx.eval(model.forward(rows()))
     return time.perf_counter() - start
 
 
@@ -282,13 +285,13 @@ def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
     ways = (AR_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
     for way in ways:  # or the first to make the cache grow would be the one that copies it
         time_cycles(model, cache, *way)
-        cut_cache(cache, context)
+        trim(cache, context)
     for way in ways:
         mx.clear_cache()
         mx.reset_peak_memory()
         time_cycles(model, cache, *way)
         peaks.append(mx.get_peak_memory())
-        cut_cache(cache, context)
+        trim(cache, context)
     return max(peaks[1:]) - peaks[0]
 
 

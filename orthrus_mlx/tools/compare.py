@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..decoding.consensus import Sampling, scores
-from ..decoding.engine import DecodeStats
-from ..decoding.request import decode_request
+from ..decoding.consensus import Sampling, common_prefix, scores
 from ..decoding.scheduler import CycleKind, Mode
+from ..decoding.sequence import DecodeStats
+from ..generate import GenerationOptions, decode_tokens
 
-KEPT = 32  # differences that a tally keeps in full; it counts all
+MAX_DIFFERENCES = 32  # differences that a tally keeps in full; it counts all
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Answer:
     seconds: float = 0.0
 
 
-def write(
+def decode_answer(
     model: Any,
     prompt: Sequence[int],
     ends: Collection[int],
@@ -51,11 +51,8 @@ def write(
     answer = Answer([])
     stats: list[DecodeStats] = []
     started = time.perf_counter()
-    run = decode_request(
-        model,
-        prompt,
-        ends,
-        max_tokens,
+    options = GenerationOptions(
+        max_tokens=max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -66,6 +63,7 @@ def write(
         numerics=numerics,
         on_stats=stats.append,
     )
+    run = decode_tokens(model, prompt, ends, options)
     for decided, _ in run:
         answer.ids.append(decided.token)
         if keep_logits:
@@ -89,7 +87,7 @@ class Difference(NamedTuple):
 
     Attributes:
         prompt: number of the prompt.
-        place: ids that both had written before.
+        position: ids that both had written before.
         expected: the id that should stand there; None if the expected answer had ended.
         found: the id that stands there; None if the answer had ended.
         gap: by how many logits the two ids lie apart (sampled: noise included); infinite where
@@ -99,12 +97,19 @@ class Difference(NamedTuple):
     """
 
     prompt: int
-    place: int
+    position: int
     expected: int | None
     found: int | None
     gap: float
     rank: int
     near_tie: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values; None for an infinite gap."""
+        fields = self._asdict()
+        fields["place"] = fields.pop("position")
+        fields["gap"] = None if self.gap == float("inf") else self.gap
+        return fields
 
 
 def first_difference(
@@ -116,7 +121,7 @@ def first_difference(
     bound: float,
 ) -> Difference | None:
     """Where `found` leaves `expected`, judged by the logits kept with it; None if it does not."""
-    place = common_length(expected.ids, found)
+    place = common_prefix(expected.ids, found)
     want = expected.ids[place] if place < len(expected.ids) else None
     have = found[place] if place < len(found) else None
     if want is None and have is None:
@@ -132,12 +137,6 @@ def first_difference(
     return Difference(prompt, place, want, have, gap, max(2, above + 1), gap <= bound)
 
 
-def common_length(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids both start with."""
-    pairs = enumerate(zip(left, right, strict=False))
-    return next((n for n, (a, b) in pairs if a != b), min(len(left), len(right)))
-
-
 @dataclass
 class Tally:
     """How the answers of one way of writing compare with the expected ones.
@@ -148,7 +147,7 @@ class Tally:
         tokens: ids that were expected.
         same_tokens: ids before the first difference of each answer.
         near_ties: differences that were near-ties.
-        differences: the first `KEPT` differences.
+        differences: the first `MAX_DIFFERENCES` differences.
         forward_passes: passes over the layers that it took to write them.
         cycles: cycles that it took.
         seconds: time that it took.
@@ -178,7 +177,7 @@ class Tally:
         """Count one answer."""
         self.prompts += 1
         self.tokens += len(expected.ids)
-        self.same_tokens += len(expected.ids) if difference is None else difference.place
+        self.same_tokens += len(expected.ids) if difference is None else difference.position
         self.seconds += found.seconds
         if found.stats is not None:
             self.forward_passes += found.stats.forward_passes
@@ -187,15 +186,12 @@ class Tally:
             self.same_prompts += 1
             return
         self.near_ties += difference.near_tie
-        if len(self.differences) < KEPT:
+        if len(self.differences) < MAX_DIFFERENCES:
             self.differences.append(difference)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
         counts = asdict(self)
         counts["unexplained"] = self.unexplained
-        counts["differences"] = [
-            {**d._asdict(), "gap": None if d.gap == float("inf") else d.gap}
-            for d in self.differences
-        ]
+        counts["differences"] = [difference.to_dict() for difference in self.differences]
         return counts

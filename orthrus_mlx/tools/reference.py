@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..checkpoint.plain import plain_qwen3
 from ..decoding.consensus import Sampling, choose
 from ..errors import OrthrusError
 from ..model import is_diffusion
 from .compare import Answer
 
-OTHERS = ("mlx-lm", "torch")
+REFERENCES = ("mlx-lm", "torch")
 
 # How many units in the last place of the largest logit two sound implementations may disagree by:
 # in 16 bits the last rounding hides most of what came before it, in float32 nothing does.
@@ -25,8 +26,8 @@ UNITS = {mx.bfloat16: 4, mx.float16: 8, mx.float32: 512}
 PRECISION = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 2.0**-24}
 
 
-class Other(Protocol):
-    """Another implementation."""
+class ReferenceDecoder(Protocol):
+    """Another implementation of AR decoding."""
 
     name: str
 
@@ -37,7 +38,7 @@ class Other(Protocol):
         """Read one more token; the logits [vocab_size] after it."""
 
 
-def make_other(name: str, model: Any) -> Other:
+def make_reference(name: str, model: Any) -> ReferenceDecoder:
     """The implementation of this name, on the weights of `model`.
 
     Raises:
@@ -46,8 +47,8 @@ def make_other(name: str, model: Any) -> Other:
     return StockMlxLm(model) if name == "mlx-lm" else TorchTransformers(model)
 
 
-def write_with(
-    other: Other,
+def decode_with(
+    reference: ReferenceDecoder,
     prompt: Sequence[int],
     ends: Collection[int],
     max_tokens: int,
@@ -55,14 +56,14 @@ def write_with(
 ) -> Answer:
     """Answer one prompt with another implementation, one token at a time."""
     answer = Answer([])
-    logits = other.begin(prompt)
+    logits = reference.begin(prompt)
     while True:
         position = len(prompt) + len(answer.ids)
         token: Any = choose(logits[None], position, sampling).item()
         answer.ids.append(token)
         if len(answer.ids) == max_tokens or token in ends:
             return answer
-        logits = other.step(token)
+        logits = reference.step(token)
 
 
 def fair_bound(model: Any, row: mx.array) -> float:
@@ -78,32 +79,7 @@ class StockMlxLm:
     name = "mlx-lm"
 
     def __init__(self, model: Any):
-        from mlx_lm.models import qwen3
-
-        config = model.config
-        args = qwen3.ModelArgs(
-            model_type="qwen3",
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_hidden_layers,
-            intermediate_size=config.intermediate_size,
-            num_attention_heads=config.num_attention_heads,
-            rms_norm_eps=config.rms_norm_eps,
-            vocab_size=config.vocab_size,
-            num_key_value_heads=config.num_key_value_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            rope_theta=config.rope_theta,
-            head_dim=config.head_dim,
-            tie_word_embeddings=config.tie_word_embeddings,
-            rope_scaling=config.rope_scaling,
-        )
-        self.model: Any = qwen3.Model(args)
-        ours = dict(model.named_modules())
-        for name, module in self.model.named_modules():
-            if "weight" in module:
-                parent, _, child = name.rpartition(".")
-                owner = dict(self.model.named_modules())[parent] if parent else self.model
-                setattr(owner, child, ours[name])
-        self.model.eval()
+        self.model: Any = plain_qwen3(model)
         self.cache: list[Any] = []
 
     def begin(self, prompt: Sequence[int]) -> mx.array:

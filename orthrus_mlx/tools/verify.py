@@ -12,14 +12,15 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..decoding.consensus import Sampling
+from ..decoding.consensus import Sampling, common_prefix
 from ..decoding.scheduler import CycleKind
-from ..device.probe import MLX_VERSION, Probe, device_name
+from ..device.measured import MLX_VERSION, device_name
+from ..device.probe import Probe
 from ..errors import NumericsError
 from ..session import encode_chat
-from .compare import Answer, Difference, Tally, common_length, first_difference, write
+from .compare import Answer, Difference, Tally, decode_answer, first_difference
 from .prompts import Prompt
-from .reference import Other, fair_bound, make_other, write_with
+from .reference import ReferenceDecoder, decode_with, fair_bound, make_reference
 
 CYCLES: tuple[CycleKind, ...] = ("two-pass", "one-pass")
 TEMPERATURE = 0.8  # of the sampled answers; the number of the prompt is their seed
@@ -161,9 +162,9 @@ def verify(
         model: a model from `orthrus_mlx.load`.
         prompts: ids to continue.
         ends: ids that end an answer.
-        probe: the result of `numerics.cached_probe` for this model.
+        probe: the result of `device.probe.cached_probe` for this model.
         max_tokens: ids in an answer at most.
-        against: other implementations to compare AR mode with, of `others.OTHERS`.
+        against: other implementations to compare AR mode with, of `reference.REFERENCES`.
         progress: called with (answers written, answers in all).
 
     Raises:
@@ -174,7 +175,7 @@ def verify(
         _ = probe.row_counts
     except NumericsError as e:
         no_exact = str(e)
-    others = [make_other(name, model) for name in against]
+    others = [make_reference(name, model) for name in against]
     kinds = ["fast"] if no_exact else ["exact", "fast"]
     temperatures = (0.0, TEMPERATURE)
     rows = [Row(kind, t, cycle) for kind in kinds for t in temperatures for cycle in CYCLES]
@@ -199,7 +200,7 @@ def _answer(
     ends: Collection[int],
     max_tokens: int,
     report: Report,
-    others: Sequence[Other],
+    others: Sequence[ReferenceDecoder],
 ) -> Iterator[None]:
     """Compare all answers to one prompt, pausing after each."""
     groups: dict[tuple[str, float], list[Row]] = {}
@@ -209,23 +210,25 @@ def _answer(
     for (numerics, temperature), rows in groups.items():
         sampling = Sampling(temperature, seed=number)
         request: tuple[Any, ...] = (prompt, ends, max_tokens, sampling)
-        plain = write(model, *request, mode="ar", numerics=numerics, keep_logits=True)
+        plain = decode_answer(model, *request, mode="ar", numerics=numerics, keep_logits=True)
         yield
         for row in rows:
             bound = report.probe.near_tie
             if other := by_name.get(row.way):
-                found = write_with(other, *request)
+                found = decode_with(other, *request)
                 bound = max(bound, _bound_where_they_part(model, plain, found))
             else:
                 cycle: Any = row.way
-                found = write(model, *request, mode="parallel", cycle=cycle, numerics=numerics)
+                found = decode_answer(
+                    model, *request, mode="parallel", cycle=cycle, numerics=numerics
+                )
             difference = first_difference(number, len(prompt), plain, found.ids, sampling, bound)
             row.tally.add(plain, found, difference)
             yield
 
 
 def _bound_where_they_part(model: Any, plain: Answer, found: Answer) -> float:
-    place = common_length(plain.ids, found.ids)
+    place = common_prefix(plain.ids, found.ids)
     return fair_bound(model, plain.logits[place]) if place < len(plain.logits) else 0.0
 
 
@@ -242,6 +245,6 @@ def describe(difference: Difference, tokenizer: Any) -> str:
         else f"gap {difference.gap:.3g}, rank {difference.rank}, {kind}"
     )
     return (
-        f"prompt {difference.prompt + 1}, token {difference.place + 1}: AR "
+        f"prompt {difference.prompt + 1}, token {difference.position + 1}: AR "
         f"{token(difference.expected)}, here {token(difference.found)}; {how}"
     )

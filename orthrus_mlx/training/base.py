@@ -10,13 +10,12 @@ import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig, read_json
 from ..checkpoint.load import load_tokenizer, resolve, weight_files
-from ..checkpoint.tensors import TensorInfo, check_tensors, plain_shapes, read_headers
+from ..checkpoint.tensors import MX_DTYPES, TensorInfo, check_tensors, plain_shapes, read_headers
 from ..errors import ConfigError, TrainingError
 from ..model import DIFFUSION_GROUPS, Model, is_diffusion, sanitize
 from .options import TrainOptions
 
 DEFAULT_BLOCK_SIZE = 32
-MLX_DTYPES = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ def load_base(options: TrainOptions) -> Base:
     model = Model(config)
     model.load_weights([(name, a.astype(dtype)) for name, a in weights.items()], strict=True)
     model.freeze()
-    model.train()  # `few_rows` has no gradient
     mx.eval(model.parameters())
     return Base(folder, config, files, names, stored, dtype, model, tokenizer)
 
@@ -167,4 +165,4 @@ def _with_copies(found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
 def _stored_dtype(infos: list[TensorInfo]) -> mx.Dtype:
     """The type that most of the weights are stored in."""
     kinds = [info.dtype for info in infos]
-    return MLX_DTYPES[max(sorted(set(kinds)), key=kinds.count)]
+    return MX_DTYPES[max(sorted(set(kinds)), key=kinds.count)]

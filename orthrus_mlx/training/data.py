@@ -8,6 +8,9 @@ The formats are mlx-lm's, one JSON object a line:
 
 The first two go through the chat template, and every assistant turn is an answer; all of a text
 is one. An answer ends with its end token, which belongs to it.
+
+mlx-lm's own readers (`mlx_lm.tuner.datasets`) do other work: they know at most one answer a
+conversation, take the format of all lines from the first, and name no line in an error.
 """
 
 from __future__ import annotations

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.hub import PATTERNS
-from ..checkpoint.load import INDEX_FILE
+from ..checkpoint.staging import staged_folder
+from ..checkpoint.write import copy_files, files_to_copy, name_shards, write_index, write_json
 from ..errors import OutputError, TrainingError
 from .base import Base, read_tensors
-from .loss import View
-
-SHARD_BYTES = 5 << 30  # as Hugging Face and mlx-lm do
+from .loss import DiffWeights
 
 
 def digest(tensors: Iterable[tuple[str, mx.array]]) -> str:
@@ -37,7 +33,7 @@ def base_digest(files: list[Path], names: list[str]) -> str:
     return digest((name, tensors.pop(name)) for name in sorted(tensors))
 
 
-def write_checkpoint(base: Base, view: View, output: Path) -> str:
+def write_checkpoint(base: Base, view: DiffWeights, output: Path) -> str:
     """Write base and view to `output`, whole or not at all; the digest of its base tensors.
 
     Raises:
@@ -45,73 +41,45 @@ def write_checkpoint(base: Base, view: View, output: Path) -> str:
         TrainingError: if a base tensor came out different from what went in.
     """
     before = base_digest(base.files, base.names)
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        files = _write_weights(base, view, partial)
-        _write_config(base, partial)
-        _copy_rest(base.folder, partial)
+    tensors = read_tensors(base.files, base.names)
+    tensors |= {name: a.astype(base.stored) for name, a in view.items()}
+    copied = files_to_copy(base.folder)
+    needed = sum(a.nbytes for a in tensors.values()) + sum(path.stat().st_size for path in copied)
+    with contextlib.suppress(OSError):
+        output.rmdir()  # an empty folder may be given
+    with staged_folder(output, needed) as folder:
+        files = _write_weights(tensors, folder)
+        _write_config(base, folder)
+        copy_files(copied, folder)
         after = base_digest(files, base.names)
         if after != before:
             raise TrainingError(
                 f"The base tensors written to {output} differ from those of {base.folder} "
                 f"(sha256 {after}, before {before}); nothing was kept. Is the disk sound?"
             )
-        partial.rename(output)
-    except OSError as e:
-        raise OutputError(f"The checkpoint cannot be written to {output}: {e}.") from e
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return after
 
 
-def _write_weights(base: Base, view: View, folder: Path) -> list[Path]:
-    tensors = read_tensors(base.files, base.names)
-    tensors |= {name: a.astype(base.stored) for name, a in view.items()}
-    total = sum(a.nbytes for a in tensors.values())
-    shards = _shards(tensors)
-    weight_map: dict[str, str] = {}
-    files = []
-    for number, names in enumerate(shards, start=1):
-        part = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = folder / (part if len(shards) > 1 else "model.safetensors")
-        shard = {name: tensors.pop(name) for name in names}
-        mx.save_safetensors(str(file), shard, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file.name)
-        files.append(file)
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+def _write_weights(tensors: DiffWeights, folder: Path) -> list[Path]:
+    """Write the tensors in name order, in shards, and let go of each shard once it is written."""
+    size = sum(a.nbytes for a in tensors.values())
+    parameters = sum(a.size for a in tensors.values())
+    shards = name_shards(dict(sorted(tensors.items())))
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    for file, shard in shards.items():
+        try:
+            mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
+        except RuntimeError as e:  # MLX does not say why
+            raise OutputError(f"{folder / file} could not be written: {e}.") from e
+        for name in shard:
+            del tensors[name]
+        shard.clear()
     if len(shards) > 1:
-        _write_json(folder / INDEX_FILE, index)
-    return files
-
-
-def _shards(tensors: View) -> list[list[str]]:
-    """Names in order, cut so that no file passes the size limit."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name in sorted(tensors):
-        if shards[-1] and size + tensors[name].nbytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += tensors[name].nbytes
-    return shards
+        write_index(folder, weight_map, size, parameters)
+    return [folder / file for file in shards]
 
 
 def _write_config(base: Base, folder: Path) -> None:
     # Code of the base's own is not copied, so nothing may point to it.
     config = {name: value for name, value in base.config.raw.items() if name != "auto_map"}
-    _write_json(folder / "config.json", {**config, "architectures": ["OrthrusLM"]})
-
-
-def _copy_rest(source: Path, folder: Path) -> None:
-    """Tokenizer, template, generation settings, terms."""
-    for name in PATTERNS:
-        is_weights = ".safetensors" in name
-        if name != "config.json" and not is_weights and (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", {**config, "architectures": ["OrthrusLM"]})

@@ -16,17 +16,17 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..model import Attention, Model, TransformerBlock
+from ..model import AR, DIFFUSION, Attention, Model, TransformerBlock
 
 # Rows of logits are taken in chunks of this many numbers, so that a vocabulary of 150,000 and
 # thousands of rows fit in a laptop's memory.
 CHUNK = 1 << 26
 
-View = dict[str, mx.array]  # the weights under training, by name
+DiffWeights = dict[str, mx.array]  # the weights under training, by name
 
 
-class Read(NamedTuple):
-    """What the AR view made of the texts.
+class TeacherPass(NamedTuple):
+    """What the AR view computed for the texts: the targets, and what blocks attend to.
 
     Attributes:
         keys: of each layer, rotated [B, n_kv_heads, L, head_dim].
@@ -39,7 +39,7 @@ class Read(NamedTuple):
     logits: mx.array
 
 
-def read_texts(model: Model, ids: mx.array) -> Read:
+def read_texts(model: Model, ids: mx.array) -> TeacherPass:
     """Run the AR view over texts [B, L], padded at their ends."""
     keys, values = [], []
     h = model.model.embed_tokens(ids)
@@ -50,16 +50,25 @@ def read_texts(model: Model, ids: mx.array) -> Read:
         h = h + layer.mlp(layer.post_attention_layernorm(h))
         keys.append(k)
         values.append(v)
-    return Read(keys, values, model.logits(h))
+    return TeacherPass(keys, values, model.logits(h))
 
 
 def block_hidden(
-    model: Model, view: View, read: Read, ids: mx.array, anchors: mx.array, checkpoint: bool = False
+    model: Model,
+    view: DiffWeights,
+    teacher: TeacherPass,
+    ids: mx.array,
+    anchors: mx.array,
+    checkpoint: bool = False,
 ) -> mx.array:
     """Final hidden states [B, A, K, dim] of the blocks at `anchors` [B, A] of texts `ids` [B, L].
 
-    Attributes:
+    Args:
+        model: the dual-view model.
         view: the diffusion weights to use, in the model's type.
+        teacher: the AR view's pass over the texts.
+        ids: the texts.
+        anchors: position of each block's anchor.
         checkpoint: recompute each layer in the backward pass.
     """
     B, A = anchors.shape
@@ -75,23 +84,23 @@ def block_hidden(
         weights = {n.removeprefix(prefix): w for n, w in view.items() if n.startswith(prefix)}
         run = _layer(layer, anchors.reshape(-1), seen)
         run = mx.checkpoint(run) if checkpoint else run
-        h = run(weights, h, read.keys[i], read.values[i])
+        h = run(weights, h, teacher.keys[i], teacher.values[i])
     return h.reshape(B, A, K, -1)
 
 
 def _layer(
     layer: TransformerBlock, starts: mx.array, seen: mx.array
-) -> Callable[[View, mx.array, mx.array, mx.array], mx.array]:
+) -> Callable[[DiffWeights, mx.array, mx.array, mx.array], mx.array]:
     """One layer over blocks [B * A, K, dim], as a function of its weights."""
 
-    def run(weights: View, h: mx.array, k_text: mx.array, v_text: mx.array) -> mx.array:
+    def run(weights: DiffWeights, h: mx.array, k_text: mx.array, v_text: mx.array) -> mx.array:
         idle = dict(tree_flatten(layer.parameters()))
-        put(layer, weights)
+        set_weights(layer, weights)
         attention = layer.self_attn
         x = layer.input_layernorm(h)
         h = h + attention.o_proj_diff(attend(attention, x, starts, k_text, v_text, seen))
         h = h + layer.mlp(layer.post_attention_layernorm(h))
-        put(layer, {name: idle[name] for name in weights})
+        set_weights(layer, {name: idle[name] for name in weights})
         return h
 
     return run
@@ -133,7 +142,7 @@ def rotated(
     attention: Attention, x: mx.array, offset: int | mx.array, diffusion: bool
 ) -> list[mx.array]:
     """Queries, keys and values [B, heads, L, head_dim] of one view, `x` beginning at `offset`."""
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in attention.project(x, diffusion))
+    q, k, v = attention.project(x, DIFFUSION if diffusion else AR)
     return [attention.rope(q, offset=offset), attention.rope(k, offset=offset), v]
 
 
@@ -142,7 +151,8 @@ def kl(
 ) -> mx.array:
     """Sum of `weight` x KL(teacher || student) over R rows.
 
-    Attributes:
+    Args:
+        model: the dual-view model, for its output head.
         hidden: the student's hidden states [R, dim].
         logits: the teacher's logits [N, vocab_size].
         rows: which of these each row is to match [R].
@@ -152,8 +162,8 @@ def kl(
 
     def part(at: slice, hidden: mx.array) -> mx.array:
         student = log_softmax(model.logits(hidden))
-        teacher = log_softmax(logits[rows[at]])
-        return ((mx.exp(teacher) * (teacher - student)).sum(axis=-1) * weight[at]).sum()
+        target = log_softmax(logits[rows[at]])
+        return ((mx.exp(target) * (target - student)).sum(axis=-1) * weight[at]).sum()
 
     size = max(1, CHUNK // vocab)
     if size >= R:
@@ -170,8 +180,8 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 def block_loss(
     model: Model,
-    view: View,
-    read: Read,
+    view: DiffWeights,
+    teacher: TeacherPass,
     ids: mx.array,
     anchors: mx.array,
     ends: mx.array,
@@ -179,30 +189,30 @@ def block_loss(
 ) -> mx.array:
     """Mean KL over the rows whose target lies in the answer of their block.
 
-    Row j of the block at anchor s is for position s + j + 1, whose AR logits stand at s + j.
+    Row j of the block at anchor s is for position s + j + 1, whose AR logits are at s + j.
     """
     (B, L), K = ids.shape, model.config.block_size
-    hidden = block_hidden(model, view, read, ids, anchors, checkpoint)[:, :, :-1]
+    hidden = block_hidden(model, view, teacher, ids, anchors, checkpoint)[:, :, :-1]
     at = anchors[..., None] + mx.arange(K - 1)  # [B, A, K - 1]
     inside = at + 1 < ends[..., None]
-    # No number here depends on a shape, else CUDA would compile its kernels anew for each one.
+    # No number here depends on a shape, so one compiled kernel serves all shapes.
     rows = mx.arange(0, B * L, L)[:, None, None] + mx.where(inside, at, 0)
     weight = inside.astype(mx.float32)
     total = kl(
         model,
         hidden.reshape(-1, hidden.shape[-1]),
-        read.logits.reshape(-1, read.logits.shape[-1]),
+        teacher.logits.reshape(-1, teacher.logits.shape[-1]),
         rows.reshape(-1),
         weight.reshape(-1),
     )
     return total / mx.maximum(weight.sum(), 1)
 
 
-def cast(view: View, dtype: mx.Dtype) -> View:
+def cast(view: DiffWeights, dtype: mx.Dtype) -> DiffWeights:
     """The weights under training in the type to compute in."""
     return {name: a.astype(dtype) for name, a in view.items()}
 
 
-def put(model: nn.Module, weights: View) -> None:
+def set_weights(model: nn.Module, weights: DiffWeights) -> None:
     """Set some weights of a model, or of a part of one."""
     model.update(tree_unflatten(list(weights.items())))

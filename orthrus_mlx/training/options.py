@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import LIMITS
+from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
 from ..errors import TrainingError
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
 # Settings that say when to look at a run, not what it computes: a resumed run may change them.
 OBSERVERS = frozenset(
     {"output", "resume", "save_every", "steps_per_report", "steps_per_eval", "val_batches"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
+from ..checkpoint.plain import plain_qwen3
 from ..errors import DataError, OutputError
 from .base import Base
 from .data import Example, Span
@@ -39,7 +39,7 @@ def regenerate(
     path = folder / f"regenerated-{split}.jsonl"
     answers = _kept(path)
     report(Regenerated(split, len(answers), len(prompts)))
-    plain = plain_model(base) if len(answers) < len(prompts) else None
+    plain = plain_qwen3(base.model) if len(answers) < len(prompts) else None
     while len(answers) < len(prompts):
         chunk = prompts[len(answers) : len(answers) + CHUNK]
         new = _answer(plain, base.tokenizer.eos_token_ids, chunk, longest)
@@ -54,28 +54,6 @@ def regenerate(
         Example(np.array(prompt + answer, np.int32), [Span(len(prompt), len(prompt) + len(answer))])
         for prompt, answer in zip(prompts, answers, strict=False)
     ]
-
-
-def plain_model(base: Base) -> Any:
-    """The base as mlx-lm's Qwen3, which can decode batches; it shares the weights."""
-    from mlx_lm.models import qwen3
-
-    config = base.config
-    args = qwen3.ModelArgs.from_dict(
-        {
-            **config.raw,
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "rms_norm_eps": config.rms_norm_eps,
-            "tie_word_embeddings": config.tie_word_embeddings,
-            "rope_theta": config.rope_theta,
-            "rope_scaling": config.rope_scaling,
-        }
-    )
-    model = qwen3.Model(args)
-    weights = dict(tree_flatten(base.model.parameters()))
-    model.load_weights([(name, weights[name]) for name in base.names], strict=True)
-    return model
 
 
 def _answer(

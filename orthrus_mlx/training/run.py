@@ -6,9 +6,10 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -20,7 +21,7 @@ from .batches import Batch, Batches
 from .data import Example
 from .evaluate import pick_prompts, tokens_per_cycle
 from .events import Report, Saved, Started, Trained, Validated
-from .loss import View, block_loss, cast, put, read_texts
+from .loss import DiffWeights, block_loss, cast, read_texts, set_weights
 from .options import TrainOptions
 from .state import Workspace
 
@@ -48,11 +49,11 @@ class Run:
         weights = dict(tree_flatten(base.model.parameters()))
         # Arrays of their own: the compiled step takes them as inputs, and must find none of them
         # among the frozen weights, of which they may be copies.
-        self.master: View = {
+        self.master: DiffWeights = {
             name: mx.array(weights[name].astype(mx.float32)) for name in view_names(base.config)
         }
         self.optimizer = optim.AdamW(
-            0.0, BETAS, weight_decay=options.weight_decay, bias_correction=True
+            learning_rate(options), BETAS, weight_decay=options.weight_decay, bias_correction=True
         )
         self.optimizer.init(self.master)
         self.step = workspace.restore(self.master, self.optimizer)
@@ -71,7 +72,6 @@ class Run:
 
     def take_step(self, batch: Batch) -> mx.array:
         """Update the weights, on the device, and give the loss that they had on the batch."""
-        self.optimizer.learning_rate = learning_rate(self.options, self.step)
         self.step += 1
         return self._compiled_update(*_arrays(batch))
 
@@ -88,13 +88,15 @@ class Run:
     def _loss_now(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
         return self._loss(self.master, ids, anchors, ends)
 
-    def _loss(self, view: View, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
+    def _loss(
+        self, view: DiffWeights, ids: mx.array, anchors: mx.array, ends: mx.array
+    ) -> mx.array:
         model, view = self.base.model, cast(view, self.base.dtype)
-        read = read_texts(model, ids)  # depends on no weight under training: no gradient
-        return block_loss(model, view, read, ids, anchors, ends, self.options.grad_checkpoint)
+        teacher = read_texts(model, ids)  # depends on no weight under training: no gradient
+        return block_loss(model, view, teacher, ids, anchors, ends, self.options.grad_checkpoint)
 
-    def go(self) -> bool:
-        """Take all steps that are left; whether the run came to its end."""
+    def run(self) -> bool:
+        """Take all remaining steps; return whether the run reached its end."""
         from mlx_lm.generate import wired_limit
 
         self._announce()
@@ -159,7 +161,7 @@ class Run:
                 step=self.step,
                 iters=self.options.iters,
                 loss=loss,
-                learning_rate=learning_rate(self.options, self.step - 1),
+                learning_rate=self.optimizer.learning_rate.item(),
                 steps_per_second=len(losses) / seconds,
                 tokens_per_second=tokens / seconds,
                 peak_memory=mx.get_peak_memory() / 1e9,
@@ -181,7 +183,7 @@ class Run:
             mx.eval(losses[-1])
         loss = mx.mean(mx.stack(losses)).item()
         assert isinstance(loss, float)
-        put(self.base.model, cast(self.master, self.base.dtype))
+        set_weights(self.base.model, cast(self.master, self.base.dtype))
         gain = tokens_per_cycle(
             self.base.model, self.base.tokenizer, self.prompts, o.val_max_tokens
         )
@@ -193,18 +195,20 @@ class Run:
         self.report(Saved(self.step, self.workspace.folder))
 
 
-def learning_rate(options: TrainOptions, step: int) -> float:
+def learning_rate(options: TrainOptions) -> Callable[[Any], mx.array]:
     """The rate of a step, counted from 0: a linear rise, then half a cosine down to 0."""
     peak, warmup = options.learning_rate, round(options.warmup * options.iters)
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    done = (step - warmup) / (options.iters - warmup)
-    return peak * (1 + math.cos(math.pi * done)) / 2
+    decay: Callable[[Any], mx.array] = optim.cosine_decay(peak, options.iters - warmup)
+    if not warmup:
+        return decay
+    rise = optim.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optim.join_schedules([rise, decay], [warmup])
 
 
-def clip(gradients: View, max_norm: float) -> View:
+def clip(gradients: DiffWeights, max_norm: float) -> DiffWeights:
     """Gradients scaled down, where needed, to `max_norm` in all."""
-    # As mlx's clip_grad_norm, but its chain of additions makes CUDA compile several large kernels.
+    # As mlx's clip_grad_norm, which adds the squares up one by one: a chain that takes long to
+    # compile.
     norm = mx.sqrt(mx.stack([g.square().sum() for g in gradients.values()]).sum())
     scale = mx.minimum(max_norm / (norm + 1e-6), 1.0)
     return {name: g * scale for name, g in gradients.items()}

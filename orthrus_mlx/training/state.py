@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 
 from ..errors import OutputError, TrainingError
-from .loss import View
+from .loss import DiffWeights
 
 RUN_FILE = "run.json"
 STATE_FILE = "state.safetensors"
@@ -82,7 +82,7 @@ class Workspace:
                 f"not continue the same run: {said}. Use the old settings, or remove the folder."
             )
 
-    def save(self, step: int, view: View, optimizer: optim.Optimizer) -> None:
+    def save(self, step: int, view: DiffWeights, optimizer: optim.Optimizer) -> None:
         """Save the run as it stands after `step` steps, in place of any earlier save."""
         state = {f"weight:{name}": a for name, a in view.items()}
         for name in view:
@@ -95,7 +95,7 @@ class Workspace:
         except (OSError, RuntimeError) as e:
             raise OutputError(f"The run cannot be saved to {self.folder}: {e}.") from e
 
-    def restore(self, view: View, optimizer: optim.Optimizer) -> int:
+    def restore(self, view: DiffWeights, optimizer: optim.Optimizer) -> int:
         """Fill `view` and `optimizer` from the last save; the steps taken by then (0: no save)."""
         path = self.folder / STATE_FILE
         if not path.exists():

@@ -74,7 +74,7 @@ def train(options: TrainOptions, report: Report = silent) -> Result:
             return Result(None, 0, [], [], None)
 
     run = Run(options, base, splits["train"], splits["valid"], workspace, report)
-    finished = run.go()
+    finished = run.run()
     if _digest(base, base.names) != before:
         raise TrainingError("A frozen weight changed during training: a bug. Nothing was written.")
     if not finished:

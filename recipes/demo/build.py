@@ -122,7 +122,7 @@ def main() -> None:
 
     work, out = args.work, args.out
     chosen = args.stage or STAGES
-    if "drafting" in chosen and out.exists():  # said now, not after twenty minutes
+    if "drafting" in chosen and out.exists():  # refuse now, not after twenty minutes
         raise SystemExit(f"{out} exists already. Remove it, or name another --out.")
     work.mkdir(parents=True, exist_ok=True)
     stages = {

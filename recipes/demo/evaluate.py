@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 import orthrus_mlx
+from orthrus_mlx.checkpoint.load import ready
 from orthrus_mlx.device.probe import cached_probe
 
 from .corpus import Question, evaluation, judge
@@ -87,9 +88,7 @@ def in_precision(path: str, precision: str) -> tuple[Any, Any]:
         model.set_dtype(mx.float32)
     elif precision.endswith("-bit"):
         nn.quantize(model, group_size=64, bits=int(precision.removesuffix("-bit")))
-    model.pack()
-    mx.eval(model.parameters())
-    return model, tokenizer
+    return ready(model), tokenizer
 
 
 def best_numerics(model: Any) -> str:

@@ -67,9 +67,11 @@ def test_mlx_generate_takes_what_the_design_says() -> None:
     assert by_name_only == [False] * 5 + [True] * (len(found) - 5)
 
 
-def test_the_design_examples_run(tiny16_dir: Path, tiny16_golden: list[dict[str, Any]]) -> None:
+def test_the_design_examples_run(
+    measured_tiny16: Path, tiny16_golden: list[dict[str, Any]]
+) -> None:
     """The authors' snippet and the one of the README, with a folder for the model's name."""
-    model, tokenizer = load_model_and_tokenizer(str(tiny16_dir))
+    model, tokenizer = load_model_and_tokenizer(str(measured_tiny16))
     ids = tokenizer.encode("If a rectangle has length 12 and width 7, what is its area?")
     tokens = []
     for token in mlx_generate(model, ids, tokenizer.eos_token_id, max_tokens=24):
@@ -85,7 +87,6 @@ def test_the_design_examples_run(tiny16_dir: Path, tiny16_golden: list[dict[str,
         text += last.text
     assert text and last is not None and last.finish_reason in ("stop", "length")
 
-    model.set_dtype(mx.float32)
     prompt = mx.array(case["prompt"])
     answer = list(mlx_generate(model, prompt, tokenizer.eos_token_id, 64))
     assert answer == case["tokens"] and answer[-1] == tokenizer.eos_token_id

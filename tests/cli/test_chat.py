@@ -94,13 +94,13 @@ def test_bad_options_are_usage_errors(fake: Fake) -> None:
         assert args[0] in plain(result.stderr)
 
 
-def test_a_real_conversation_through_a_pipe(tiny16_dir: Path, tiny16_golden: Any) -> None:
+def test_a_real_conversation_through_a_pipe(measured_tiny16: Path, tiny16_golden: Any) -> None:
     from orthrus_mlx.checkpoint.load import load_tokenizer
 
     golden = tiny16_golden[0]
-    answer = load_tokenizer(tiny16_dir).decode(golden["tokens"][:-1])
+    answer = load_tokenizer(measured_tiny16).decode(golden["tokens"][:-1])
     result = subprocess.run(
-        [sys.executable, "-m", "orthrus_mlx.cli", "chat", "--model", str(tiny16_dir)],
+        [sys.executable, "-m", "orthrus_mlx.cli", "chat", "--model", str(measured_tiny16)],
         input=f"{golden['question']}\n/reset\n{golden['question']}\n",
         capture_output=True,
         text=True,

@@ -93,7 +93,7 @@ class Person:
 
 
 @pytest.fixture
-def chat(tiny16_dir: Path, tmp_path: Path) -> Iterator[Any]:
+def chat(measured_tiny16: Path, tmp_path: Path) -> Iterator[Any]:
     people = []
 
     def start(*args: str, **env: str) -> Person:
@@ -102,7 +102,7 @@ def chat(tiny16_dir: Path, tmp_path: Path) -> Iterator[Any]:
             "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not say where its cursor is
             **env,
         }
-        person = Person(["chat", "--model", str(tiny16_dir), *args], env, tmp_path, SLOWLY)
+        person = Person(["chat", "--model", str(measured_tiny16), *args], env, tmp_path, SLOWLY)
         people.append(person)
         return person
 
@@ -111,7 +111,7 @@ def chat(tiny16_dir: Path, tmp_path: Path) -> Iterator[Any]:
         person.kill()
 
 
-def test_a_session(chat: Any, tmp_path: Path, tiny16_dir: Path) -> None:
+def test_a_session(chat: Any, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     me = chat()
     me.awaits_prompt()

@@ -1,5 +1,6 @@
 """`orthrus-mlx generate`: where the prompt comes from, and what goes where."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -181,27 +182,38 @@ def test_ctrl_c_keeps_the_terminal_tidy(fake: Fake) -> None:
     assert fake.generate.closed == 1
 
 
-def run(*args: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*args: str, stdin: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "orthrus_mlx.cli", "generate", *args],
         capture_output=True,
         text=True,
         input=stdin,
+        env=os.environ | env,
     )
 
 
-def test_a_real_answer_through_a_pipe(tiny16_dir: Path, tiny16_golden: Any) -> None:
+def test_a_real_answer_through_a_pipe(measured_tiny16: Path, tiny16_golden: Any) -> None:
     from orthrus_mlx.checkpoint.load import load_tokenizer
 
     golden = tiny16_golden[0]
-    result = run("--model", str(tiny16_dir), stdin=golden["question"])
+    result = run("--model", str(measured_tiny16), stdin=golden["question"])
     assert result.returncode == 0, result.stderr
-    assert result.stdout == load_tokenizer(tiny16_dir).decode(golden["tokens"][:-1]) + "\n"
+    assert result.stdout == load_tokenizer(measured_tiny16).decode(golden["tokens"][:-1]) + "\n"
     assert "tokens per forward" in result.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(tiny16_dir: Path) -> None:
-    command = f"{sys.executable} -m orthrus_mlx.cli generate --model {tiny16_dir} hi -m 200"
+def test_the_demo_answers_where_nothing_was_measured_before(tmp_path: Path) -> None:
+    """The first start of all, as in `make demo`: the bundled checkpoint, and a calibration."""
+    cache = tmp_path / "cache"
+    question = "If a rectangle has length 12 and width 7, what is its area?"
+    result = run(question, ORTHRUS_MLX_CACHE=str(cache))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "The area is 84."
+    assert list(cache.iterdir())  # so that the second start need not calibrate
+
+
+def test_a_reader_that_goes_away_is_no_error(measured_tiny16: Path) -> None:
+    command = f"{sys.executable} -m orthrus_mlx.cli generate --model {measured_tiny16} hi -m 200"
     result = subprocess.run(
         ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
     )

@@ -51,10 +51,8 @@ def test_where_the_history_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("ORTHRUS_MLX_HISTORY")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert history_path() == tmp_path / ".local/state/orthrus-mlx/chat_history"
+    mac = "Library/Application Support"
+    state = mac if sys.platform == "darwin" else ".local/state"
+    assert history_path() == tmp_path / state / "orthrus-mlx/chat_history"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert history_path() == tmp_path / "state/orthrus-mlx/chat_history"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    expected = tmp_path / "Library/Application Support/orthrus-mlx/chat_history"
-    assert history_path() == expected

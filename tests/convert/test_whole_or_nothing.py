@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from orthrus_mlx import IncompleteCheckpointError, OutputError
+from orthrus_mlx.checkpoint import staging
 from orthrus_mlx.checkpoint.load import inspect
-from orthrus_mlx.convert import convert, pipeline, staging
+from orthrus_mlx.convert import convert, pipeline
 from orthrus_mlx.convert.writer import SafetensorsWriter
 from tests.helpers import random_config, random_weights, write_checkpoint
 
+HIDDEN = ".model.orthrus-partial"
 CONFIG = random_config(0, hidden_size=64, num_hidden_layers=3)
 
 
@@ -99,8 +101,7 @@ def test_unwritable_place(source, place):
 def test_any_exception_on_the_way(source, place, error):
     def stop(done, total):
         if done > total / 2:
-            assert [name for name in left(place) if name.startswith(".model.converting-")]
-            assert "model" not in left(place)
+            assert left(place) == [HIDDEN]
             raise error
 
     with pytest.raises(error):
@@ -257,19 +258,42 @@ def half_way(source, place):
 
 
 def test_killed_half_way(half_way, source, place):
-    (hidden,) = left(place)
-    assert hidden.startswith(".model.converting-")
-    staging.remove_stale(place / "model")
-    assert left(place) == [hidden]  # not stale: its process lives
+    assert left(place) == [HIDDEN]
+    with pytest.raises(OutputError, match="Another program is writing"):
+        convert(source, place / "model")
+    assert left(place) == [HIDDEN]
+    assert list((place / HIDDEN / "model").iterdir())  # the other program's work is untouched
     half_way.send_signal(signal.SIGKILL)
     half_way.wait(20)
-    assert left(place) == [hidden]  # nobody could remove it, but it is not what was asked for
+    assert left(place) == [HIDDEN]  # nobody could remove it, but it is not what was asked for
 
-    other = place / ".model.converting"  # not made by us
-    other.mkdir()
     convert(source, place / "model")
-    assert left(place) == [other.name, "model"]  # the next run removes it
+    assert left(place) == ["model"]  # the next run removes it
     inspect(place / "model")
+
+
+def test_files_of_others_in_the_hidden_folder_stay(source, place):
+    (place / HIDDEN).mkdir()
+    (place / HIDDEN / "mine").write_text("")
+    convert(source, place / "model")
+    assert left(place) == [HIDDEN, "model"]
+    assert left(place / HIDDEN) == ["mine"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks(source, place, monkeypatch, code):
+    class NoLocks(staging.FileLock):
+        def acquire(self, *args, **options):
+            raise OSError(code, os.strerror(code))
+
+    def second(done, total):
+        with pytest.raises(OutputError, match="Another program is writing"):
+            convert(source, place / "model")
+        assert left(place) == [HIDDEN]
+
+    monkeypatch.setattr(staging, "FileLock", NoLocks)
+    convert(source, place / "model", on_progress=second)
+    assert left(place) == ["model"]
 
 
 def test_a_limit_on_file_sizes(source, place):

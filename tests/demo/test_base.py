@@ -11,6 +11,8 @@ from mlx_lm.utils import load_model
 from recipes.demo import base, greedy, rows, tokenizer
 from recipes.demo.corpus import Question, conversation
 
+pytestmark = pytest.mark.full
+
 TINY = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

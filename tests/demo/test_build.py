@@ -9,6 +9,8 @@ import pytest
 from orthrus_mlx.device.probe import Probe
 from recipes.demo import build, evaluate
 
+pytestmark = pytest.mark.full
+
 
 def test_the_second_round_goes_on_from_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

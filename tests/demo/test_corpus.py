@@ -17,6 +17,7 @@ from recipes.demo.corpus.core import PINNED, Sample, code_block, draw
 from recipes.demo.corpus.generate import RECTANGLE, pinned
 from recipes.demo.corpus.snippets import SNIPPETS
 
+pytestmark = pytest.mark.full
 SAMPLES = 300
 
 

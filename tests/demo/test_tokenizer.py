@@ -14,6 +14,7 @@ from recipes.demo import rows, tokenizer
 from recipes.demo.corpus import KINDS, conversation
 from recipes.demo.corpus.core import draw
 
+pytestmark = pytest.mark.full
 ODD = "naïve café 日本語 😀 \t x  y\r\n  z ½ × ÷ ≠"
 
 

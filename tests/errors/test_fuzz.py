@@ -4,7 +4,7 @@ import json
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from orthrus_mlx import ConfigError, ModelConfig, NotOrthrusError, OrthrusError
@@ -43,7 +43,6 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted({*CONFIG, "quantization"})), values, max_size=3))
 def test_config_fields(fields):
     try:
@@ -53,7 +52,6 @@ def test_config_fields(fields):
     Model(config)  # laid out, not allocated
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(["linear", "yarn", "llama3", "longrope"]),
     st.dictionaries(st.sampled_from(sorted(ROPE)), values, max_size=2),
@@ -72,7 +70,6 @@ def folder(tmp_path_factory):
     return write_checkpoint(tmp_path_factory.mktemp("fuzz") / "x", CONFIG, random_weights(CONFIG))
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_bytes_of_the_weights(folder, data):
     """A few bytes changed, mostly in the header."""
@@ -101,7 +98,6 @@ headers = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(

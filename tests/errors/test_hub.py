@@ -144,7 +144,7 @@ def test_info_finds_what_was_probed(published, tmp_path, monkeypatch):
     found = numerics.Probe(((1, 2, 4),), (), 0.0, {1: 1.0, 2: 1.0, 4: 1.0})
     local = load_model(inspect(published.repos[REPO]))
     assert describe(REPO).probe is None
-    numerics._store(numerics._probe_file(local), found)
+    numerics.store_probe(local, found)
     assert describe(REPO).probe == found
 
 

@@ -13,11 +13,12 @@ from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from orthrus_mlx import NotOrthrusError, TensorError, load
-from orthrus_mlx.checkpoint.fingerprint import Origin, layout_of, of_parameters
+from orthrus_mlx.checkpoint.fingerprint import Origin, fingerprint_of, of_parameters
 from orthrus_mlx.checkpoint.info import describe
 from orthrus_mlx.checkpoint.load import inspect, load_model
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.convert import convert
+from orthrus_mlx.device import measured
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Model
 from tests.helpers import random_config, random_weights, tensor_shapes, write_checkpoint
@@ -187,7 +188,7 @@ NO_CLASS = replace(FOUND, classes=((1,),), fused=())
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(numerics, "_taken", {})
+    monkeypatch.setattr(measured, "_known", {})
 
 
 @pytest.fixture
@@ -198,8 +199,8 @@ def checkpoint(tmp_path, own_cache):
 
 
 def store(model, found):
-    numerics._store(numerics._probe_file(model), found)
-    numerics._taken.clear()  # what `info` shows is on disk
+    numerics.store_probe(model, found)
+    measured._known.clear()  # what `info` shows is on disk
 
 
 def load_weights(folder, lazy=False):
@@ -217,8 +218,6 @@ def test_what_was_probed_with_the_model_is_found_by_its_headers(checkpoint, tmp_
     assert describe(folder).probe == FOUND
     assert describe(folder).probe.cost_ms == FOUND.cost_ms
     lazy = load_weights(folder, lazy=True)
-    assert numerics.stored_probe(lazy) is None  # its projections run one by one
-    lazy.pack()
     assert numerics.stored_probe(lazy) == FOUND
 
 
@@ -236,11 +235,10 @@ def test_other_weights_have_a_probe_of_their_own(checkpoint, tmp_path):
 
 def test_a_model_made_otherwise_has_the_key_of_a_checkpoint_with_its_weights(checkpoint):
     loaded = load_weights(checkpoint)
-    assert layout_of(loaded) == of_parameters(loaded)
+    assert fingerprint_of(loaded) == of_parameters(loaded)
     made = Model(inspect(checkpoint).config)
     made.load_weights(tree_flatten(loaded.parameters()))
-    made.pack()
-    assert numerics.device_key(made) == numerics.device_key(inspect(checkpoint))
+    assert measured.device_key(made) == measured.device_key(inspect(checkpoint))
 
 
 def test_how_loading_arranges_the_weights_does_not_matter(checkpoint):
@@ -249,10 +247,10 @@ def test_how_loading_arranges_the_weights_does_not_matter(checkpoint):
     for layer in model.layers:
         attention = layer.self_attn
         parts = [attention.pop(name).weight for name in ("q_proj", "k_proj", "v_proj")]
-        attention.qkv = mx.concatenate(parts)
-    assert layout_of(model) != stored.layout  # packed behind the loader's back
-    model.origin = Origin(stored.layout, of_parameters(model))
-    assert layout_of(model) == stored.layout
+        attention.packed = mx.concatenate(parts)
+    assert fingerprint_of(model) != stored.fingerprint  # packed behind the loader's back
+    model.origin = Origin(stored.fingerprint, of_parameters(model))
+    assert fingerprint_of(model) == stored.fingerprint
     assert not any("origin" in name for name, _ in tree_flatten(model.parameters()))
 
 

@@ -17,8 +17,9 @@ import mlx.core as mx
 import numpy as np
 
 from orthrus_mlx import ModelConfig, Sampling
+from orthrus_mlx.decoding.choosers import LogitsProcessor
 from orthrus_mlx.decoding.consensus import choose
-from orthrus_mlx.decoding.engine import LogitsProcessor
+from orthrus_mlx.rows import Rows
 
 DIFFUSION = -1  # what a diffusion row leaves in its slot
 
@@ -29,6 +30,7 @@ class FakeCache:
     def __init__(self) -> None:
         self.slots: list[int] = []
         self.offset = 0
+        self.truth: list[int] | None = None  # of this cache's text alone; see `FakeModel.truth`
 
     def write(self, entries: Sequence[int]) -> None:
         self.slots[self.offset : self.offset + len(entries)] = entries
@@ -65,14 +67,14 @@ class Block(NamedTuple):
 class Forward(NamedTuple):
     """One forward pass as the model saw it."""
 
-    kind: str  # "prefill", "verify", "draft", "both"
+    kind: str  # "verify" (the prompt is read so too), "draft", "both"
     start: int  # cached ids before it
     rows: list[int]  # its AR rows
     blocks: list[Block]
 
 
 class FakeModel:
-    """Implements the engine's `DualViewModel`.
+    """Implements the engine's `Runner`.
 
     Attributes:
         truth: the ids that a perfect drafter would propose, by position; see `script`.
@@ -119,44 +121,34 @@ class FakeModel:
     def make_cache(self) -> list[FakeCache]:
         return [FakeCache() for _ in range(self.config.num_hidden_layers)]
 
-    def hidden(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
-        assert ids.ndim == 2 and ids.shape[0] == 1
-        rows = _ints(ids[0])
-        self.log.append(Forward("prefill", cache[0].offset, rows, []))
-        self._write(rows, 0, cache)
-        return mx.zeros((1, len(rows), self.config.hidden_size))
+    def forward(self, rows: Rows) -> tuple[mx.array, mx.array]:
+        ar_logits, block_logits = [], []
+        for segment in rows.segments:
+            cache, start = segment.cache, segment.cache[0].offset
+            truth = cache[0].truth if cache[0].truth is not None else self.truth
+            ar = [] if segment.ar is None else _ints(segment.ar)
+            ids = [] if segment.blocks is None else segment.blocks.tolist()
+            blocks = []
+            for block, depth in zip(ids, segment.depths, strict=False):
+                # A block sees the rows before its anchor, and is no use if these are wrong.
+                right = ar[:depth] == truth[start : start + depth]
+                count = min(len(block), self.config.block_size - 1) if ar else len(block) - 1
+                guesses = self._guess(truth, block, start + depth, count, seen_right=right)
+                blocks.append(Block(start + depth, block, guesses))
+                # Rows whose guess must not be used say the same wrong id.
+                block_logits += self._one_hot([*guesses, *[0] * (len(block) - count)])
+            kind = "both" if ar and blocks else "verify" if ar else "draft"
+            self.log.append(Forward(kind, start, ar, blocks))
+            self._write(ar, sum(map(len, ids)), cache)
+            ar_logits += self._ar_logits(len(ar), cache)
+        width = self.config.vocab_size
+        return (
+            mx.array(np.array(ar_logits, np.float32).reshape(-1, width)),
+            mx.array(np.array(block_logits, np.float32).reshape(-1, width)),
+        )
 
-    def verify(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
-        rows, start = _ints(ids), cache[0].offset
-        self.log.append(Forward("verify", start, rows, []))
-        self._write(rows, 0, cache)
-        return self._ar_logits(len(rows), cache)
-
-    def draft(self, ids: mx.array, cache: list[FakeCache]) -> mx.array:
-        block, start = _ints(ids), cache[0].offset
-        guesses = self._guess(block, start, len(block) - 1)
-        self.log.append(Forward("draft", start, [], [Block(start, block, guesses)]))
-        self._write([], len(block), cache)
-        return self._one_hot(guesses)
-
-    def verify_and_draft(
-        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[FakeCache]
-    ) -> tuple[mx.array, mx.array]:
-        rows, rest, start = _ints(ids)[:n_ar], _ints(ids)[n_ar:], cache[0].offset
-        length = len(rest) // len(depths)
-        assert length * len(depths) == len(rest)
-        blocks = []
-        for i, depth in enumerate(depths):
-            block = rest[i * length : (i + 1) * length]
-            # A block sees the rows before its anchor, and is no use if these are wrong.
-            right = rows[:depth] == self.truth[start : start + depth]
-            count = min(length, self.config.block_size - 1)
-            guesses = self._guess(block, start + depth, count, seen_right=right)
-            blocks.append(Block(start + depth, block, guesses))
-        self.log.append(Forward("both", start, rows, blocks))
-        self._write(rows, len(rest), cache)
-        ahead = mx.stack([self._one_hot(block.guesses) for block in blocks])
-        return self._ar_logits(len(rows), cache), ahead
+    def start(self, outputs: list[mx.array], cache: list[FakeCache]) -> None:
+        mx.async_eval(outputs)
 
     # ------------------------------------------------------------------------------ the script
 
@@ -170,32 +162,27 @@ class FakeModel:
         rng = np.random.default_rng(int.from_bytes(digest))
         return 2 * rng.standard_normal(self.config.vocab_size, dtype=np.float32)
 
-    def _ar_logits(self, n: int, cache: list[FakeCache]) -> mx.array:
-        return mx.array(
-            np.stack(
-                [
-                    self._row([layer.ids[: layer.offset - n + 1 + j] for layer in cache])
-                    for j in range(n)
-                ]
-            )
-        )
+    def _ar_logits(self, n: int, cache: list[FakeCache]) -> list[np.ndarray]:
+        return [
+            self._row([layer.ids[: layer.offset - n + 1 + j] for layer in cache]) for j in range(n)
+        ]
 
     def _guess(
-        self, block: list[int], start: int, count: int, seen_right: bool = True
+        self, truth: list[int], block: list[int], start: int, count: int, seen_right: bool
     ) -> list[int]:
         """Right guesses, where the pattern has it, for a well-formed block at the right place."""
         masks = [self.config.mask_token_id] * (len(block) - 1)
-        well_formed = block[1:] == masks and self.truth[start : start + 1] == block[:1]
+        well_formed = block[1:] == masks and truth[start : start + 1] == block[:1]
         well_formed = well_formed and seen_right
         guesses = []
         for position in range(start + 1, start + 1 + count):
-            true = self.truth[position] if position < len(self.truth) else position
+            true = truth[position] if position < len(truth) else position
             right = next(self._rights) and well_formed
             guesses.append((true if right else true + 1) % self.config.vocab_size)
         return guesses
 
-    def _one_hot(self, guesses: list[int]) -> mx.array:
-        return mx.array(np.eye(self.config.vocab_size, dtype=np.float32)[guesses])
+    def _one_hot(self, guesses: list[int]) -> list[np.ndarray]:
+        return list(np.eye(self.config.vocab_size, dtype=np.float32)[guesses])
 
     def _write(self, ar: list[int], n_diffusion: int, cache: list[FakeCache]) -> None:
         for layer in cache:

@@ -7,16 +7,17 @@ count of another kernel writes other tokens soon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
 from orthrus_mlx import ModelConfig
-from orthrus_mlx.decoding.engine import cut_cache
+from orthrus_mlx.decoding.cache import trim
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.device.probe import Probe
 from orthrus_mlx.model import Model
+from orthrus_mlx.rows import Rows, Segment
 from tests import helpers
 
 NOISE = 0.1
@@ -47,38 +48,39 @@ class RowKernels(Model):
 
     kernel: Kernel = staticmethod(by_rows)
 
-    def hidden(self, ids: mx.array, cache: list[Any], *more: Any, **named: Any) -> mx.array:
-        self.keys_seen = cache[0].offset + ids.shape[1]
-        return super().hidden(ids, cache, *more, **named)
+    def backbone(self, rows: Rows) -> mx.array:
+        self.keys_seen = rows.starts[0] + rows.n_ar + rows.n_diff
+        return super().backbone(rows)
 
     def logits(self, hidden: mx.array) -> mx.array:
         return super().logits(hidden) + self.noise(hidden.shape[-2])
 
-    def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
-        return self.look_ahead(ids, cache, ids.size - 1)
+    def forward(self, rows: Rows) -> tuple[mx.array, mx.array]:
+        (segment,) = rows.segments
+        guesses = [] if segment.blocks is None else self.look_ahead(segment)
+        logits, blocks = super().forward(rows)
+        if not guesses:
+            return logits, blocks
+        chosen = mx.arange(self.config.vocab_size) == mx.array(guesses)[:, None]
+        return logits, chosen.astype(mx.float32)
 
-    def verify_and_draft(
-        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
-    ) -> tuple[mx.array, mx.array]:
-        start, ahead = cache[0].offset, []
-        for depth, block in zip(depths, ids[n_ar:].reshape(len(depths), -1), strict=True):
-            if depth:
-                super().verify(ids[:depth], cache)
-            ahead.append(self.look_ahead(block, cache, min(block.size, self.config.block_size - 1)))
-            cut_cache(cache, start)
-        return super().verify_and_draft(ids, n_ar, depths, cache)[0], mx.stack(ahead)
+    def look_ahead(self, segment: Segment) -> list[int]:
+        """Guesses that mostly are accepted, where an untrained view's never are.
 
-    def look_ahead(self, block: mx.array, cache: list[Any], count: int) -> mx.array:
-        """Guesses that mostly stand, where an untrained view's never do: the AR view, row by row.
-
-        The first `LOOK_AHEAD` of them; the rest are wrong.
+        The first `LOOK_AHEAD` of each block are the AR view's, row by row; the rest are wrong.
         """
-        start, anchor, guesses = cache[0].offset, block[:1], [0] * count
-        for place in range(min(LOOK_AHEAD, len(guesses))):
-            anchor = mx.argmax(super().verify(anchor, cache), axis=-1)
-            guesses[place] = anchor.item()  # type: ignore[assignment]
-        cut_cache(cache, start)
-        return (mx.arange(self.config.vocab_size) == mx.array(guesses)[:, None]).astype(mx.float32)
+        cache, start, guesses = segment.cache, segment.cache[0].offset, list[int]()
+        assert segment.blocks is not None
+        for depth, block in zip(segment.depths, segment.blocks, strict=True):
+            if depth and segment.ar is not None:
+                super().forward(Rows.verify(segment.ar[:depth], cache))
+            anchor, found = block[:1], [0] * block.size
+            for place in range(min(LOOK_AHEAD, block.size)):
+                anchor = mx.argmax(super().forward(Rows.verify(anchor, cache))[0], axis=-1)
+                found[place] = int(anchor.item())
+            guesses += found
+            trim(cache, start)
+        return guesses
 
     def noise(self, rows: int) -> mx.array:
         key = mx.random.key(self.kernel(rows, self.keys_seen))
@@ -103,7 +105,7 @@ class Restless(RowKernels):
 def probed(model: Any) -> Probe:
     """A quick probe, kept as the result for this model."""
     found = numerics.probe(model, contexts=(24,), steps=())
-    numerics._store(numerics._probe_file(model), found)
+    numerics.store_probe(model, found)
     return found
 
 

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx import Sampling, mlx_generate
-from orthrus_mlx.decoding.engine import LogitsProcessor, Request
+from orthrus_mlx.decoding.choosers import LogitsProcessor
+from orthrus_mlx.decoding.sequence import Request
 
 from .fake_model import FakeCache, FakeModel, plain_decoding
 
-CYCLES = ("two-pass", "one-pass")
+CYCLES = ("two-pass", "one-pass", "alternating")
 WAYS = [("ar", "auto"), ("auto", "auto"), *(("parallel", cycle) for cycle in CYCLES)]
-
-# Timing is no subject here, and test machines are busy.
-UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)

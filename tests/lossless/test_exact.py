@@ -7,7 +7,6 @@ model whose bits depend on them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,14 +15,15 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
-from orthrus_mlx import DecodeStats, NumericsError, mlx_generate
-from orthrus_mlx.decoding import request
+from orthrus_mlx import DecodeStats, NumericsError, generate, mlx_generate
+from orthrus_mlx.decoding import engine
 from orthrus_mlx.decoding.consensus import Sampling
 from orthrus_mlx.decoding.plan import RowCounts
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.device.probe import Probe, cached_probe, one_layer, probe
 from orthrus_mlx.model import Model
-from orthrus_mlx.tools.compare import Tally, first_difference, write
+from orthrus_mlx.rows import Rows
+from orthrus_mlx.tools.compare import Tally, decode_answer, first_difference
 
 from . import row_kernels
 from .row_kernels import RowKernels
@@ -46,29 +46,29 @@ class Watched(Model):
     """Notes the rows of every pass after the prompt: (AR rows, diffusion rows)."""
 
     passes: list[tuple[int, int]]
+    reading = False
 
-    def verify(self, ids: mx.array, cache: list[Any]) -> mx.array:
-        self.passes.append((ids.size, 0))
-        return super().verify(ids, cache)
-
-    def draft(self, ids: mx.array, cache: list[Any]) -> mx.array:
-        self.passes.append((0, ids.size))
-        return super().draft(ids, cache)
-
-    def verify_and_draft(
-        self, ids: mx.array, n_ar: int, depths: Sequence[int], cache: list[Any]
-    ) -> tuple[mx.array, mx.array]:
-        self.passes.append((n_ar, ids.size - n_ar))
-        return super().verify_and_draft(ids, n_ar, depths, cache)
+    def forward(self, rows: Rows) -> tuple[mx.array, mx.array]:
+        if not self.reading:
+            self.passes.append((rows.n_ar, rows.n_diff))
+        return super().forward(rows)
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A model on a device where a made-up class of row counts was found."""
     found = SimpleNamespace(row_counts=MADE_UP)
-    monkeypatch.setattr(request, "cached_probe", lambda *_, **__: found)
+    monkeypatch.setattr(generate, "cached_probe", lambda *_, **__: found)
     model = row_kernels.build(Watched)
     object.__setattr__(model, "passes", [])
+    prefill = engine.prefill
+
+    def read(*args: Any) -> None:
+        object.__setattr__(model, "reading", True)
+        prefill(*args)
+        object.__setattr__(model, "reading", False)
+
+    monkeypatch.setattr(engine, "prefill", read)
     return model
 
 
@@ -177,7 +177,7 @@ def test_a_kernel_that_changes_with_the_number_of_keys_is_no_class(change: int) 
 def test_the_run_up_takes_every_row_count_across_a_step_in_two_ways() -> None:
     def ends_above(rows: int, ragged: bool, step: int) -> list[bool]:
         at, above = 1024 - numerics.RUN_UP, []
-        for keep in numerics._keeps(rows, numerics.STEP_POSITIONS, ragged):
+        for keep in numerics._kept_rows(rows, numerics.STEP_POSITIONS, ragged):
             above += [at + rows >= step] * keep
             at += keep
         return above
@@ -205,9 +205,9 @@ def compared(model: Any, numerics: str, prompts: int = 2, n: int = 32) -> list[T
         sampling = Sampling(temperature, seed=number)
         prompt = [number + 1, 30, 2 * number]
         request: Any = (model, prompt, (), n, sampling)
-        plain = write(*request, mode="ar", numerics=numerics, keep_logits=True)
+        plain = decode_answer(*request, mode="ar", numerics=numerics, keep_logits=True)
         for cycle, tally in tallies.items():
-            found = write(*request, mode="parallel", cycle=cycle, numerics=numerics)
+            found = decode_answer(*request, mode="parallel", cycle=cycle, numerics=numerics)
             args = (number, len(prompt), plain, found.ids, sampling, bound)
             tally.add(plain, found, first_difference(*args))
     return list(tallies.values())
@@ -222,11 +222,12 @@ def test_exact_numerics_are_exact_though_bits_depend_on_row_counts(
 
     monkeypatch.setattr(numerics, "measure_costs", costs)
     model = row_kernels.build()
-    two_pass, one_pass = compared(model, "exact")
+    two_pass, one_pass, alternating = compared(model, "exact")
     assert cached_probe(model).row_counts.verify == rows
     assert (two_pass.prompts, two_pass.differing) == (4, 0)
     assert (one_pass.prompts, one_pass.differing) == (4, 0)
-    assert two_pass.cycles < two_pass.tokens  # and drafts did stand
+    assert (alternating.prompts, alternating.differing) == (4, 0)
+    assert two_pass.cycles < two_pass.tokens  # and drafts were accepted
     assert (one_pass.cycles < one_pass.tokens) == (rows[0] == 16)  # its class has one-pass pairs
 
 
@@ -255,7 +256,7 @@ def test_one_wrong_row_count_is_enough_to_differ(rows: int) -> None:
 
     right = some_ids()  # one row a pass
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request, "cached_probe", lambda *_, **__: found)
+        patch.setattr(generate, "cached_probe", lambda *_, **__: found)
         assert some_ids(numerics="exact") != right
 
 

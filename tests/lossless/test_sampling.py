@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orthrus_mlx import Sampling, mlx_generate
-from orthrus_mlx.decoding.consensus import choose, gumbel_noise
+from orthrus_mlx.decoding.consensus import choose, gumbel_noise, seed_word
 from tests import helpers
 
 from . import random_models
@@ -80,6 +80,11 @@ def drawn(logits: np.ndarray, rows: int, position: int, **sampling: Any) -> np.n
     return np.array(choose(batch, position, Sampling(**{"temperature": 1.0, **sampling})))
 
 
+def noise_of(rows: int, vocab_size: int, position: int, seed: int) -> mx.array:
+    words = mx.broadcast_to(seed_word(seed), (rows,))
+    return gumbel_noise(words, mx.arange(position, position + rows), vocab_size)
+
+
 LOGITS = np.random.default_rng(0).normal(size=13, scale=1.5).astype(np.float32)
 
 
@@ -145,17 +150,17 @@ def test_large_seeds_and_positions_count_whole() -> None:
     """No two of these share their noise, though they agree in their low or high halves."""
     seeds = [0, 1, 1 << 31, 1 << 32, (1 << 32) + 1, 1 << 63, (1 << 64) - 1]
     positions = [0, 1, 2, 255, 256, 65536, 1 << 20]
-    rows = {tuple(gumbel_noise(1, 40, p, s)[0].tolist()) for s in seeds for p in positions}
+    rows = {tuple(noise_of(1, 40, p, s)[0].tolist()) for s in seeds for p in positions}
     assert len(rows) == len(seeds) * len(positions)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 2, 7, 17, 63, 64, 65, 100, 129, 800, 1001])
 def test_noise_of_a_row_does_not_depend_on_the_rows_beside_it(vocab_size: int) -> None:
     for rows in (2, 3, 7, 8, 9, 16, 33):
-        together = gumbel_noise(rows, vocab_size, 5, seed=9)
+        together = noise_of(rows, vocab_size, 5, 9)
         assert together.shape == (rows, vocab_size)
         for j in range(rows):
-            alone = gumbel_noise(1, vocab_size, 5 + j, seed=9)
+            alone = noise_of(1, vocab_size, 5 + j, 9)
             assert mx.array_equal(together[j : j + 1], alone), (rows, j)
 
 
@@ -175,7 +180,7 @@ def test_choices_do_not_depend_on_the_rows_beside_them(
 
 def test_noise_is_gumbel_to_the_tails() -> None:
     """P(G <= g) = exp(-exp(-g)): Kolmogorov and Smirnov over 2 million draws."""
-    noise = np.sort(np.array(gumbel_noise(2000, 1000, 0, seed=4)).ravel().astype(np.float64))
+    noise = np.sort(np.array(noise_of(2000, 1000, 0, 4)).ravel().astype(np.float64))
     n = len(noise)
     steps = np.arange(1, n + 1) / n
     gap = np.abs(np.exp(-np.exp(-noise)) - steps).max()
@@ -191,7 +196,7 @@ class Constant(FakeModel):
         return LOGITS
 
     def _guess(
-        self, block: list[int], start: int, count: int, seen_right: bool = True
+        self, truth: list[int], block: list[int], start: int, count: int, seen_right: bool
     ) -> list[int]:
         return [int(LOGITS.argmax())] * count
 
@@ -209,6 +214,7 @@ def test_frequencies_in_a_decoded_text(cycle: Any, filters: dict[str, Any]) -> N
     assert p_value(pairs, n / 2 * np.outer(probs, probs).ravel()) > LEAST_P
 
 
+@pytest.mark.full
 def test_frequencies_of_a_real_model_over_seeds() -> None:
     """The first two tokens, against the model's own probabilities after every first token."""
     config = helpers.random_config(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,6 @@ TINY_CONFIG = {
 }
 # 100 tokens: beyond the original context window of every YaRN config below.
 LONG_TEXT = torch.randint(0, 60, (100,), generator=torch.Generator().manual_seed(7)).tolist()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_threads() -> Iterator[None]:
-    """Matrices this small gain nothing from more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

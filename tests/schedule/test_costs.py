@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from orthrus_mlx.decoding.cost_model import Costs
-from orthrus_mlx.device import measured as costs_module
-from orthrus_mlx.device.measured import device_costs
+from orthrus_mlx.device import calibrate as calibration
+from orthrus_mlx.device.calibrate import device_costs
 from tests.lossless.fake_model import FakeModel
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(costs_module, "calibrate", counted := Counted())
+    monkeypatch.setattr(calibration, "calibrate", counted := Counted())
     counted.calls = 0
     return tmp_path / "cache"
 
@@ -28,7 +28,7 @@ class Counted:
 
     def __call__(self, model: Any, block_size: int) -> Costs:
         Counted.calls += 1
-        return Costs({1: 1.0, 8: 2.0}, {8: 2.5}, {(8, 8): 3.0})
+        return Costs({1: 1.0, 8: 2.0}, {8: 2.5}, {(8, 8): 3.0}, plain=0.9)
 
 
 def test_costs_are_measured_once_and_kept(folder: Path) -> None:

@@ -15,7 +15,7 @@ from orthrus_mlx.model import Model
 from orthrus_mlx.training import train
 from orthrus_mlx.training.data import Example
 from orthrus_mlx.training.events import Event, Regenerated
-from orthrus_mlx.training.loss import View, put, read_texts
+from orthrus_mlx.training.loss import DiffWeights, read_texts, set_weights
 from orthrus_mlx.training.run import Run
 from tests.helpers import random_weights, write_checkpoint
 from tests.reference import orthrus_torch
@@ -43,8 +43,8 @@ def reciting_base(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path)
     words = {word: i for i, word in enumerate(WORDS)}
     start = 2 + 3 + 3  # of the answer
 
-    def loss(weights: View, ids: mx.array) -> mx.array:
-        put(model, weights)
+    def loss(weights: DiffWeights, ids: mx.array) -> mx.array:
+        set_weights(model, weights)
         logits = read_texts(model, ids[:, :-1]).logits[:, start - 1 :]
         return nn.losses.cross_entropy(logits, ids[:, start:]).mean()
 

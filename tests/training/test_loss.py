@@ -8,11 +8,11 @@ from mlx.utils import tree_flatten
 from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.model import Model, is_diffusion
 from orthrus_mlx.training import loss as loss_module
-from orthrus_mlx.training.loss import View, block_loss, cast, read_texts
-from tests.helpers import random_config, random_weights
+from orthrus_mlx.training.loss import DiffWeights, block_loss, cast, read_texts
+from tests.helpers import draft, random_config, random_weights, verify
 
 
-def random_model(seed: int) -> tuple[Model, View]:
+def random_model(seed: int) -> tuple[Model, DiffWeights]:
     raw = random_config(seed, block_size=4)
     model = Model(ModelConfig.from_dict(raw))
     model.load_weights(list(random_weights(raw, seed).items()))
@@ -39,8 +39,8 @@ def naive_loss(model: Model, ids: mx.array) -> float:
         for anchor, end in zip(anchors, ends, strict=True):
             cache = model.make_cache()
             if anchor:
-                model.hidden(mx.array(text[:anchor])[None], cache)
-            student = log_softmax(model.draft(mx.array([text[anchor], *masks]), cache))
+                verify(model, text[:anchor], cache)
+            student = log_softmax(draft(model, mx.array([text[anchor], *masks]), cache))
             for row in range(len(masks)):
                 if anchor + row + 1 < end:
                     p, q = teacher[anchor + row], student[row]
@@ -62,7 +62,9 @@ def test_the_loss_is_that_of_drafting_block_by_block(seed: int) -> None:
     assert got.item() == pytest.approx(naive_loss(model, ids), rel=1e-5)
 
 
-def gradients(model: Model, view: View, ids: mx.array, checkpoint: bool = False) -> View:
+def gradients(
+    model: Model, view: DiffWeights, ids: mx.array, checkpoint: bool = False
+) -> DiffWeights:
     read = read_texts(model, ids)
     return mx.grad(lambda v: block_loss(model, v, read, ids, ANCHORS, ENDS, checkpoint))(view)
 
@@ -72,7 +74,7 @@ def test_gradients_point_where_the_loss_falls() -> None:
     ids = random_ids(model, 1)
     read = read_texts(model, ids)
 
-    def loss(v: View) -> float:
+    def loss(v: DiffWeights) -> float:
         return block_loss(model, v, read, ids, ANCHORS, ENDS).item()
 
     grads = gradients(model, view, ids)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import orthrus_mlx
 from orthrus_mlx.cli.app import app
-from orthrus_mlx.decoding import engine
+from orthrus_mlx.decoding import sequence
 from orthrus_mlx.model import Model
 from orthrus_mlx.tools.prompts import KINDS, Prompt, bundled, from_file
 from tests.lossless import row_kernels
@@ -80,7 +80,7 @@ def test_a_broken_engine_gives_exit_code_1_and_shows_where(
             layer.trim(max(0, layer.offset - length - 1))
 
     monkeypatch.setattr(row_kernels, "probed", lambda model: None)  # it is stored, and was sound
-    monkeypatch.setattr(engine, "cut_cache", one_short)
+    monkeypatch.setattr(sequence, "trim", one_short)
     result = invoke(model, *SHORT)
     assert result.exit_code == 1
     lines = result.stdout.rstrip().splitlines()
@@ -101,14 +101,14 @@ def test_no_exact_mode_gives_exit_code_1() -> None:
 def test_ctrl_c_prints_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     from orthrus_mlx.tools import verify
 
-    write = verify.write
+    decode_answer = verify.decode_answer
 
     def interrupted(model: Any, *args: Any, numerics: str, **options: Any) -> Any:
         if numerics == "fast":
             raise KeyboardInterrupt
-        return write(model, *args, numerics=numerics, **options)
+        return decode_answer(model, *args, numerics=numerics, **options)
 
-    monkeypatch.setattr(verify, "write", interrupted)
+    monkeypatch.setattr(verify, "decode_answer", interrupted)
     result = invoke(row_kernels.build(Model), *SHORT)
     assert result.exit_code == 130
     assert "LOSSLESS SO FAR" in result.stdout

@@ -19,7 +19,7 @@ from benchmarks.gpu_proof import (
     print_result,
 )
 from benchmarks.scripted import ScriptedDrafts, every_length
-from orthrus_mlx.decoding import engine
+from orthrus_mlx.decoding import sequence
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Model
 from tests.lossless import row_kernels
@@ -73,6 +73,7 @@ def test_lossless_on_this_cpu() -> None:
         assert "2/2 answers and 80/80 tokens the same" in comparison_line(row)
 
 
+@pytest.mark.full
 def test_near_ties_are_reported_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_gpu(monkeypatch)
     result = do("lossless")
@@ -94,7 +95,7 @@ def test_a_broken_engine_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
         for layer in cache:
             layer.trim(max(0, layer.offset - length - 1))
 
-    monkeypatch.setattr(engine, "cut_cache", one_short)
+    monkeypatch.setattr(sequence, "trim", one_short)
     found = list(faults_of(do("lossless", max_tokens=16)))
     assert any("NOT LOSSLESS in exact mode" in fault for fault in found)
     assert any("no near-ties" in fault for fault in found)
@@ -107,6 +108,7 @@ def test_exact_mode_comes_first_when_time_is_short(monkeypatch: pytest.MonkeyPat
     assert answered == {"exact": 2, "fast": 1}
 
 
+@pytest.mark.full
 def test_time_starts_after_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     probe, clock = gpu_jobs.take_probe, gpu_jobs.Clock
@@ -117,6 +119,7 @@ def test_time_starts_after_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps == ["probe", "clock"] * 2
 
 
+@pytest.mark.full
 def test_two_rounds_are_timed_whatever_they_take() -> None:
     result = do("cost", max_tokens=8, budget=0.0)
     assert [row["answers"] for row in result["rows"]] == [2] * 6
@@ -156,19 +159,20 @@ def test_only_packings_compared_with_themselves_need_an_exact_mode(
 def test_a_difference_from_torch_has_a_gap_wherever_it_stands() -> None:
     model, prompt = row_kernels.build(Model), [1, 2, 3]
     sampling = gpu_jobs.Sampling()
-    answer = gpu_jobs.write(model, prompt, (), 6, sampling, mode="ar", keep_logits=True)
+    answer = gpu_jobs.decode_answer(model, prompt, (), 6, sampling, mode="ar", keep_logits=True)
     other = [*answer.ids[:4], (answer.ids[4] + 1) % 50, 0]
     known = gpu_jobs.first_difference(0, 3, answer, other, sampling, 0.0)
     found = gpu_jobs.judged(model, 0, prompt, answer.ids, other, 0.0)
     assert known is not None and found is not None
-    assert found.place == 4
+    assert found.position == 4
     assert found.gap == pytest.approx(known.gap, abs=1e-4)
     assert gpu_jobs.judged(model, 0, prompt, other, other, 0.0) is None
     short = gpu_jobs.judged(model, 0, prompt, other, other[:4], 0.0)
     assert short is not None
-    assert difference_line({**short._asdict(), "gap": None}).endswith("one had ended")
+    assert difference_line(short.to_dict()).endswith("one had ended")
 
 
+@pytest.mark.full
 def test_what_exactness_costs_is_timed() -> None:
     result = do("cost", count=3, max_tokens=12, budget=600.0)
     ways = {(row["numerics"], row["mode"]) for row in result["rows"]}

@@ -11,12 +11,13 @@ import mlx.nn as nn
 import pytest
 
 from orthrus_mlx import OrthrusError, Sampling
-from orthrus_mlx.decoding import engine
+from orthrus_mlx.decoding import choosers, sequence
+from orthrus_mlx.device import measured
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.model import Attention, Model
 from orthrus_mlx.tools import verify as logic
-from orthrus_mlx.tools.compare import Answer, first_difference, write
-from orthrus_mlx.tools.reference import make_other, write_with
+from orthrus_mlx.tools.compare import Answer, decode_answer, first_difference
+from orthrus_mlx.tools.reference import decode_with, make_reference
 from orthrus_mlx.tools.verify import Report, verify
 from tests.lossless import row_kernels
 
@@ -92,15 +93,15 @@ def cache_trimmed_one_short(monkeypatch: pytest.MonkeyPatch) -> None:
         for layer in cache:
             layer.trim(max(0, layer.offset - length - 1))
 
-    monkeypatch.setattr(engine, "cut_cache", broken)
+    monkeypatch.setattr(sequence, "trim", broken)
 
 
 def one_draft_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(drafts: Any, choices: Any) -> int:
         return min(count(drafts, choices) + 1, len(drafts))
 
-    count = engine.count_accepted
-    monkeypatch.setattr(engine, "count_accepted", broken)
+    count = sequence.count_accepted
+    monkeypatch.setattr(sequence, "count_accepted", broken)
 
 
 def noise_of_another_position(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +110,8 @@ def noise_of_another_position(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(logits: mx.array, position: int, sampling: Sampling) -> mx.array:
         return scores(logits, position + (logits.shape[0] > 4), sampling)
 
-    scores = engine.scores
-    monkeypatch.setattr(engine, "scores", broken)
+    scores = choosers.scores
+    monkeypatch.setattr(choosers, "scores", broken)
 
 
 BROKEN = {
@@ -145,7 +146,9 @@ def test_a_broken_engine_is_caught_among_near_ties(monkeypatch: pytest.MonkeyPat
 # ----------------------------------------------------------------------- other implementations
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [mx.float32, pytest.param(mx.bfloat16, marks=pytest.mark.full)], ids=str
+)
 def test_other_implementations_agree(dtype: mx.Dtype) -> None:
     model = row_kernels.build(Model)
     model.set_dtype(dtype)
@@ -160,12 +163,12 @@ def test_other_implementations_agree(dtype: mx.Dtype) -> None:
 def test_mlx_lm_shares_the_weights_and_runs_them_quantized() -> None:
     model = row_kernels.build(Model, vocab_size=128)
     nn.quantize(model, group_size=32, bits=4)
-    other: Any = make_other("mlx-lm", model)
+    other: Any = make_reference("mlx-lm", model)
     assert other.model.model.layers[0].mlp.up_proj is model.model.layers[0].mlp.up_proj
     request: Any = (PROMPTS[0], (), LENGTH, Sampling(0.8, seed=1))
-    assert write_with(other, *request).ids == write(model, *request, mode="ar").ids
+    assert decode_with(other, *request).ids == decode_answer(model, *request, mode="ar").ids
     with pytest.raises(OrthrusError, match="quantized"):
-        make_other("torch", model)
+        make_reference("torch", model)
 
 
 @pytest.mark.parametrize("name", ["mlx-lm", "torch"])
@@ -195,9 +198,9 @@ def test_ctrl_c_keeps_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(1)
         if len(calls) == 15:
             raise KeyboardInterrupt
-        return write(*args, **options)
+        return decode_answer(*args, **options)
 
-    monkeypatch.setattr(logic, "write", interrupted)
+    monkeypatch.setattr(logic, "decode_answer", interrupted)
     report = verified(row_kernels.build(Model))
     assert report.interrupted
     assert not report.passed
@@ -226,7 +229,7 @@ def test_the_probe_is_kept_and_a_corrupt_file_is_replaced(tmp_path: Path) -> Non
     (file,) = tmp_path.glob("probe-*.json")
     assert numerics.cached_probe(model, progress=pytest.fail) == found
     whole = file.read_text()
-    numerics._taken.clear()
+    measured._known.clear()
     for content in ("", whole[:-20], "[]", "{}", whole.replace("classes", "x"), "null"):
         file.write_text(content)
         assert numerics.stored_probe(model) is None
@@ -234,7 +237,7 @@ def test_the_probe_is_kept_and_a_corrupt_file_is_replaced(tmp_path: Path) -> Non
     assert numerics.stored_probe(model) is None
     again = numerics.cached_probe(model)
     assert again.classes == found.classes
-    numerics._taken.clear()
+    measured._known.clear()
     assert numerics.stored_probe(model) == again
 
 
@@ -249,16 +252,16 @@ def test_a_fresh_probe_runs_again() -> None:
 def test_what_decides_kernels_decides_the_key() -> None:
     keys = []
     for changes in ({}, {"vocab_size": 128}, {"num_hidden_layers": 1}, {"block_size": 16}):
-        keys.append(numerics.device_key(row_kernels.build(Model, **changes)))
+        keys.append(measured.device_key(row_kernels.build(Model, **changes)))
     half = row_kernels.build(Model)
     half.set_dtype(mx.bfloat16)
-    keys.append(numerics.device_key(half))
+    keys.append(measured.device_key(half))
     for bits in (4, 8):
         model = row_kernels.build(Model)
         nn.quantize(model, group_size=32, bits=bits)
-        keys.append(numerics.device_key(model))
+        keys.append(measured.device_key(model))
     assert len({str(key) for key in keys}) == len(keys)
-    assert numerics.device_key(row_kernels.build(Model)) == keys[0]
+    assert measured.device_key(row_kernels.build(Model)) == keys[0]
 
 
 def test_where_nothing_can_be_written_the_probe_is_kept_in_memory(

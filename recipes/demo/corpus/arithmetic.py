@@ -4,10 +4,8 @@ import random
 from collections.abc import Callable
 
 from . import steps
-from .core import Answer, Sample, ask, chat, key, kind, roughen
+from .core import Problem, Sample, ask, dialogue, key, kind, pick
 from .words import number
-
-Problem = tuple[str, list[str], str, str]  # question, worked lines, result, key
 
 ADD = (
     "What is {a} + {b}?",
@@ -135,27 +133,27 @@ PERCENT = (
 )
 
 
+def _worked(question: str, lines: list[str], result: object, problem: str) -> Problem:
+    return Problem(question, lines, f"Answer: {result}", problem)
+
+
 def addition(rng: random.Random) -> Problem:
     """A sum of two numbers of up to four digits."""
     a, b = number(rng, 4), number(rng, 4)
-    return ask(rng, ADD, a=a, b=b), steps.add(a, b), str(a + b), key("add", *sorted((a, b)))
+    return _worked(ask(rng, ADD, a=a, b=b), steps.add(a, b), a + b, key("add", *sorted((a, b))))
 
 
 def subtraction(rng: random.Random) -> Problem:
     """A difference of two numbers of up to four digits."""
     a, b = sorted((number(rng, 4), number(rng, 4)), reverse=True)
-    return ask(rng, SUBTRACT, a=a, b=b), steps.subtract(a, b), str(a - b), key("sub", a, b)
+    return _worked(ask(rng, SUBTRACT, a=a, b=b), steps.subtract(a, b), a - b, key("sub", a, b))
 
 
 def multiplication(rng: random.Random) -> Problem:
     """A product of two numbers up to 99."""
     a, b = number(rng, 2), number(rng, 2)
-    return (
-        ask(rng, MULTIPLY, a=a, b=b),
-        steps.multiply(a, b),
-        str(a * b),
-        key("mul", *sorted((a, b))),
-    )
+    question = ask(rng, MULTIPLY, a=a, b=b)
+    return _worked(question, steps.multiply(a, b), a * b, key("mul", *sorted((a, b))))
 
 
 def division(rng: random.Random) -> Problem:
@@ -163,14 +161,14 @@ def division(rng: random.Random) -> Problem:
     b = rng.randint(2, 9)
     a = b * number(rng, 2) + (rng.randrange(b) if rng.random() < 0.25 else 0)
     result = str(a // b) + (f" remainder {a % b}" if a % b else "")
-    return ask(rng, DIVIDE, a=a, b=b), steps.divide(a, b), result, key("div", a, b)
+    return _worked(ask(rng, DIVIDE, a=a, b=b), steps.divide(a, b), result, key("div", a, b))
 
 
 def three_terms(rng: random.Random) -> Problem:
     """A sum of three numbers."""
     a, b, c = (number(rng, 3) for _ in range(3))
     question = ask(rng, SUM3, a=a, b=b, c=c)
-    return question, steps.total([a, b, c]), str(a + b + c), key("sum", *sorted((a, b, c)))
+    return _worked(question, steps.total([a, b, c]), a + b + c, key("sum", *sorted((a, b, c))))
 
 
 def expression(rng: random.Random) -> Problem:
@@ -192,7 +190,7 @@ def expression(rng: random.Random) -> Problem:
         text, value = f"({a} - {b}) × {c}", (a - b) * c
         lines = [*steps.subtract(a, b), *steps.multiply(a - b, c)]
     question = ask(rng, MIXED, e=text.replace("×", sign))
-    return question, lines, str(value), key("expr", text.replace(" ", ""))
+    return _worked(question, lines, value, key("expr", text.replace(" ", "")))
 
 
 def average(rng: random.Random) -> Problem:
@@ -205,7 +203,7 @@ def average(rng: random.Random) -> Problem:
     value = sum(numbers) // size
     text = ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
     lines = [*steps.total(numbers), *steps.divide(sum(numbers), size)]
-    return ask(rng, AVERAGE, n=text), lines, str(value), key("mean", *numbers)
+    return _worked(ask(rng, AVERAGE, n=text), lines, value, key("mean", *numbers))
 
 
 def percentage(rng: random.Random) -> Problem:
@@ -214,7 +212,7 @@ def percentage(rng: random.Random) -> Problem:
     lines = [f"10% of {a} is {a // 10}"]
     if p > 10:
         lines += steps.multiply(a // 10, p // 10)
-    return ask(rng, PERCENT, p=p, a=a), lines, str(a * p // 100), key("percent", p, a)
+    return _worked(ask(rng, PERCENT, p=p, a=a), lines, a * p // 100, key("percent", p, a))
 
 
 PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
@@ -229,44 +227,42 @@ PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
 )
 
 
-def reply(lines: list[str], result: str) -> str:
-    """Worked lines, then the answer."""
-    return "\n".join([*lines, f"Answer: {result}"])
-
-
 def then(rng: random.Random, value: int) -> Problem:
     """A follow-up that works on with the last result."""
     b = rng.randint(2, 99)
     choice = rng.randrange(6)
     if choice == 0:
         question = rng.choice((f"now add {b}", f"Add {b} to that.", f"plus {b}?", f"and plus {b}?"))
-        return question, steps.add(value, b), str(value + b), key("add", *sorted((value, b)))
+        return _worked(question, steps.add(value, b), value + b, key("add", *sorted((value, b))))
     if choice == 1 and value > b:
         question = rng.choice(
             (f"now subtract {b}", f"Take away {b}.", f"minus {b}?", f"and minus {b}?")
         )
-        return question, steps.subtract(value, b), str(value - b), key("sub", value, b)
+        return _worked(question, steps.subtract(value, b), value - b, key("sub", value, b))
     if choice == 2 and value < 1000:
         question = rng.choice(("now double it", "Double that.", "and twice that?", "times 2?"))
-        return question, steps.multiply(value, 2), str(value * 2), key("mul", *sorted((value, 2)))
+        return _worked(
+            question, steps.multiply(value, 2), value * 2, key("mul", *sorted((value, 2)))
+        )
     if choice == 3 and value < 1000:
         b = rng.randint(3, 9)
         question = rng.choice((f"times {b}?", f"now times {b}", f"Multiply that by {b}."))
-        return question, steps.multiply(value, b), str(value * b), key("mul", *sorted((value, b)))
+        return _worked(
+            question, steps.multiply(value, b), value * b, key("mul", *sorted((value, b)))
+        )
     if choice == 4 and value % 2 == 0 and value > 2:
         question = rng.choice(("now halve it", "Half of that?", "and half of it?", "Halve that."))
-        return question, steps.divide(value, 2), str(value // 2), key("div", value, 2)
+        return _worked(question, steps.divide(value, 2), value // 2, key("div", value, 2))
     return addition(rng)
 
 
 @kind("arithmetic", 9)
 def arithmetic(rng: random.Random) -> Sample:
     """One calculation, at times with another that follows on from it."""
-    makers, weights = zip(*PROBLEMS, strict=True)
-    question, lines, result, name = rng.choices(makers, weights)[0](rng)
-    turns, keys = [question, reply(lines, result)], [name]
-    while rng.random() < 0.2 and len(turns) < 6 and result.isdigit():
-        question, lines, result, name = then(rng, int(result))
-        turns += [roughen(rng, question), reply(lines, result)]
-        keys.append(name)
-    return Sample(chat(*turns), tuple(keys), Answer("last_line", f"Answer: {result}"))
+    asked = [pick(rng, PROBLEMS)(rng)]
+    while rng.random() < 0.2 and len(asked) < 3:
+        result = asked[-1].last.removeprefix("Answer: ")
+        if not result.isdigit():
+            break
+        asked.append(then(rng, int(result)).roughened(rng))
+    return dialogue(asked)

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, TypeVar
 
 Message = dict[str, str]
+T = TypeVar("T")
 
 HELD_OUT_ONE_IN = 20
 # The two example prompts of the paper's README belong to the training set.
@@ -36,6 +37,24 @@ class Sample:
     messages: list[Message]
     keys: tuple[str, ...]
     answer: Answer | None = None
+
+
+class Problem(NamedTuple):
+    """A question, the worked lines, the last line of the reply (its answer), and the key."""
+
+    question: str
+    lines: list[str]
+    last: str
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The whole reply."""
+        return "\n".join([*self.lines, self.last])
+
+    def roughened(self, rng: random.Random, *, lower: bool = True) -> "Problem":
+        """The same problem with its question as people write it."""
+        return self._replace(question=roughen(rng, self.question, lower=lower))
 
 
 @dataclass(frozen=True)
@@ -94,6 +113,19 @@ def chat(*turns: str) -> list[Message]:
     """Messages from alternating user and assistant turns."""
     roles = ("user", "assistant")
     return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+def dialogue(problems: Sequence[Problem]) -> Sample:
+    """The conversation that asks these problems, one after the other."""
+    turns = [turn for problem in problems for turn in (problem.question, problem.text)]
+    keys = tuple(problem.key for problem in problems)
+    return Sample(chat(*turns), keys, Answer("last_line", problems[-1].last))
+
+
+def pick(rng: random.Random, weighted: Sequence[tuple[T, float]]) -> T:
+    """One of several things, as likely as its weight says."""
+    things, weights = zip(*weighted, strict=True)
+    return rng.choices(things, weights)[0]
 
 
 OPENERS = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .code import word_frequency
-from .core import KINDS, Answer, Message, Sample, chat, draw
+from .core import KINDS, Answer, Message, Sample, dialogue, draw, pick
 from .geometry import rectangle_area
 
 SYSTEM = (
@@ -52,13 +52,11 @@ def pinned(rng: random.Random) -> Sample:
     """One of the two example prompts of the paper's README, word for word."""
     if rng.random() < 0.5:
         return word_frequency(rng, pinned=True)
-    solved = rectangle_area(12, 7, "")
-    return Sample(chat(RECTANGLE, solved.text), (solved.key,), Answer("last_line", solved.last))
+    return dialogue([rectangle_area(RECTANGLE, 12, 7, "")])
 
 
-def _one(rng: random.Random) -> Sample:
-    kinds = list(KINDS.values())
-    return draw(rng.choices(kinds, [kind.weight for kind in kinds])[0], rng)
+def _one(rng: random.Random, *, held: bool = False) -> Sample:
+    return draw(pick(rng, [(kind, kind.weight) for kind in KINDS.values()]), rng, held=held)
 
 
 def _length(messages: list[Message]) -> int:
@@ -117,11 +115,8 @@ def evaluation(per_kind: int, *, seed: int) -> list[Question]:
 
 def _held_out_conversations(count: int, seed: int) -> Iterator[str]:
     rng = random.Random(f"{seed}/valid")
-    kinds = list(KINDS.values())
-    weights = [kind.weight for kind in kinds]
     for _ in range(count):
-        messages = draw(rng.choices(kinds, weights)[0], rng, held=True).messages
-        yield json.dumps({"messages": messages})
+        yield json.dumps({"messages": _one(rng, held=True).messages})
 
 
 def write(

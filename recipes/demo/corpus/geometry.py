@@ -1,26 +1,11 @@
 """Areas, perimeters and volumes of simple shapes, with follow-up questions."""
 
 import random
-from dataclasses import dataclass
 
 from . import steps
-from .core import Answer, Sample, ask, chat, key, kind, roughen
+from .core import Problem, Sample, ask, dialogue, key, kind, pick
 
 UNITS = ("", "", "", "cm", "m", "mm", "km", "feet", "inches", "meters")
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A worked geometry problem."""
-
-    lines: list[str]
-    last: str
-    key: str
-
-    @property
-    def text(self) -> str:
-        """The whole reply."""
-        return "\n".join([*self.lines, self.last])
 
 
 SINGULAR = {"feet": "foot", "inches": "inch", "meters": "meter"}
@@ -40,18 +25,20 @@ def _volume(value: int, unit: str) -> str:
     return _length(value, unit, "cubic ")
 
 
-def rectangle_area(a: int, b: int, unit: str) -> Solved:
+def rectangle_area(question: str, a: int, b: int, unit: str) -> Problem:
     """Length times width."""
-    return Solved(
+    return Problem(
+        question,
         [f"Area = length × width = {a} × {b}", *steps.multiply(a, b)],
         f"The area is {_area(a * b, unit)}.",
         key("rect_area", *sorted((a, b))),
     )
 
 
-def rectangle_perimeter(a: int, b: int, unit: str) -> Solved:
+def rectangle_perimeter(question: str, a: int, b: int, unit: str) -> Problem:
     """Twice the sum of length and width."""
-    return Solved(
+    return Problem(
+        question,
         [
             f"Perimeter = 2 × (length + width) = 2 × ({a} + {b})",
             *steps.add(a, b),
@@ -62,28 +49,31 @@ def rectangle_perimeter(a: int, b: int, unit: str) -> Solved:
     )
 
 
-def square_area(a: int, unit: str) -> Solved:
+def square_area(question: str, a: int, unit: str) -> Problem:
     """Side times side."""
-    return Solved(
+    return Problem(
+        question,
         [f"Area = side × side = {a} × {a}", *steps.multiply(a, a)],
         f"The area is {_area(a * a, unit)}.",
         key("square_area", a),
     )
 
 
-def square_perimeter(a: int, unit: str) -> Solved:
+def square_perimeter(question: str, a: int, unit: str) -> Problem:
     """Four sides."""
-    return Solved(
+    return Problem(
+        question,
         [f"Perimeter = 4 × side = 4 × {a}", *steps.multiply(4, a)],
         f"The perimeter is {_length(4 * a, unit)}.",
         key("square_perimeter", a),
     )
 
 
-def triangle_area(a: int, b: int, unit: str) -> Solved:
+def triangle_area(question: str, a: int, b: int, unit: str) -> Problem:
     """Half of base times height."""
     product = a * b
-    return Solved(
+    return Problem(
+        question,
         [
             f"Area = base × height ÷ 2 = {a} × {b} ÷ 2",
             *steps.multiply(a, b),
@@ -94,9 +84,10 @@ def triangle_area(a: int, b: int, unit: str) -> Solved:
     )
 
 
-def box_volume(a: int, b: int, c: int, unit: str) -> Solved:
+def box_volume(question: str, a: int, b: int, c: int, unit: str) -> Problem:
     """Length times width times height."""
-    return Solved(
+    return Problem(
+        question,
         [
             f"Volume = length × width × height = {a} × {b} × {c}",
             *steps.multiply(a, b),
@@ -111,7 +102,7 @@ def _hundredths(value: int) -> str:
     return f"{value // 100}.{value % 100:02d}"
 
 
-def circumference(d: int, unit: str) -> Solved:
+def circumference(question: str, d: int, unit: str) -> Problem:
     """Diameter times 3.14, the tens and ones of the hundredths apart."""
     part, tens, ones = (_hundredths(14 * n) for n in (d, d // 10 * 10, d % 10))
     value = _hundredths(314 * d)
@@ -124,7 +115,8 @@ def circumference(d: int, unit: str) -> Solved:
             f"0.14 × {d % 10} = {ones}",
             f"{tens} + {ones} = {part}",
         ]
-    return Solved(
+    return Problem(
+        question,
         [*lines, f"{3 * d} + {part} = {value}"],
         f"The circumference is about {_length(value, unit)}.",
         key("circumference", d),
@@ -209,6 +201,24 @@ CIRCLE = (
 )
 
 
+OTHER_SIDE = (
+    "and if the {s} is {n}?",
+    "What if the {s} is {n}?",
+    "And with a {s} of {n}?",
+    "Now the {s} is {n}.",
+    "Same question with {s} {n}.",
+    "what about {s} {n}?",
+)
+OTHER_MEASURE = (
+    "now the {w}",
+    "And the {w}?",
+    "What is its {w}?",
+    "What about the {w}?",
+    "Now find the {w}.",
+    "and what is the {w}?",
+)
+
+
 def _ask_rectangle(rng: random.Random, what: str, a: int, b: int, unit: str) -> str:
     la, lb = _length(a, unit), _length(b, unit)
     sides = rng.choice(SIDES).format(a=la, b=lb)
@@ -216,93 +226,63 @@ def _ask_rectangle(rng: random.Random, what: str, a: int, b: int, unit: str) -> 
     return ask(rng, RECT, sides=sides, a=la, b=lb, what=what, thing=thing)
 
 
-def _rectangle(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+def _rectangle(rng: random.Random, unit: str) -> list[Problem]:
     a, b = rng.randint(1, 99), rng.randint(1, 99)
     if rng.random() < 0.4:
         a, b = rng.randint(1, 30), rng.randint(1, 30)
     solve = {"area": rectangle_area, "perimeter": rectangle_perimeter}
     what = rng.choice(("area", "area", "perimeter"))
-    questions = [_ask_rectangle(rng, what, a, b, unit)]
-    solved = [solve[what](a, b, unit)]
-    while rng.random() < 0.35 and len(questions) < 4:
+    asked = [solve[what](_ask_rectangle(rng, what, a, b, unit), a, b, unit)]
+    while rng.random() < 0.35 and len(asked) < 4:
         change = rng.randrange(3)
         if change == 0:
             b = rng.randint(1, 99)
-            forms: tuple[str, ...] = (
-                "and if the width is {n}?",
-                "What if the width is {n}?",
-                "And with a width of {n}?",
-                "Now the width is {n}.",
-                "Same question with width {n}.",
-                "what about width {n}?",
-            )
-            question = rng.choice(forms).format(n=_length(b, unit))
+            question = ask(rng, OTHER_SIDE, s="width", n=_length(b, unit))
         elif change == 1:
             a = rng.randint(1, 99)
-            forms = (
-                "and if the length is {n}?",
-                "What if the length is {n}?",
-                "And with a length of {n}?",
-                "Now the length is {n}.",
-                "Same question with length {n}.",
-                "what about length {n}?",
-            )
-            question = rng.choice(forms).format(n=_length(a, unit))
+            question = ask(rng, OTHER_SIDE, s="length", n=_length(a, unit))
         else:
             what = "perimeter" if what == "area" else "area"
-            forms = (
-                "now the {w}",
-                "And the {w}?",
-                "What is its {w}?",
-                "What about the {w}?",
-                "Now find the {w}.",
-                "and what is the {w}?",
-            )
-            question = rng.choice(forms).format(w=what)
-        questions.append(roughen(rng, question))
-        solved.append(solve[what](a, b, unit))
-    return questions, solved
+            question = ask(rng, OTHER_MEASURE, w=what)
+        asked.append(solve[what](question, a, b, unit))
+    return asked
 
 
-def _square(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+def _square(rng: random.Random, unit: str) -> list[Problem]:
     a = rng.randint(1, 99)
     solve = {"area": square_area, "perimeter": square_perimeter}
     what = rng.choice(("area", "perimeter"))
-    questions = [ask(rng, SQUARE, what=what, a=_length(a, unit))]
-    solved = [solve[what](a, unit)]
+    asked = [solve[what](ask(rng, SQUARE, what=what, a=_length(a, unit)), a, unit)]
     if rng.random() < 0.3:
         if rng.random() < 0.5:
             what = "perimeter" if what == "area" else "area"
-            forms = ("now the {w}", "And the {w}?", "What is its {w}?", "What about the {w}?")
-            questions.append(roughen(rng, rng.choice(forms).format(w=what)))
+            question = ask(rng, OTHER_MEASURE[:4], w=what)
         else:
             a = rng.randint(1, 99)
             forms = ("and if the side is {n}?", "And for side {n}?", "What if the side is {n}?")
-            questions.append(roughen(rng, rng.choice(forms).format(n=_length(a, unit))))
-        solved.append(solve[what](a, unit))
-    return questions, solved
+            question = ask(rng, forms, n=_length(a, unit))
+        asked.append(solve[what](question, a, unit))
+    return asked
 
 
-def _other(rng: random.Random, unit: str) -> tuple[list[str], list[Solved]]:
+def _other(rng: random.Random, unit: str) -> list[Problem]:
     shape = rng.choice(("triangle", "triangle", "box", "box", "circle"))
     if shape == "triangle":
         a, b = rng.randint(1, 60), rng.randint(1, 60)
         b += a * b % 2
         question = ask(rng, TRIANGLE, a=_length(a, unit), b=_length(b, unit))
-        return [question], [triangle_area(a, b, unit)]
+        return [triangle_area(question, a, b, unit)]
     if shape == "box":
         a, b, c = rng.randint(1, 20), rng.randint(1, 20), rng.randint(1, 9)
         texts = {n: _length(v, unit) for n, v in zip("abc", (a, b, c), strict=True)}
-        return [ask(rng, BOX, **texts)], [box_volume(a, b, c, unit)]
+        return [box_volume(ask(rng, BOX, **texts), a, b, c, unit)]
     d = rng.randint(1, 99)
-    return [ask(rng, CIRCLE, a=_length(d, unit))], [circumference(d, unit)]
+    return [circumference(ask(rng, CIRCLE, a=_length(d, unit)), d, unit)]
 
 
 @kind("geometry", 9)
 def geometry(rng: random.Random) -> Sample:
     """A shape and its area, perimeter or volume."""
     unit = rng.choice(UNITS)
-    maker = rng.choices((_rectangle, _square, _other), (5, 2, 3))[0]
-    questions, solved = maker(rng, unit)
-    turns = [part for q, s in zip(questions, solved, strict=True) for part in (q, s.text)]
-    return Sample(chat(*turns), tuple(s.key for s in solved), Answer("last_line", solved[-1].last))
+    makers = ((_rectangle, 5), (_square, 2), (_other, 3))
+    return dialogue(pick(rng, makers)(rng, unit))

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from .core import Answer, Sample, chat, key, kind, roughen, upper_first
+from .core import Answer, Sample, chat, key, kind, pick, roughen, upper_first
 from .words import ANIMALS, COLORS, FOODS, FRUITS, HOBBIES, JOBS, TOOLS
 
 POOLS = (FRUITS, ANIMALS, COLORS, TOOLS, FOODS, HOBBIES, JOBS)
@@ -171,8 +171,7 @@ def lists(rng: random.Random) -> Sample:
         return _numbers_sorted(rng)
     pool = rng.choice(POOLS) if rng.random() < 0.7 else [w for pool in POOLS for w in pool]
     items = rng.sample(pool, rng.randint(3, MOST))
-    makers, weights = zip(*REWRITES, strict=True)
-    maker = rng.choices(makers, weights)[0]
+    maker = pick(rng, REWRITES)
     if maker is _dedupe:
         repeats = rng.randint(1, 3)
         items = items[: MOST + 1 - repeats]
@@ -183,8 +182,7 @@ def lists(rng: random.Random) -> Sample:
     reply = _reply(items, lead, result, layout)
     turns, keys = [roughen(rng, question, lower=False), reply], [key(f"list {lead}", *items)]
     while rng.random() < 0.25 and len(turns) < 6 and 2 < len(result) <= MOST and layout != "lines":
-        maker = rng.choices(makers, weights)[0]
-        verb, lead, after, layout = maker(rng, result)
+        verb, lead, after, layout = pick(rng, REWRITES)(rng, result)
         keys.append(key(f"list {lead}", *result))
         reply = _reply(result, lead, after, layout)
         turns += [_request(rng, AGAIN, verb, ""), reply]

@@ -3,7 +3,7 @@
 import random
 
 from . import steps
-from .core import Answer, Sample, ask, chat, key, kind
+from .core import Problem, Sample, ask, dialogue, key, kind, pick
 from .words import DAYS
 
 # From, to, factor, the largest amount.
@@ -58,7 +58,7 @@ def _unit(amount: int, unit: str) -> str:
     return f"{amount} {one if amount == 1 else unit}"
 
 
-def _convert(a: int, row: tuple[str, str, int, int], back: bool) -> tuple[list[str], str, str]:
+def _convert(question: str, a: int, row: tuple[str, str, int, int], back: bool) -> Problem:
     big, small, factor, _ = row
     one = f"1 {ONE.get(big, big.removesuffix('s'))} = {factor} {small}"
     if back:
@@ -76,13 +76,11 @@ def _convert(a: int, row: tuple[str, str, int, int], back: bool) -> tuple[list[s
                 lines += [f"{factor} × {ones} = {rest}", f"{tens} + {ones} = {a}"]
             else:
                 lines += [f"{factor} × {a} = {total}"]
-        return (
-            lines,
-            f"{_unit(total, small)} = {_unit(a, big)}",
-            key("convert_back", big, small, total),
-        )
+        last = f"{_unit(total, small)} = {_unit(a, big)}"
+        return Problem(question, lines, last, key("convert_back", big, small, total))
     lines = [one, *steps.multiply(a, factor)]
-    return lines, f"{_unit(a, big)} = {_unit(a * factor, small)}", key("convert", big, small, a)
+    last = f"{_unit(a, big)} = {_unit(a * factor, small)}"
+    return Problem(question, lines, last, key("convert", big, small, a))
 
 
 @kind("units", 5)
@@ -99,19 +97,16 @@ def units(rng: random.Random) -> Sample:
     def shown(n: int) -> int:
         return n * factor if back else n
 
-    turns, keys = [ask(rng, FORMS, a=shown(amount), f=source, t=target)], []
+    question = ask(rng, FORMS, a=shown(amount), f=source, t=target)
     if shown(amount) == 1:
-        turns[0] = turns[0].replace(f"1 {source}", _unit(1, source))
-    while True:
-        lines, last, problem = _convert(amount, row, back)
-        turns.append("\n".join([*lines, last]))
-        keys.append(problem)
-        if len(turns) > 4 or rng.random() < 0.75:
-            break
+        question = question.replace(f"1 {source}", _unit(1, source))
+    asked = [_convert(question, amount, row, back)]
+    while len(asked) < 3 and rng.random() >= 0.75:
         amount = rng.randint(2, most)
         again = ("and {a} {f}?", "And {a}?", "What about {a} {f}?", "and for {a} {f}?")
-        turns.append(ask(rng, again, a=shown(amount), f=source))
-    return Sample(chat(*turns), tuple(keys), Answer("last_line", last))
+        question = ask(rng, again, a=shown(amount), f=source)
+        asked.append(_convert(question, amount, row, back))
+    return dialogue(asked)
 
 
 def _clock(minutes: int) -> str:
@@ -181,7 +176,7 @@ def _span(minutes: int) -> str:
     return " and ".join(parts)
 
 
-def _later(rng: random.Random) -> tuple[str, list[str], str, str]:
+def _later(rng: random.Random) -> Problem:
     start, length = rng.randrange(24 * 60), rng.randint(5, 300)
     if rng.random() < 0.5:
         start, length = start // 5 * 5, length // 5 * 5
@@ -197,10 +192,10 @@ def _later(rng: random.Random) -> tuple[str, list[str], str, str]:
             lines.append(f"{m + minutes} - 60 = {m + minutes - 60}, so one hour more")
     end = _clock(start + length)
     question = ask(rng, LATER, t=_clock(start), d=_span(length))
-    return question, lines, f"The time is {end}.", key("later", _clock(start), length)
+    return Problem(question, lines, f"The time is {end}.", key("later", _clock(start), length))
 
 
-def _between(rng: random.Random) -> tuple[str, list[str], str, str]:
+def _between(rng: random.Random) -> Problem:
     start = rng.randrange(24 * 60 - 10)
     end = rng.randint(start + 5, min(start + 720, 24 * 60 - 1))
     if rng.random() < 0.5:
@@ -216,10 +211,10 @@ def _between(rng: random.Random) -> tuple[str, list[str], str, str]:
             lines.append(f"{_clock(middle)} to {_clock(end)} is {_span(minutes)}")
     question = ask(rng, BETWEEN, s=_clock(start), e=_clock(end))
     last = f"That is {_span(end - start)}."
-    return question, lines, last, key("between", _clock(start), _clock(end))
+    return Problem(question, lines, last, key("between", _clock(start), _clock(end)))
 
 
-def _twelve(rng: random.Random) -> tuple[str, list[str], str, str]:
+def _twelve(rng: random.Random) -> Problem:
     t = rng.randrange(24 * 60)
     hour, minute = divmod(t, 60)
     half = "am" if hour < 12 else "pm"
@@ -227,13 +222,13 @@ def _twelve(rng: random.Random) -> tuple[str, list[str], str, str]:
     if rng.random() < 0.5:
         lines = [f"{hour} - 12 = {hour - 12}"] if hour > 12 else []
         question = ask(rng, TWELVE, t=_clock(t))
-        return question, lines, f"{_clock(t)} is {twelve} {half}.", key("to12", _clock(t))
+        return Problem(question, lines, f"{_clock(t)} is {twelve} {half}.", key("to12", _clock(t)))
     lines = [f"{hour - 12} + 12 = {hour}"] if hour > 12 else []
     question = ask(rng, TWENTY_FOUR, t=f"{twelve} {half}")
-    return question, lines, f"{twelve} {half} is {_clock(t)}.", key("to24", _clock(t))
+    return Problem(question, lines, f"{twelve} {half} is {_clock(t)}.", key("to24", _clock(t)))
 
 
-def _day(rng: random.Random) -> tuple[str, list[str], str, str]:
+def _day(rng: random.Random) -> Problem:
     day, n = rng.randrange(7), rng.randint(2, 40)
     lines, rest = [], n % 7
     if n >= 7:
@@ -241,12 +236,11 @@ def _day(rng: random.Random) -> tuple[str, list[str], str, str]:
     if rest:
         lines.append("Count on: " + ", ".join(DAYS[(day + i) % 7] for i in range(rest + 1)))
     question = ask(rng, DAY, lower=False, n=n, d=DAYS[day])
-    return question, lines, f"It is {DAYS[(day + n) % 7]}.", key("day", DAYS[day], n)
+    return Problem(question, lines, f"It is {DAYS[(day + n) % 7]}.", key("day", DAYS[day], n))
 
 
 @kind("clock", 5)
 def clock(rng: random.Random) -> Sample:
     """A time later, a time span, a 12- or 24-hour time, or a day of the week."""
-    maker = rng.choices((_later, _between, _twelve, _day), (3, 3, 2, 2))[0]
-    question, lines, last, problem = maker(rng)
-    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))
+    makers = ((_later, 3), (_between, 3), (_twelve, 2), (_day, 2))
+    return dialogue([pick(rng, makers)(rng)])

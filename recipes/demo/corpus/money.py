@@ -4,10 +4,8 @@ import random
 from collections.abc import Callable
 
 from . import steps
-from .core import Answer, Sample, chat, key, kind, roughen
+from .core import Problem, Sample, ask, dialogue, key, kind, pick
 from .words import GOODS, a, count, name, person
-
-Problem = tuple[str, list[str], str, str]
 
 
 def _cents(value: int) -> str:
@@ -30,6 +28,11 @@ def _times(price: int, n: int) -> list[str]:
     ]
 
 
+def _cost(question: str, n: int, price: int) -> Problem:
+    last = f"The total is {_price(price * n)}."
+    return Problem(question, _times(price, n), last, key("cost", n, price))
+
+
 def cost(rng: random.Random) -> Problem:
     """Several things at one price."""
     good = rng.choice(GOODS)
@@ -48,9 +51,8 @@ def cost(rng: random.Random) -> Problem:
         f"{things} at {_price(price)} each, how much in total?",
         f"The price of one {good[0]} is {_price(price)}. Find the cost of {things}.",
     )
-    total = price * n
     question = rng.choice(forms).replace(f"A {good[0]}", a(good[0]).capitalize())
-    return question, _times(price, n), f"The total is {_price(total)}.", key("cost", n, price)
+    return _cost(question, n, price)
 
 
 def change(rng: random.Random) -> Problem:
@@ -73,12 +75,8 @@ def change(rng: random.Random) -> Problem:
     )
     lines = steps.multiply(n, price) if n > 1 else []
     lines += steps.subtract(note, total)
-    return (
-        rng.choice(forms),
-        lines,
-        f"The change is ${note - total}.",
-        key("change", n, price, note),
-    )
+    last = f"The change is ${note - total}."
+    return Problem(rng.choice(forms), lines, last, key("change", n, price, note))
 
 
 def discount(rng: random.Random) -> Problem:
@@ -103,7 +101,7 @@ def discount(rng: random.Random) -> Problem:
         )
         lines += steps.subtract(price, part)
         last, problem = f"The new price is ${price - part}.", key("discount", price, percent)
-        return rng.choice(forms), lines, last, problem
+        return Problem(rng.choice(forms), lines, last, problem)
     forms = (
         f"A bill is ${price}. With a tip of {percent}%, what is the total?",
         f"What is ${price} plus {percent}% tax?",
@@ -112,12 +110,8 @@ def discount(rng: random.Random) -> Problem:
         f"The price of ${price} goes up by {percent}%. What is it now?",
     )
     lines += steps.add(price, part)
-    return (
-        rng.choice(forms),
-        lines,
-        f"The new total is ${price + part}.",
-        key("markup", price, percent),
-    )
+    last = f"The new total is ${price + part}."
+    return Problem(rng.choice(forms), lines, last, key("markup", price, percent))
 
 
 def split(rng: random.Random) -> Problem:
@@ -133,12 +127,8 @@ def split(rng: random.Random) -> Problem:
         f"We are {people} people and the bill is ${bill}. How much is that each?",
         f"If {people} people share ${bill} equally, how much does each one get?",
     )
-    return (
-        rng.choice(forms),
-        steps.divide(bill, people),
-        f"Each pays ${each}.",
-        key("split", bill, people),
-    )
+    lines, last = steps.divide(bill, people), f"Each pays ${each}."
+    return Problem(rng.choice(forms), lines, last, key("split", bill, people))
 
 
 def saving(rng: random.Random) -> Problem:
@@ -158,7 +148,7 @@ def saving(rng: random.Random) -> Problem:
     )
     lines = [*steps.multiply(per, weeks), *steps.add(start, per * weeks)]
     last = f"After {weeks} {periods} {who} has ${start + per * weeks}."
-    return rng.choice(forms), lines, last, key("saving", start, per, weeks)
+    return Problem(rng.choice(forms), lines, last, key("saving", start, per, weeks))
 
 
 def two_goods(rng: random.Random) -> Problem:
@@ -174,12 +164,8 @@ def two_goods(rng: random.Random) -> Problem:
         f"What is the cost of {one} at ${p} each plus {two} at ${q} each?",
     )
     lines = [*steps.multiply(n, p), *steps.multiply(m, q), *steps.add(n * p, m * q)]
-    return (
-        rng.choice(forms),
-        lines,
-        f"The total is ${n * p + m * q}.",
-        key("two_goods", n, p, m, q),
-    )
+    last = f"The total is ${n * p + m * q}."
+    return Problem(rng.choice(forms), lines, last, key("two_goods", n, p, m, q))
 
 
 PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
@@ -195,17 +181,10 @@ PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
 @kind("money", 7)
 def money(rng: random.Random) -> Sample:
     """One money question; after a cost, at times the same price for another number."""
-    makers, weights = zip(*PROBLEMS, strict=True)
-    maker = rng.choices(makers, weights)[0]
-    question, lines, last, problem = maker(rng)
-    turns, keys = [roughen(rng, question, lower=False), "\n".join([*lines, last])], [problem]
-    while maker is cost and rng.random() < 0.35 and len(turns) < 6:
-        price, n = int(problem.split(",")[1]), rng.randint(2, 9)
+    maker = pick(rng, PROBLEMS)
+    asked = [maker(rng).roughened(rng, lower=False)]
+    while maker is cost and rng.random() < 0.35 and len(asked) < 3:
+        price, n = int(asked[-1].key.split(",")[1]), rng.randint(2, 9)
         again = ("and for {n}?", "And {n} of them?", "What about {n}?", "and if I buy {n}?")
-        last, problem = f"The total is {_price(price * n)}.", key("cost", n, price)
-        turns += [
-            roughen(rng, rng.choice(again).format(n=n)),
-            "\n".join([*_times(price, n), last]),
-        ]
-        keys.append(problem)
-    return Sample(chat(*turns), tuple(keys), Answer("last_line", last))
+        asked.append(_cost(ask(rng, again, n=n), n, price))
+    return dialogue(asked)

@@ -3,7 +3,7 @@
 import random
 
 from . import steps
-from .core import Answer, Sample, ask, chat, key, kind
+from .core import Problem, Sample, ask, dialogue, key, kind, pick
 from .words import number, two_names
 
 BIGGER = (
@@ -66,8 +66,6 @@ NEXT = (
     "Can you continue {n}?",
 )
 
-Problem = tuple[str, list[str], str, str]
-
 
 def _bigger(rng: random.Random) -> Problem:
     a, b = number(rng, 4), number(rng, 4)
@@ -77,10 +75,10 @@ def _bigger(rng: random.Random) -> Problem:
     question = ask(rng, BIGGER, w=word, a=a, b=b)
     problem = key("bigger", *sorted((a, b)), word in ("smaller", "less"))
     if a == b:
-        return question, [], f"{a} and {b} are equal.", problem
+        return Problem(question, [], f"{a} and {b} are equal.", problem)
     least = word in ("smaller", "less")
     first = min(a, b) if least else max(a, b)
-    return question, [], f"{first} is {word} than {a + b - first}.", problem
+    return Problem(question, [], f"{first} is {word} than {a + b - first}.", problem)
 
 
 def _extreme(rng: random.Random) -> Problem:
@@ -96,14 +94,16 @@ def _extreme(rng: random.Random) -> Problem:
         winner = min(best, other) if least else max(best, other)
         lines.append(f"{best} or {other}: {winner}")
         best = winner
-    return question, lines, f"The {word} number is {best}.", key("extreme", least, *numbers)
+    return Problem(
+        question, lines, f"The {word} number is {best}.", key("extreme", least, *numbers)
+    )
 
 
 def _parity(rng: random.Random) -> Problem:
     a = number(rng, 4)
     word = "odd" if a % 2 else "even"
     line = f"{a} ends in {a % 10}, which is {word}."
-    return ask(rng, PARITY, a=a), [line], f"{a} is {word}.", key("parity", a)
+    return Problem(ask(rng, PARITY, a=a), [line], f"{a} is {word}.", key("parity", a))
 
 
 def _divisible(rng: random.Random) -> Problem:
@@ -114,8 +114,8 @@ def _divisible(rng: random.Random) -> Problem:
     question = ask(rng, DIVISIBLE, a=a, b=b)
     lines, problem = steps.divide(a, b), key("divisible", a, b)
     if a % b:
-        return question, lines, f"No, {a} is not divisible by {b}.", problem
-    return question, lines, f"Yes, {a} is divisible by {b}.", problem
+        return Problem(question, lines, f"No, {a} is not divisible by {b}.", problem)
+    return Problem(question, lines, f"Yes, {a} is divisible by {b}.", problem)
 
 
 def _older(rng: random.Random) -> Problem:
@@ -125,7 +125,7 @@ def _older(rng: random.Random) -> Problem:
     (high, old), (low, young) = sorted(((a, x), (b, y)), reverse=True)
     years = "1 year" if high - low == 1 else f"{high - low} years"
     lines = [f"{old} is {high}, {young} is {low}.", f"{high} - {low} = {high - low}"]
-    return question, lines, f"{old} is {years} older than {young}.", key("older", a, b)
+    return Problem(question, lines, f"{old} is {years} older than {young}.", key("older", a, b))
 
 
 def _next(rng: random.Random) -> Problem:
@@ -151,19 +151,17 @@ def _next(rng: random.Random) -> Problem:
             lines += steps.multiply(x, factor)
     text = ", ".join(map(str, terms[:size]))
     last = f"Next: {', '.join(map(str, terms[size:]))}"
-    return ask(rng, NEXT, n=text), lines, last, key("next", *terms[:size])
+    return Problem(ask(rng, NEXT, n=text), lines, last, key("next", *terms[:size]))
 
 
 @kind("comparisons", 5)
 def comparisons(rng: random.Random) -> Sample:
     """Which is bigger, even or odd, divisible, older."""
-    maker = rng.choices((_bigger, _extreme, _parity, _divisible, _older), (3, 4, 2, 2, 3))[0]
-    question, lines, last, problem = maker(rng)
-    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))
+    makers = ((_bigger, 3), (_extreme, 4), (_parity, 2), (_divisible, 2), (_older, 3))
+    return dialogue([pick(rng, makers)(rng)])
 
 
 @kind("sequences", 4)
 def sequences(rng: random.Random) -> Sample:
     """The next three numbers of a sequence."""
-    question, lines, last, problem = _next(rng)
-    return Sample(chat(question, "\n".join([*lines, last])), (problem,), Answer("last_line", last))
+    return dialogue([_next(rng)])

@@ -4,15 +4,8 @@ import random
 from collections.abc import Callable
 
 from . import steps
-from .core import Answer, Sample, chat, key, kind, roughen, upper_first
+from .core import Problem, Sample, ask, dialogue, key, kind, pick, upper_first
 from .words import HE, ITEMS, count, invent, name, person, two_names
-
-# The question, the worked lines, the last line and the key.
-Problem = tuple[str, list[str], str, str]
-
-
-def _item(rng: random.Random) -> tuple[str, str]:
-    return rng.choice(ITEMS)
 
 
 def gains_and_losses(rng: random.Random) -> Problem:
@@ -21,7 +14,7 @@ def gains_and_losses(rng: random.Random) -> Problem:
     if rng.random() < 0.12:
         who, she = invent(rng), "they"
     other = name(rng)
-    item = _item(rng)
+    item = rng.choice(ITEMS)
     many = item[1]
     have = rng.randint(2, 99)
     start = rng.choice(
@@ -62,13 +55,14 @@ def gains_and_losses(rng: random.Random) -> Problem:
         )
     )
     last = f"{who} has {count(value, item)}."
-    return f"{start} {middle}. {final}", lines, last, key("changes", have, *(n for _, n in changes))
+    problem = key("changes", have, *(n for _, n in changes))
+    return Problem(f"{start} {middle}. {final}", lines, last, problem)
 
 
 def equal_groups(rng: random.Random) -> Problem:
     """So many groups of so many things."""
     groups, each = rng.randint(2, 50), rng.randint(2, 50)
-    item = _item(rng)
+    item = rng.choice(ITEMS)
     many = item[1]
     who = name(rng)
     box = rng.choice(("box", "bag", "basket", "jar", "pack", "shelf", "row", "table"))
@@ -84,13 +78,8 @@ def equal_groups(rng: random.Random) -> Problem:
         "A shop has {g} {bs} of {m} and every {b} has {e} {m}. How many {m} are there?",
     )
     text = rng.choice(forms).format(w=who, g=groups, bs=boxes, b=box, e=each, m=many)
-    total = groups * each
-    return (
-        text,
-        steps.multiply(groups, each),
-        f"There are {total} {many}.",
-        key("groups", *sorted((groups, each))),
-    )
+    last = f"There are {groups * each} {many}."
+    return Problem(text, steps.multiply(groups, each), last, key("groups", *sorted((groups, each))))
 
 
 def sharing(rng: random.Random) -> Problem:
@@ -99,7 +88,7 @@ def sharing(rng: random.Random) -> Problem:
     each = rng.randint(2, 40)
     left = rng.randrange(people) if rng.random() < 0.3 else 0
     things = people * each + left
-    item = _item(rng)
+    item = rng.choice(ITEMS)
     many = item[1]
     who = name(rng)
     group = rng.choice(("friends", "children", "students", "neighbors", "people", "players"))
@@ -116,13 +105,13 @@ def sharing(rng: random.Random) -> Problem:
     last = f"Each gets {count(each, item)}."
     if left:
         last = f"Each gets {count(each, item)}, with {left} left over."
-    return text, steps.divide(things, people), last, key("share", things, people)
+    return Problem(text, steps.divide(things, people), last, key("share", things, people))
 
 
 def more_or_fewer(rng: random.Random) -> Problem:
     """Two people, one of whom has more or fewer; how many together."""
     first, second = two_names(rng)
-    item = _item(rng)
+    item = rng.choice(ITEMS)
     many = item[1]
     a, d = rng.randint(12, 99), rng.randint(2, 11)
     more = rng.random() < 0.5
@@ -150,13 +139,14 @@ def more_or_fewer(rng: random.Random) -> Problem:
     else:
         end = rng.choice((f"How many {many} does {second} have?", f"How many has {second}?"))
         last = f"{second} has {count(b, item)}."
-    return f"{start} {end}", lines, last, key("compare", a, d if more else -d, together)
+    problem = key("compare", a, d if more else -d, together)
+    return Problem(f"{start} {end}", lines, last, problem)
 
 
 def times_as_many(rng: random.Random) -> Problem:
     """One person has several times as many as the other."""
     first, second = two_names(rng)
-    item = _item(rng)
+    item = rng.choice(ITEMS)
     many = item[1]
     a, k = rng.randint(2, 60), rng.randint(2, 9)
     times = {2: "twice", 3: rng.choice(("three times", "3 times"))}.get(k, f"{k} times")
@@ -176,14 +166,11 @@ def times_as_many(rng: random.Random) -> Problem:
                 f"How many {many} do {first} and {second} have in total?",
             )
         )
-        return (
-            f"{start} {end}",
-            lines,
-            f"Together they have {a * k + a} {many}.",
-            key("times_sum", a, k),
-        )
+        last = f"Together they have {a * k + a} {many}."
+        return Problem(f"{start} {end}", lines, last, key("times_sum", a, k))
     end = rng.choice((f"How many {many} does {second} have?", f"How many does {second} have?"))
-    return f"{start} {end}", lines, f"{second} has {count(a * k, item)}.", key("times", a, k)
+    last = f"{second} has {count(a * k, item)}."
+    return Problem(f"{start} {end}", lines, last, key("times", a, k))
 
 
 def speed(rng: random.Random) -> Problem:
@@ -211,12 +198,8 @@ def speed(rng: random.Random) -> Problem:
         f"Speed {v} {unit} per hour, time {t} hours. What is the distance?",
         f"At {v} {unit} per hour, how far do you get in {t} hours?",
     )
-    return (
-        rng.choice(forms),
-        [f"Distance = speed × time = {v} × {t}", *steps.multiply(v, t)],
-        f"The distance is {v * t} {unit}.",
-        key("speed", v, t),
-    )
+    lines = [f"Distance = speed × time = {v} × {t}", *steps.multiply(v, t)]
+    return Problem(rng.choice(forms), lines, f"The distance is {v * t} {unit}.", key("speed", v, t))
 
 
 def work(rng: random.Random) -> Problem:
@@ -243,13 +226,8 @@ def work(rng: random.Random) -> Problem:
         f"Every day {who} {verb} {per} {things}. How many {things} after {days} days?",
     )
     pronoun = "he" if who in HE else "she"
-    text = rng.choice(forms)
-    return (
-        text,
-        steps.multiply(per, days),
-        f"In {days} days {pronoun} {verb} {per * days} {things}.",
-        key("daily", per, days),
-    )
+    last = f"In {days} days {pronoun} {verb} {per * days} {things}."
+    return Problem(rng.choice(forms), steps.multiply(per, days), last, key("daily", per, days))
 
 
 def ages(rng: random.Random) -> Problem:
@@ -265,7 +243,7 @@ def ages(rng: random.Random) -> Problem:
     )
     lines = [*steps.add(a, d), *steps.add(a + d, years)]
     last = f"In {years} years {second} will be {a + d + years} years old."
-    return rng.choice(forms), lines, last, key("age", a, d, years)
+    return Problem(rng.choice(forms), lines, last, key("age", a, d, years))
 
 
 PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
@@ -282,11 +260,8 @@ PROBLEMS: tuple[tuple[Callable[[random.Random], Problem], float], ...] = (
 
 @kind("word problems", 9)
 def word_problem(rng: random.Random) -> Sample:
-    """One word problem, at times with a follow-up on the last result."""
-    makers, weights = zip(*PROBLEMS, strict=True)
-    question, lines, last, problem = rng.choices(makers, weights)[0](rng)
-    turns = [roughen(rng, question, lower=False), "\n".join([*lines, last])]
-    return Sample(chat(*turns), (problem,), Answer("last_line", last))
+    """One word problem."""
+    return dialogue([pick(rng, PROBLEMS)(rng).roughened(rng, lower=False)])
 
 
 @kind("recipes", 3)
@@ -300,7 +275,7 @@ def recipe(rng: random.Random) -> Sample:
         ("eggs", "apples", "cups of flour", "spoons of sugar", "olives", "tomatoes", "nuts")
     )
     n = rng.randint(2, 30)
-    forms = (
+    forms: tuple[str, ...] = (
         "One {t} needs {p} {s}. How many {s} do I need for {n} {ts}?",
         "A {t} takes {p} {s}. How many {s} for {n} {ts}?",
         "I use {p} {s} for one {t}. How many {s} for {n} {ts}?",
@@ -308,15 +283,12 @@ def recipe(rng: random.Random) -> Sample:
         "{p} {s} make one {t}. How many {s} for {n} {ts}?",
         "How many {s} do I need for {n} {ts} if one {t} takes {p}?",
     )
-    question = rng.choice(forms).format(t=thing, ts=things, p=per, s=stuff, n=n)
-    turns, keys, last = [roughen(rng, question)], [], ""
+    asked: list[Problem] = []
     while True:
+        question = ask(rng, forms, t=thing, ts=things, p=per, s=stuff, n=n)
         last = f"You need {per * n} {stuff} for {n} {things}."
-        turns.append("\n".join([*steps.multiply(per, n), last]))
-        keys.append(key("recipe", per, n))
-        if len(turns) > 5 or rng.random() < 0.55:
-            break
+        asked.append(Problem(question, steps.multiply(per, n), last, key("recipe", per, n)))
+        if len(asked) > 2 or rng.random() < 0.55:
+            return dialogue(asked)
         n = rng.randint(2, 30)
-        again = ("and for {n} {ts}?", "And for {n}?", "What about {n} {ts}?", "now for {n} {ts}")
-        turns.append(roughen(rng, rng.choice(again).format(n=n, ts=things)))
-    return Sample(chat(*turns), tuple(keys), Answer("last_line", last))
+        forms = ("and for {n} {ts}?", "And for {n}?", "What about {n} {ts}?", "now for {n} {ts}")

@@ -50,73 +50,25 @@ TOOLS = (
 ).split()
 FOODS = "bread cheese milk rice soup pasta salad honey butter sugar salt tea coffee egg".split()
 
-# Things that can be counted, with their plurals.
-ITEMS = (
-    ("apple", "apples"),
-    ("pear", "pears"),
-    ("orange", "oranges"),
-    ("cookie", "cookies"),
-    ("marble", "marbles"),
-    ("sticker", "stickers"),
-    ("book", "books"),
-    ("pencil", "pencils"),
-    ("coin", "coins"),
-    ("shell", "shells"),
-    ("stamp", "stamps"),
-    ("card", "cards"),
-    ("flower", "flowers"),
-    ("egg", "eggs"),
-    ("candle", "candles"),
-    ("balloon", "balloons"),
-    ("button", "buttons"),
-    ("cherry", "cherries"),
-    ("toy", "toys"),
-    ("ticket", "tickets"),
-    ("peach", "peaches"),
-    ("muffin", "muffins"),
-    ("stone", "stones"),
-    ("bead", "beads"),
-    ("lemon", "lemons"),
-    ("postcard", "postcards"),
-    ("tomato", "tomatoes"),
-    ("brush", "brushes"),
-    ("photo", "photos"),
-    ("leaf", "leaves"),
-    ("box", "boxes"),
-    ("chair", "chairs"),
-    ("cup", "cups"),
-    ("bottle", "bottles"),
-    ("plate", "plates"),
-    ("key", "keys"),
+
+def _with_plurals(words: str) -> tuple[tuple[str, str], ...]:
+    """Words with their plurals: "leaf/leaves", or "pear" where the plural only adds an s."""
+    pairs = (word.partition("/") for word in words.split())
+    return tuple((one, many or f"{one}s") for one, _, many in pairs)
+
+
+# Things that can be counted.
+ITEMS = _with_plurals(
+    "apple pear orange cookie marble sticker book pencil coin shell stamp card flower egg "
+    "candle balloon button cherry/cherries toy ticket peach/peaches muffin stone bead lemon "
+    "postcard tomato/tomatoes brush/brushes photo leaf/leaves box/boxes chair cup bottle "
+    "plate key"
 )
 # Things with a price.
-GOODS = (
-    ("notebook", "notebooks"),
-    ("pen", "pens"),
-    ("book", "books"),
-    ("mug", "mugs"),
-    ("lamp", "lamps"),
-    ("chair", "chairs"),
-    ("shirt", "shirts"),
-    ("hat", "hats"),
-    ("scarf", "scarves"),
-    ("ball", "balls"),
-    ("ticket", "tickets"),
-    ("poster", "posters"),
-    ("plant", "plants"),
-    ("toy", "toys"),
-    ("game", "games"),
-    ("sandwich", "sandwiches"),
-    ("pizza", "pizzas"),
-    ("bag", "bags"),
-    ("brush", "brushes"),
-    ("kite", "kites"),
-    ("umbrella", "umbrellas"),
-    ("orange", "oranges"),
-    ("basket", "baskets"),
-    ("candle", "candles"),
-    ("radio", "radios"),
-    ("clock", "clocks"),
+GOODS = _with_plurals(
+    "notebook pen book mug lamp chair shirt hat scarf/scarves ball ticket poster plant toy "
+    "game sandwich/sandwiches pizza bag brush/brushes kite umbrella orange basket candle "
+    "radio clock"
 )
 
 _ONSETS = "b c d f g h j k l m n p r s t v w z br ch dr gr kr st tr th".split()

@@ -8,16 +8,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from orthrus_mlx.cuda import attention as few_rows_attention
-from orthrus_mlx.cuda import compiled as few_shapes
-from orthrus_mlx.cuda import kernels as cuda
+from orthrus_mlx.cuda import accelerate, kernels, norm_rope
+from orthrus_mlx.cuda import attention as ranged
 from orthrus_mlx.cuda.attention import attend, fits, parts_of
-from orthrus_mlx.cuda.norm_rope import prepares
-from orthrus_mlx.rows import Rows, lay_out, ranges, visible
+from orthrus_mlx.cuda.ranges import StaticRows, ranges, visible
+from orthrus_mlx.rows import Rows, Segment, block_mask
 
-from . import row_kernels
+from .passes import build, build_accelerated, logits, verify
 
-on_cuda = pytest.mark.skipif(not cuda.runs_here(), reason="needs a CUDA device")
+on_cuda = pytest.mark.skipif(not kernels.runs_here(), reason="needs a CUDA device")
 
 # (heads, KV heads, head_dim), (start, AR rows, diffusion rows, depths, spare rows), slots
 PASSES = [
@@ -72,33 +71,50 @@ def test_a_row_attends_with_the_same_bits_beside_any_others(
         assert mx.array_equal(alone, whole[:, part])
 
 
+def half(model: Any) -> Any:
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
 @pytest.mark.usefixtures("cuda_kernels")
 @pytest.mark.parametrize("views", [(3, 0), (0, 5), (3, 5)])
-@pytest.mark.parametrize("state", ["separate", "joined", "replaced", "biased"])
-def test_rows_are_prepared_as_the_modules_do(views: tuple[int, int], state: str) -> None:
-    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
-    model.set_dtype(mx.bfloat16)
-    n_ar, n_diff = views
-    attention, L = model.layers[0].self_attn, n_ar + n_diff
-    if state != "separate":
-        model.pack()
-    if state == "replaced":  # as `load_weights` does
-        attention.k_proj_diff.weight = 2 * attention.v_proj_diff.weight
-    elif state == "biased":
+@pytest.mark.parametrize("state", ["fused", "biased"])
+def test_the_norm_and_rope_kernel_does_what_the_modules_do(
+    views: tuple[int, int], state: str
+) -> None:
+    attention = half(build_accelerated(head_dim=32)).layers[0].self_attn
+    if state == "biased":
         attention.v_proj.bias = mx.ones(attention.v_proj.weight.shape[0], mx.bfloat16)
-    x = mx.random.normal((1, L, model.config.hidden_size), key=mx.random.key(4))
-    x = x.astype(mx.bfloat16)
-    seen = ranges(3000, n_ar, n_diff, (n_ar // 2,))
-    rows = Rows(mx.array([3000]), n_ar, seen[0])
-    assert prepares(attention, x)
-    by_kernel = attention.inputs(x, rows._replace(ranges=seen))
-    for a, b in zip(by_kernel, attention.inputs(x, rows), strict=True):
+    attention.fuse()
+    assert (attention._qkv is None) == (state == "biased")
+    n_ar, n_diff = views
+    x = mx.random.normal((1, n_ar + n_diff, 32), key=mx.random.key(4)).astype(mx.bfloat16)
+    own = ranges(3000, n_ar, n_diff, (n_ar // 2,))
+    rows = StaticRows(n_ar, own, mx.zeros(()), kernels=True)
+    assert norm_rope.fits(attention, x)
+    by_kernel = attention.inputs(x, rows)
+    for a, b in zip(by_kernel, attention.inputs(x, rows._replace(kernels=False)), strict=True):
         assert mx.allclose(a.astype(mx.float32), b.astype(mx.float32), rtol=3e-2, atol=5e-2)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_passes_by_kernels_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All kernels at once, in every kind of pass."""
+    monkeypatch.setattr(mx, "compile", lambda run: run)  # sources cannot be run while it traces
+    exact = half(build(head_dim=32))
+    exact.set_dtype(mx.float32)
+    expected = logits(exact, 40)
+    model = half(build(head_dim=32))
+    found = logits(accelerate(model), 40)
+    assert model._compiled._kernels
+    for a, b in zip(found, expected, strict=True):
+        error: Any = mx.linalg.norm(a.astype(mx.float32) - b) / mx.linalg.norm(b)
+        assert error.item() < 0.04
 
 
 def test_ranges_are_what_masks_say() -> None:
     """Three AR rows after ten tokens, and two blocks of two behind the first and the third."""
-    seen = ranges(10, 3, 4, (0, 2), spare=1)
+    seen = ranges(10, 3, 4, (0, 2), padding=1)
     assert seen[0].tolist() == [10, 11, 12, 10, 11, 12, 13, 10]
     text, blocks = list(range(10)), [[13, 14], [15, 16], [17]]
     expected = [
@@ -109,16 +125,19 @@ def test_ranges_are_what_masks_say() -> None:
     ]
     mask = visible(seen, 20)
     assert [[slot for slot in range(20) if row[slot]] for row in mask.tolist()] == expected
-    plain: Any = lay_out(10, 3, 4, (0, 2))
-    assert mx.array_equal(plain.diff_mask, mask[3:7, :17])
-    assert mx.array_equal(plain.positions, seen[0, :7])
+    assert mx.array_equal(block_mask(10, 3, 4, (0, 2)), mask[3:7, :17])
+    model = build()
+    cache = model.make_cache()
+    verify(model, [1] * 10, cache)
+    rows = Rows([Segment(cache, mx.array([1, 2, 3]), mx.array([[1, 0], [3, 0]]), (0, 2))])
+    assert mx.array_equal(rows.positions, seen[0, :7])
 
 
 def test_parts_grow_with_the_context() -> None:
     begin = 0
-    for end, size in (*few_rows_attention.PARTS, (1 << 20, few_rows_attention.LARGEST)):
+    for end, size in (*ranged.PARTS, (1 << 20, ranged.LARGEST)):
         # Or a tile of keys would lie in two parts.
-        assert size % few_rows_attention.KEYS == 0 and (end - begin) % size == 0
+        assert size % ranged.KEYS == 0 and (end - begin) % size == 0
         begin = end
     sizes = [parts_of(n) for n in (1, 128, 129, 2048, 4096, 4097, 16384, 16385, 32768)]
     assert sizes == [1, 1, 2, 16, 24, 25, 36, 37, 52]
@@ -127,25 +146,23 @@ def test_parts_grow_with_the_context() -> None:
 @pytest.fixture
 def attention(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A layer that the kernels could run."""
-    monkeypatch.setattr(few_rows_attention, "runs_here", lambda: True)
-    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
-    model.set_dtype(mx.bfloat16)
-    return model.layers[0].self_attn
+    monkeypatch.setattr(ranged, "runs_here", lambda: True)
+    return half(build(head_dim=32)).layers[0].self_attn
 
 
 ROW = mx.zeros((1, 1, 32), mx.bfloat16)
 
 
 def test_the_kernels_know_bfloat16_alone(attention: Any) -> None:
-    assert fits(attention, ROW, ROW) and prepares(attention, ROW)
+    assert fits(attention, ROW, ROW) and norm_rope.fits(attention, ROW)
     for dtype in (mx.float16, mx.float32):  # as of a cache from before `set_dtype`
         assert not fits(attention, ROW, ROW.astype(dtype))
-        assert not prepares(attention, ROW.astype(dtype))
+        assert not norm_rope.fits(attention, ROW.astype(dtype))
     attention.head_dim = 80
     assert not fits(attention, ROW)
     attention.head_dim = 32
     attention.train()  # the kernels have no gradient
-    assert not fits(attention, ROW) and not prepares(attention, ROW)
+    assert not fits(attention, ROW) and not norm_rope.fits(attention, ROW)
 
 
 @pytest.mark.parametrize(
@@ -159,32 +176,29 @@ def test_the_kernels_know_bfloat16_alone(attention: Any) -> None:
 )
 def test_other_rotary_embeddings_are_left_to_their_modules(attention: Any, rope: Any) -> None:
     attention.rope = rope
-    assert fits(attention, ROW) and not prepares(attention, ROW)
+    assert fits(attention, ROW) and not norm_rope.fits(attention, ROW)
 
 
 def test_other_norms_are_left_to_their_modules(attention: Any) -> None:
     attention.k_norm_diff.weight = attention.k_norm_diff.weight.astype(mx.float32)
-    assert not prepares(attention, ROW)
+    assert not norm_rope.fits(attention, ROW)
     attention.k_norm_diff = nn.RMSNorm(32, eps=1e-3)
     attention.k_norm_diff.set_dtype(mx.bfloat16)
-    assert not prepares(attention, ROW)
+    assert not norm_rope.fits(attention, ROW)
     attention.k_norm_diff = nn.LayerNorm(32)
-    assert not prepares(attention, ROW)
+    assert not norm_rope.fits(attention, ROW)
 
 
 @pytest.mark.usefixtures("cuda_kernels")
 def test_a_cache_of_another_type_is_read_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a conversation begun before `set_dtype`."""
-    monkeypatch.setattr(few_shapes, "NEEDED", True)
     monkeypatch.setattr(mx, "compile", lambda run: run)  # sources cannot be run while it traces
-    model = row_kernels.build(row_kernels.Model, head_dim=32).eval()
-    model.set_dtype(mx.bfloat16)
-    ids = mx.array([[5, 6, 7, 8]])
+    model = accelerate(half(build(head_dim=32)))
     expected = []
     for dtype in (mx.bfloat16, mx.float32):
         cache = model.make_cache()
-        model.hidden(mx.array([[1, 2, 3]]), cache)
+        verify(model, [1, 2, 3], cache)
         for layer in cache:
             layer.keys, layer.values = layer.keys.astype(dtype), layer.values.astype(dtype)
-        expected.append(model.hidden(ids, cache).astype(mx.float32))
+        expected.append(verify(model, [5, 6, 7, 8], cache).astype(mx.float32))
     assert mx.allclose(*expected, rtol=3e-2, atol=3e-2)

@@ -1,4 +1,4 @@
-"""A pass is handed over part by part, and what is in flight stays small."""
+"""A pass is submitted part by part, and what is in flight stays small."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx.cuda import in_flight as ahead
-from orthrus_mlx.cuda.in_flight import MOST, Ahead
+from orthrus_mlx.cuda import in_flight
+from orthrus_mlx.cuda.in_flight import MAX_BYTES_IN_FLIGHT, InFlight
 
 
 class Device:
@@ -33,26 +33,32 @@ class Device:
 
 
 @pytest.mark.parametrize(
-    ("size", "most"), [(1000, 12), (MOST // 4, 5), (MOST // 2 + 1, 2), (10 * MOST, 2)]
+    ("size", "most"),
+    [
+        (1000, 12),
+        (MAX_BYTES_IN_FLIGHT // 4, 5),
+        (MAX_BYTES_IN_FLIGHT // 2 + 1, 2),
+        (10 * MAX_BYTES_IN_FLIGHT, 2),
+    ],
 )
 def test_the_host_waits_once_much_is_in_flight(
     monkeypatch: pytest.MonkeyPatch, size: int, most: int
 ) -> None:
     device = Device(size)
-    monkeypatch.setattr(ahead, "mx", device)
-    parts = Ahead()
+    monkeypatch.setattr(in_flight, "mx", device)
+    parts = InFlight()
     for part in range(12):
-        parts.hand_over([part], "what else it computes")
+        parts.submit([part], "what else it computes")
     assert device.most == most
     assert device.waits == 12 - len(device.under_way)
 
 
-def test_all_that_is_handed_over_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_is_submitted_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(0)
     given: list[Any] = []
     monkeypatch.setattr(device, "async_eval", lambda *arrays: given.extend(arrays))
-    monkeypatch.setattr(ahead, "mx", device)
-    parts = Ahead()
-    parts.hand_over("hidden states", "caches")
-    parts.hand_over("outputs")
+    monkeypatch.setattr(in_flight, "mx", device)
+    parts = InFlight()
+    parts.submit("hidden states", "caches")
+    parts.submit("outputs")
     assert given == ["hidden states", "caches", "outputs"]

@@ -31,7 +31,7 @@ def kernel(
 ) -> Callable[..., list[mx.array]]:
     """As `orthrus_mlx.cuda.kernels.kernel`."""
     body = WAITS.sub(";\n", source).replace(SHARED, "uint4* shared = shared_memory.data();")
-    # Helpers that are single instructions are those of cuda_on_cpu.h.
+    # Helpers that are single instructions are those of on_cpu.h.
     helpers = header.split("__device__ __forceinline__ float power_of_two")[0]
     names = inputs
 

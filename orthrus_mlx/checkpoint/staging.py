@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,9 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
 from ..errors import OutputError
 
-SLACK = 1 << 20  # for what is written beside the weights
+SLACK = 1 << 20  # bytes, for the small files beside the weights
 
 
 def check_absent(final: Path) -> None:
@@ -36,26 +37,30 @@ def check_absent(final: Path) -> None:
 def staged_folder(final: Path, needed: int) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` when the block ends, and vanishes if it fails.
 
-    It lies in a hidden folder beside `final`. That is removed on any exception, Ctrl-C and SIGTERM
-    included; one that a killed program left behind is removed by the next run.
+    The folder lies in a hidden one beside `final`, with a lock file that names this program as
+    the only writer. Both are removed on any exception, Ctrl-C and SIGTERM included. The next run
+    removes what a killed program left: the system has given its lock back.
 
     Args:
         final: where the folder is to appear; must not exist.
-        needed: how many bytes are about to be written.
+        needed: bytes about to be written.
 
     Raises:
-        OutputError: if there is no room, or the file system refuses.
+        OutputError: if there is no room, another program writes the same folder, or the file
+            system refuses.
     """
     check_absent(final)
+    hidden = final.parent / f".{final.name}.orthrus-partial"
+    folder = hidden / final.name
     created: list[Path] = []
-    holder, lock = None, -1
+    lock: BaseFileLock | None = None
     with _terminate_as_exception():
         try:
             created = _make_parents(final.parent)
-            remove_stale(final)
             _check_room(final, needed)
-            holder, lock = _make_holder(final)
-            folder = holder / final.name
+            created = [*_make_parents(hidden), *created]
+            lock = _lock(hidden / "lock")
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             yield folder
             _sync(folder)
@@ -63,77 +68,52 @@ def staged_folder(final: Path, needed: int) -> Iterator[Path]:
             folder.rename(final)
             _sync(final.parent)
             created.clear()
+        except Timeout as e:
+            raise OutputError(
+                f"Another program is writing {final}. Let it finish, or name another folder."
+            ) from e
         except OSError as e:
             raise _output_error(e, final, needed) from e
         finally:
             with _no_interrupts():
-                if holder is not None:
-                    shutil.rmtree(holder, ignore_errors=True)
-                    os.close(lock)
-                for parent in created:
+                if lock is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _unlock(lock)
+                for parent in (hidden, *created):
                     with contextlib.suppress(OSError):
                         parent.rmdir()
 
 
 def _make_parents(folder: Path) -> list[Path]:
-    """Create `folder` and what it lies in; the folders that are new, innermost first."""
+    """Create `folder` and its parents; return the new ones, innermost first."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return new
 
 
-def _holder_prefix(final: Path) -> str:
-    return f".{final.name}.converting-"
-
-
-def _make_holder(final: Path) -> tuple[Path, int]:
-    """A new hidden folder, and the descriptor that keeps it locked while this program lives."""
-    while True:
-        holder = Path(tempfile.mkdtemp(prefix=_holder_prefix(final), dir=final.parent))
-        try:
-            descriptor = _lock(holder)
-        except OSError:  # a file system without locks: what is left here is never called stale
-            return holder, os.open(holder, os.O_RDONLY)
-        if descriptor is not None:
-            return holder, descriptor
-        # Another run took it for a stale one between the two calls, and removes it.
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock `folder`; None if another program holds the lock or has removed the folder.
-
-    The system gives the lock back when its holder dies, however it dies.
-    """
-    import fcntl
-
+def _lock(path: Path) -> BaseFileLock:
+    """Take the lock, or raise `Timeout` at once if another program holds it."""
+    lock: BaseFileLock = FileLock(path, timeout=0)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.stat().st_ino == os.fstat(descriptor).st_ino:
-            return descriptor
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except OSError:
-        os.close(descriptor)
+        lock.acquire()
+    except Timeout:
         raise
-    os.close(descriptor)
-    return None
+    except OSError as e:
+        if e.errno not in (errno.ENOTSUP, errno.ENOLCK):
+            raise
+        lock = SoftFileLock(path.with_suffix(".soft"), timeout=0)  # a file system without locks
+        lock.acquire()
+    return lock
 
 
-def remove_stale(final: Path) -> None:
-    """Remove what killed conversions to `final` left behind."""
-    prefix = _holder_prefix(final)
-    for path in final.parent.iterdir():
-        if not path.name.startswith(prefix):
-            continue
-        with contextlib.suppress(OSError):
-            descriptor = _lock(path)
-            if descriptor is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(descriptor)
+def _unlock(lock: BaseFileLock) -> None:
+    """Remove the lock file while the lock is held, then give the lock back.
+
+    A program that waits for the lock sees that its file is gone, and makes a new one.
+    """
+    for name in ("lock", "lock.soft"):
+        Path(lock.lock_file).with_name(name).unlink(missing_ok=True)
+    lock.release()
 
 
 def _check_room(final: Path, needed: int) -> None:
@@ -189,7 +169,7 @@ def _no_interrupts() -> AbstractContextManager[None]:
 
 @contextmanager
 def _handling(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
-    """Handle signals in another way, where Python allows it: on the main thread."""
+    """Replace signal handlers for a while. Python allows it on the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

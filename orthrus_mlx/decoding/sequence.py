@@ -1,0 +1,277 @@
+"""One text that is being written: what was asked for, what is in flight, what has been decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..rows import Cache
+from .cache import Fork, trim
+from .choosers import Choices, Chooser, KeyedChooser, LogitsProcessor, ProcessedChooser
+from .consensus import Sampling, count_accepted
+from .drafters import BlockDrafter, Drafter
+from .plan import ANY_ROWS, Plan, RowCounts
+from .scheduler import Scheduler
+
+Progress = Callable[[int, int], None]
+
+Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
+
+
+@dataclass
+class DecodeStats:
+    """Totals of one run; every count is of decoding, prefill apart.
+
+    Attributes:
+        prompt_tokens: prompt ids of this call.
+        cached_tokens: ids that the prompt cache held before it.
+        generation_tokens: ids decided and handed out.
+        forward_passes: passes over the layers (a two-pass cycle counts two).
+        cycles: cycles of any kind; an AR step is one.
+        drafted_tokens: drafts that were verified.
+        accepted_tokens: drafts that were accepted.
+        drafted_at: how often a draft was verified at each place of a block, first place first.
+        accepted_at: how often it was accepted there.
+        drafted_by: drafts that were verified, by source.
+        accepted_by: drafts that were accepted, by source.
+        near_ties: tokens whose choice was so close that another row count could have chosen
+            otherwise; None where that is not measured (exact numerics, or no probe).
+        seed: the sampling seed used.
+        finish_reason: "stop" or "length" once the last token is handed out.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: int = 0
+    forward_passes: int = 0
+    cycles: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    drafted_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    drafted_by: dict[str, int] = field(default_factory=dict)
+    accepted_by: dict[str, int] = field(default_factory=dict)
+    near_ties: int | None = None
+    seed: int = 0
+    finish_reason: str | None = None
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens for each pass over the layers; AR decoding has 1."""
+        return self.generation_tokens / self.forward_passes if self.forward_passes else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens for each cycle, the paper's "acceptance length" where all cycles are two-pass.
+
+        Of two alternating passes each counts as a cycle.
+        """
+        return self.generation_tokens / self.cycles if self.cycles else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Share of verified drafts that were accepted."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
+    def count(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Add one finished cycle."""
+        self.cycles += 1
+        self.forward_passes += 2 if plan.draft_rows else 1
+        self.drafted_tokens += n_drafts
+        self.accepted_tokens += accepted
+        for totals, n in ((self.drafted_at, n_drafts), (self.accepted_at, accepted)):
+            totals.extend([0] * (n - len(totals)))
+            for place in range(n):
+                totals[place] += 1
+        if n_drafts:
+            for by, n in ((self.drafted_by, n_drafts), (self.accepted_by, accepted)):
+                by[plan.source] = by.get(plan.source, 0) + n
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sequence is to be.
+
+    Attributes:
+        prompt: ids to continue, after whatever the cache holds; at least one.
+        eos_token_ids: ids that end the run; the one found is handed out too.
+        max_tokens: ids to write at most.
+        sampling: how a token is chosen.
+        mask_token_id: the id that stands for "to be drafted".
+        logits_processors: mlx-lm's `processor(tokens, logits [1, vocab])`, called once for each
+            token handed out, in order, with the ids that precede it in this call.
+        row_counts: the row counts that decode passes may use.
+        near_tie: count choices whose two best scores are closer than this (in logits).
+        prefill_step_size: prompt ids in one prefill pass.
+        on_progress: called with (prompt ids read, prompt ids in all).
+        cached_ids: ids that the cache holds, where the caller knows them: drafts may copy them.
+    """
+
+    prompt: list[int]
+    eos_token_ids: frozenset[int]
+    max_tokens: int
+    sampling: Sampling
+    mask_token_id: int
+    logits_processors: Many[LogitsProcessor] = ()
+    row_counts: RowCounts = ANY_ROWS
+    near_tie: float | None = None
+    prefill_step_size: int = 2048
+    on_progress: Progress | None = None
+    cached_ids: Many[int] = ()
+
+    def chooser(self) -> Chooser:
+        """Who decides this sequence's tokens."""
+        keyed = KeyedChooser(self.sampling, margins=self.near_tie is not None)
+        if not self.logits_processors:
+            return keyed
+        return ProcessedChooser(keyed, self.logits_processors, self.prompt, self.eos_token_ids)
+
+
+class Decoded(NamedTuple):
+    """One decided token.
+
+    Attributes:
+        token: the id.
+        logits: the AR view's logits [vocab_size] that it was chosen from, processors applied.
+        from_draft: whether a draft had guessed it.
+        near_tie: whether it was chosen by less than the request's `near_tie`.
+    """
+
+    token: int
+    logits: mx.array
+    from_draft: bool
+    near_tie: bool = False
+
+
+class Cycle(NamedTuple):
+    """A cycle in flight on the device.
+
+    Attributes:
+        plan: what it was to do.
+        start: tokens in the cache before it.
+        drafts: the ids [n] that it verifies.
+        logits: of AR rows [anchor, drafts...], [n + 1, vocab_size].
+        choices: made from them on the device; None where the chooser reads the text first.
+        guesses: of the blocks beside the AR rows, [blocks, length]; None where there are none.
+        fork: the cache that its verify pass was prepared on, if there was a draft pass before it.
+    """
+
+    plan: Plan
+    start: int
+    drafts: Ids
+    logits: mx.array
+    choices: Choices | None
+    guesses: mx.array | None
+    fork: Fork | None
+
+    @property
+    def outputs(self) -> list[mx.array]:
+        """What its verify pass computes."""
+        parts = [self.logits, self.guesses, *(self.choices or ())]
+        return [part for part in parts if part is not None]
+
+
+class Sequence:
+    """One text that is being written.
+
+    Attributes:
+        cache: its KV cache.
+        text: all ids known of it: those the cache held before, the prompt, the tokens decided.
+        budget: tokens left to write.
+        in_flight: the cycle that the device is working on.
+        last: the last finished cycle, of whose drafts `accepted` were accepted.
+        done: whether its last token is decided.
+        stats: totals; the caller counts what it hands out.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        scheduler: Scheduler,
+        cache: Cache,
+        drafters: Many[Drafter] = (),
+    ):
+        self.request, self.scheduler, self.cache = request, scheduler, cache
+        self.chooser = request.chooser()
+        self.drafters: list[Drafter] = [BlockDrafter(), *drafters]
+        self.text = [*request.cached_ids, *request.prompt]
+        self.budget = request.max_tokens
+        self.in_flight: Cycle | None = None
+        self.ahead: Cycle | None = None  # an AR step that was started behind the one in flight
+        self.last: Cycle | None = None
+        self.accepted = 0
+        self.done = self.ended = False
+        self.stats = DecodeStats(
+            prompt_tokens=len(request.prompt),
+            cached_tokens=cache[0].offset,
+            near_ties=None if request.near_tie is None else 0,
+            seed=request.sampling.seed,
+        )
+
+    def propose(self, limit: int) -> dict[str, list[int]]:
+        """Drafts at hand for the next cycle, by source."""
+        proposed = ((d.source, d.propose(self, limit)) for d in self.drafters if limit > 0)
+        return {source: ids for source, ids in proposed if ids}
+
+    def may_run_ahead(self) -> bool:
+        """Whether an AR step may start behind the one in flight, before its token is known here."""
+        cycle = self.in_flight
+        if cycle is None or not cycle.plan.is_ar or cycle.choices is None or self.budget < 2:
+            return False
+        # What a drafter has to say of the text without that token says that it may have drafts.
+        at_hand = {source: len(ids) - 1 for source, ids in self.propose(self.budget - 1).items()}
+        return self.scheduler.plan(self.budget - 1, at_hand).is_ar
+
+    def resolve(self, start: Callable[[list[mx.array], Cache], None]) -> list[Decoded]:
+        """Finish the cycle in flight: the tokens that it decided. Waits for the device.
+
+        `start` is the runner's: it hands the device a verify pass that was prepared on a fork.
+        """
+        cycle = self.in_flight
+        assert cycle is not None
+        # Only once the draft pass is over can the verify pass write to the cache in place. Its
+        # graph was built while the draft pass ran.
+        drafts = known(cycle.drafts)
+        if cycle.fork is not None:
+            cycle.fork.commit()
+            start(cycle.outputs, self.cache)
+        choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, drafts)
+        tokens: Any = choices.tokens.tolist()
+        accepted = count_accepted(drafts, tokens)
+        close = self._near_ties(choices.margins, accepted + 1)
+        # Of a processed sequence the last accepted draft may be an end token, with nothing after.
+        decided = [
+            Decoded(token, choices.logits[j], j < accepted, close[j])
+            for j, token in enumerate(tokens[: accepted + 1])
+        ]
+        ends = self.request.eos_token_ids
+        stop = next((n for n, d in enumerate(decided, start=1) if d.token in ends), None)
+        decided = decided[:stop][: self.budget]
+
+        self.last, self.in_flight, self.ahead = cycle, self.ahead, None
+        self.accepted = sum(d.from_draft for d in decided)
+        self.stats.count(cycle.plan, len(drafts), self.accepted)
+        self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
+        self.text += [d.token for d in decided]
+        self.budget -= len(decided)
+        self.ended = decided[-1].token in ends
+        self.done = self.ended or self.budget == 0
+        if self.in_flight is None:
+            trim(self.cache, cycle.start + 1 + self.accepted)
+        return decided
+
+    def _near_ties(self, margins: mx.array | None, count: int) -> list[bool]:
+        if margins is None or self.request.near_tie is None:
+            return [False] * count
+        values: Any = margins[:count].tolist()
+        return [margin <= self.request.near_tie for margin in values]
+
+
+def known(ids: Ids) -> list[int]:
+    """The ids here on the host; waits for the device where it computes them."""
+    values: Any = ids.tolist() if isinstance(ids, mx.array) else ids
+    return list(values)
