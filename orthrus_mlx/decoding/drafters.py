@@ -7,21 +7,10 @@ which the scheduler learns how often its drafts are accepted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from .plan import DIFFUSION, reusable_block
-
-if TYPE_CHECKING:
-    from .sequence import Sequence
-
-
-class Drafter(Protocol):
-    """Proposes what comes next in a sequence."""
-
-    source: str
-
-    def propose(self, sequence: Sequence, limit: int) -> list[int]:
-        """Up to `limit` ids that may follow `sequence.text`; empty if there is nothing to say."""
+from .sequence import Sequence
 
 
 class BlockDrafter:

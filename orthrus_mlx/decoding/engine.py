@@ -17,10 +17,10 @@ import mlx.core as mx
 
 from ..rows import Cache, Rows, Segment
 from .cache import Fork, trim
-from .drafters import Drafter
+from .drafters import BlockDrafter
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
 from .scheduler import Scheduler
-from .sequence import Cycle, Decoded, DecodeStats, Ids, Request, Sequence, known
+from .sequence import Cycle, Decoded, DecodeStats, Drafter, Ids, Request, Sequence, known
 
 # Bytes of MLX's unused buffers that prefill leaves to decoding, which would allocate them again in
 # its first cycles. Where there are more, as after a long prompt, all are given back.
@@ -200,7 +200,7 @@ def decode(
     However the iterator ends (exhausted, closed, interrupted), the cache is left holding
     everything committed but the last token handed out, which the next call's prompt starts with.
     """
-    sequence = Sequence(request, scheduler, cache, drafters)
+    sequence = Sequence(request, scheduler, cache, [BlockDrafter(), *drafters])
     stats, end_of_prompt = sequence.stats, cache[0].offset + len(request.prompt)
     try:
         if request.max_tokens == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
@@ -13,7 +13,6 @@ from ..rows import Cache
 from .cache import Fork, trim
 from .choosers import Choices, Chooser, KeyedChooser, LogitsProcessor, ProcessedChooser
 from .consensus import Sampling, count_accepted
-from .drafters import BlockDrafter, Drafter
 from .plan import ANY_ROWS, Plan, RowCounts
 from .scheduler import Scheduler
 
@@ -175,6 +174,15 @@ class Cycle(NamedTuple):
         return [part for part in parts if part is not None]
 
 
+class Drafter(Protocol):
+    """Proposes what comes next in a sequence; `orthrus_mlx.decoding.drafters` has some."""
+
+    source: str
+
+    def propose(self, sequence: Sequence, limit: int) -> list[int]:
+        """Up to `limit` ids that may follow `sequence.text`; empty if there is nothing to say."""
+
+
 class Sequence:
     """One text that is being written.
 
@@ -197,7 +205,7 @@ class Sequence:
     ):
         self.request, self.scheduler, self.cache = request, scheduler, cache
         self.chooser = request.chooser()
-        self.drafters: list[Drafter] = [BlockDrafter(), *drafters]
+        self.drafters = tuple(drafters)
         self.text = [*request.cached_ids, *request.prompt]
         self.budget = request.max_tokens
         self.in_flight: Cycle | None = None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.decoding.cost_model import NOMINAL
-from orthrus_mlx.decoding.drafters import CopyDrafter
+from orthrus_mlx.decoding.drafters import BlockDrafter, CopyDrafter
 from orthrus_mlx.decoding.engine import decode, prefill, step
 from orthrus_mlx.decoding.plan import AR_STEP, DIFFUSION, Plan
 from orthrus_mlx.decoding.scheduler import make_scheduler
@@ -101,7 +101,7 @@ def test_sequences_side_by_side_write_what_each_writes_alone(data: st.DataObject
         request, full = data.draw(requests(model))
         cache = model.make_cache()
         cache[0].truth = full
-        drafters = [CopyDrafter()]
+        drafters = [BlockDrafter(), CopyDrafter()]
         waiting.append((number, Sequence(request, AnySource(data), cache, drafters), full))
         written[number] = list(request.prompt)
     while waiting or running:
