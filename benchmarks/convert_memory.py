@@ -99,7 +99,7 @@ def config(layers: int) -> dict[str, Any]:
 
 
 def report(scratch: Path, source: Path) -> None:
-    """Convert in several ways and with several ends, and print what was seen."""
+    """Convert plain and to 4 bits, interrupt with each signal, and print the results."""
     shards = list(source.glob("*.safetensors"))
     largest = max(file.stat().st_size for file in shards)
     total = sum(file.stat().st_size for file in shards)

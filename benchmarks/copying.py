@@ -1,10 +1,10 @@
-"""What copy drafts add where an answer repeats its conversation, by kind of text.
+"""Measure what copy drafts gain where an answer repeats its conversation, by kind of text.
 
-Two held-out questions of the demo are asked in one conversation: the same one twice, which an edit
-comes close to, or two of the same kind, whose answers share no more than their form. The second
-answer is decoded with and without the copy drafter, and checked to be the same. The scheduler is
-that of mode="auto" on published costs of Metal's kernels (see `simulate`), so the figures are the
-speed over AR decoding by those costs, and the same on every machine.
+Each conversation asks two held-out questions of the demo: the same one twice, which is close to an
+edit, or two of the same kind, whose answers share only their form. The second answer is decoded
+with and without the copy drafter, and both must be the same. The scheduler is that of mode="auto"
+on published costs of Metal's kernels (see `simulate`): the figures are the speed over AR decoding
+by those costs, the same on every machine.
 
     python benchmarks/copying.py demo [--second same|another] [--costs "4-bit 0.32.0"]
 """
@@ -36,7 +36,7 @@ class Priced(Adaptive):
     spent = 0.0
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Add the cycle's cost, and learn as ever."""
+        """Add the cycle's cost, then update the scheduler."""
         self.spent += plan_cost(self.costs, plan, n_drafts)
         super().observe(plan, n_drafts, accepted)
 
@@ -44,7 +44,7 @@ class Priced(Adaptive):
 def answer(
     model: Any, prompt: list[int], ends: frozenset[int], costs: Costs, drafters: list[Drafter]
 ) -> tuple[list[int], DecodeStats, float]:
-    """Ids, totals and the cost in AR steps of one greedy answer."""
+    """Ids, stats and cost (in AR steps) of one greedy answer."""
     request = Request(prompt, ends, 320, Sampling(), model.config.mask_token_id)
     scheduler = Priced(costs, policies(costs, "auto", model.config.block_size))
     written = list(decode(model, request, scheduler, model.make_cache(), drafters=drafters))
@@ -71,9 +71,9 @@ def main() -> None:
     for question, other in pairs:
         prompt = encode_chat(tokenizer, question.prompt)[0]
         first = list(mlx_generate(model, prompt, ends, 320, mode="ar"))
-        said = tokenizer.decode([i for i in first if i not in ends])
+        reply = tokenizer.decode([i for i in first if i not in ends])
         second = question if args.second == "same" else other
-        messages = [*question.prompt, {"role": "assistant", "content": said}, *second.prompt[-1:]]
+        messages = [*question.prompt, {"role": "assistant", "content": reply}, *second.prompt[-1:]]
         ids = encode_chat(tokenizer, messages)[0]
         without, _, slow = answer(model, ids, ends, costs, [])
         copied, stats, fast = answer(model, ids, ends, costs, [CopyDrafter()])

@@ -1,4 +1,4 @@
-"""What the jobs of `gpu_proof.py` work on: models, prompts, and the probe's findings."""
+"""The inputs of `gpu_proof.py`'s jobs: models, prompts and probe results."""
 
 import dataclasses
 import json
@@ -81,8 +81,8 @@ def read_prompts(file: str, folder: Path, count: int) -> list[list[int]]:
     """`count` prompts from a file, varied where it holds fewer; without one, held-out questions.
 
     A JSON list of {"prompt": ids or text} or {"messages": ...}, each with "tokens", the ids of an
-    answer, if known; or text with one question a line. More prompts are made by taking the
-    conversation on: the answer's start, or the answer and the next question.
+    answer, if known; or text with one question a line. More prompts are made by extending the
+    conversation: by the answer's start, or by the answer and the next question.
     """
     cases = [case if isinstance(case, dict) else {"prompt": case} for case in read_cases(file)]
     if not all(isinstance(case.get("prompt"), list) for case in cases):
@@ -92,7 +92,7 @@ def read_prompts(file: str, folder: Path, count: int) -> list[list[int]]:
                 question = {"role": "user", "content": case.get("prompt")}
                 case["prompt"] = encode(tokenizer, case.get("messages") or [question])
     prompts = [case["prompt"] for case in cases][:count]
-    for case in cases:  # a third of the answer is there already
+    for case in cases:  # continue after a third of the answer
         if len(prompts) < count and len(case.get("tokens", [])) > 8:
             prompts.append(case["prompt"] + case["tokens"][: len(case["tokens"]) // 3])
     for case, follow in zip(cases, [*cases[1:], cases[0]], strict=True):
@@ -114,14 +114,14 @@ def read_cases(file: str) -> list[Any]:
 
 
 def encode(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Messages as the chat template puts them, or the bare text of the last one."""
+    """Ids of messages through the chat template, or of the last one's text if there is none."""
     if tokenizer.has_chat_template:
         return encode_chat(tokenizer, messages)[0]
     return list(tokenizer.encode(messages[-1]["content"]))
 
 
 def take_probe(model: Any, job: dict[str, Any], result: dict[str, Any]) -> numerics.Probe:
-    """The probe's result, from disk where another job has run it."""
+    """The probe's result, from disk if another job has run it."""
     started = time.monotonic()
     if job["smoke"]:
         found = numerics.stored_probe(model) or numerics.probe(model, contexts=(24,), steps=())

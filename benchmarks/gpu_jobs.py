@@ -35,7 +35,7 @@ Save = Callable[[dict[str, Any]], None]
 
 
 class Clock:
-    """Says when the time of a job is up; set once the model is there and probed."""
+    """The time budget of a job; it starts once the model is built and probed."""
 
     def __init__(self, seconds: float):
         self.started = time.monotonic()
@@ -47,7 +47,7 @@ class Clock:
 
 
 def run(job: dict[str, Any], save: Save) -> None:
-    """Do one job, saving its result whenever there is more of it."""
+    """Do one job, saving its result as it grows."""
     started = time.monotonic()
     result: dict[str, Any] = {"job": job, "rows": []}
     kinds = {"lossless": lossless, "torch": against_torch, "cost": cost}
@@ -57,14 +57,14 @@ def run(job: dict[str, Any], save: Save) -> None:
     save(result)
 
 
-# --------------------------------------------------------------------- parallel against plain
+# ------------------------------------------------------------------------ parallel against AR
 
 
 def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
     """Parallel against AR mode, greedy and sampled, both cycles: exact, then fast.
 
-    Exact mode with the class of row counts that it chooses here, then with each other one. However
-    little time is left, each answers one prompt at least.
+    Exact mode runs with the class of row counts that it chooses here, then with each other class.
+    Each answers at least one prompt, however little time is left.
     """
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
@@ -73,10 +73,10 @@ def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
     scripted = ScriptedDrafts.of(model) if job["model"] == "random" else None
 
     def compare(kind: str, **label: Any) -> None:
-        shown = result["rows"]
+        earlier = result["rows"]
         rows = compare_cycles(job, model, scripted, prompts, ends, kind, found.near_tie)
         for done, tallies in rows:
-            result["rows"] = shown + [{**tally, **label} for tally in tallies]
+            result["rows"] = earlier + [{**tally, **label} for tally in tallies]
             if done % 16 == 0:
                 save(result)
             if not clock.left():
@@ -95,7 +95,7 @@ def lossless(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
 
 @contextlib.contextmanager
 def only_class(model: Any, found: numerics.Probe, rows: tuple[int, ...]) -> Iterator[None]:
-    """Let exact mode find no other class than this one of those that were probed."""
+    """Restrict exact mode to one of the classes that were probed."""
     before = os.environ.get("ORTHRUS_MLX_CACHE", "")  # empty counts as unset
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ORTHRUS_MLX_CACHE"] = folder
@@ -116,7 +116,7 @@ def compare_cycles(
     kind: str,
     bound: float,
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Yield the rows of the table after each prompt."""
+    """Yield (prompts answered, rows of the table) after each prompt."""
     keys = [(s, c) for s in SAMPLINGS for c in CYCLES]
     tallies = {key: Tally() for key in keys}
     reached: dict[tuple[str, str], list[int]] = {key: [] for key in keys}
@@ -150,7 +150,7 @@ def compare_cycles(
                     cycle=cycle,
                     **options,
                 )
-                if kind == "exact" and answer.ids != expected.ids:  # unheard of: look closer
+                if kind == "exact" and answer.ids != expected.ids:  # must not happen: keep logits
                     expected = decode_answer(
                         model,
                         prompt,
@@ -185,7 +185,7 @@ def compare_cycles(
 
 
 def add_reached(totals: list[int], answer: Answer) -> None:
-    """Count how often at least 1, 2, ... drafts stood."""
+    """Count how often at least 1, 2, ... drafts were accepted."""
     assert answer.stats is not None
     counts = answer.stats.accepted_at
     totals.extend([0] * (len(counts) - len(totals)))
@@ -250,13 +250,13 @@ def judged(
     found: list[int],
     bound: float,
 ) -> Difference | None:
-    """The first difference, its gap as this package's AR view sees it after the ids before it."""
+    """The first difference, its gap by this package's AR logits at that position."""
     if expected == found:
         return None
     place = common_prefix(expected, found)
     read = Rows.verify(mx.array([*prompt, *expected[:place]]), model.make_cache())
     row = model.logits(model.backbone(read)[:, -1])[0]  # [vocab_size]
-    answer = Answer(expected, [row] * (place + 1))  # only the last of them is looked at
+    answer = Answer(expected, [row] * (place + 1))  # only the last row is used
     return first_difference(number, len(prompt), answer, found, Sampling(), bound)
 
 
@@ -264,10 +264,10 @@ def judged(
 
 
 def cost(job: dict[str, Any], result: dict[str, Any], save: Save) -> None:
-    """Tokens per second of every mode, exact and fast, taking turns; two rounds or more."""
+    """Time every mode, exact and fast, in turns: tokens per second over at least two rounds."""
     model, prompts, ends = build(job)
     found = take_probe(model, job, result)
-    # The other jobs shared the device: time the row counts again, alone, and choose by that.
+    # Earlier jobs shared the device: time the row counts again, alone, and choose by that.
     counts = tuple(sorted(found.cost_ms))
     costs = numerics.measure_costs(model, counts)
     found = dataclasses.replace(found, cost_ms=costs)

@@ -1,10 +1,10 @@
 """Prove on this machine that parallel decoding is lossless, and measure what exactness costs.
 
 Compares parallel with AR mode on trained checkpoints and on random weights of the 1.7B shapes
-(near-ties everywhere; drafts follow a script under which every number of drafts comes to stand),
-in bf16, 8 and 4 bits, greedy and sampled, exact and fast; then with torch, where it is installed;
-then times exact against fast. Every job runs in a process of its own and within its time, which
-starts once its model is built and probed; exact mode comes first.
+(many near-ties; scripted drafts, so that every number of accepted drafts occurs), in bf16, 8 and 4
+bits, greedy and sampled, exact and fast; then with torch, where it is installed; then times exact
+against fast. Every job runs in its own process, within a time budget that starts once its model is
+built and probed; exact mode comes first.
 
     python benchmarks/gpu_proof.py --model demo --model FOLDER=PROMPTS.json --out proof.json
 
@@ -30,8 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 PACKINGS = ("bf16", "8bit", "4bit")
-# On CUDA, MLX plans its own 16-bit attention, which prompts go through, anew for each number of
-# keys; more than 512 plans count as an error by default.
+# On CUDA, MLX's 16-bit attention, which prefill uses, is planned anew for each number of keys; more
+# than 512 plans are an error by default.
 CUDA_SETTINGS = {"MLX_CUDA_SDPA_CACHE_SIZE": "100000", "MLX_ENABLE_CACHE_THRASHING_CHECK": "0"}
 # Seconds that a job may take beyond its budget before it is killed: to build its model, to compile
 # kernels (over 100 s where nothing is compiled yet, most of it for quantized weights), to probe.
@@ -42,7 +42,7 @@ def main() -> None:
     """Run the jobs, print the table, write the JSON."""
     args = parse()
     with tempfile.TemporaryDirectory() as scratch:
-        # Probes are taken here and now, and shared by the jobs.
+        # The jobs share new probes, not those on disk.
         os.environ["ORTHRUS_MLX_CACHE"] = scratch
         started = time.monotonic()
         report: dict[str, Any] = {"device": describe_device(), "results": [], "seconds": 0.0}
@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     add("--random-prompts", type=int, default=16, help="prompts for the random weights; 0: skip")
     add("--random-tokens", type=int, default=96, help="tokens written to each of them")
     add("--workers", type=int, help="jobs at a time; 0: in this process [6 on CUDA, else 1]")
-    add("--gpus", type=int, default=1, help="share the jobs out among so many (CUDA)")
+    add("--gpus", type=int, default=1, help="GPUs that share the jobs (CUDA)")
     add("--budget-seconds", type=float, default=240, help="for each job of the comparisons")
     add("--cost-seconds", type=float, default=12, help="for each timing; 0: skip")
     add("--only", choices=("compare", "cost"), help="only this part")
@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
 
 
 def split(model: str) -> tuple[str, str]:
-    """The two paths of FOLDER=PROMPTS, such that they hold in any working directory."""
+    """The two paths of FOLDER=PROMPTS, made absolute; a Hub id is kept."""
     name, _, prompts = model.partition("=")
     folder = Path(name)
     name = str(folder.resolve()) if folder.exists() else name
@@ -118,7 +118,7 @@ def has_cuda(mx: Any) -> bool:
 
 
 def describe_device() -> dict[str, Any]:
-    """What this was run on."""
+    """The device and the versions of this run."""
     import platform
 
     import mlx.core as mx
@@ -173,7 +173,7 @@ def cost_jobs(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 @dataclass
 class Running:
-    """A job under way."""
+    """A running job."""
 
     process: subprocess.Popen[str]
     job: dict[str, Any]
@@ -184,9 +184,9 @@ class Running:
 
 
 def next_job(waiting: list[tuple[int, dict[str, Any]]], running: list[Running]) -> int | None:
-    """Which of the waiting jobs may start: one whose packing no other job is still probing.
+    """The index of the next job to start: one whose packing no running job is still probing.
 
-    Two of them would compile the same kernels, and probe the same model twice.
+    Two such jobs would compile the same kernels and probe the same model.
     """
     probing = {one.job["packing"] for one in running if not one.file.exists()}
     ready = (at for at, (_, job) in enumerate(waiting) if job["packing"] not in probing)
@@ -198,7 +198,7 @@ def do_all(
 ) -> Iterator[dict[str, Any]]:
     """Do the jobs, `workers` at a time, yielding results as they come.
 
-    Ctrl-C ends those under way; what they know already is yielded too.
+    Ctrl-C ends the running ones; their results so far are yielded too.
     """
     if workers == 0:
         for job in jobs:
@@ -213,7 +213,7 @@ def do_all(
             stop(one)
             yield collect(one.job, one.file, one.log, "stopped with Ctrl-C")
         raise
-    finally:  # whatever went wrong, and wherever
+    finally:  # after any exception
         for one in running:
             stop(one)
 
@@ -231,7 +231,7 @@ def share_out(
     gpus: int,
     scratch: Path,
 ) -> Iterator[dict[str, Any]]:
-    """Do the jobs of `waiting`, keeping those under way in `running`."""
+    """Do the jobs of `waiting`, keeping the running ones in `running`."""
     while waiting or running:
         while len(running) < workers and (at := next_job(waiting, running)) is not None:
             number, job = waiting.pop(at)
@@ -267,26 +267,26 @@ def share_out(
 
 
 def gpu_names(count: int) -> list[str]:
-    """What CUDA calls them. A job sees one only: MLX 0.32.4 can fail where a process sees two."""
+    """CUDA's names of the GPUs. A job sees only one: MLX 0.32.4 can fail if a process sees two."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return [str(number) for number in range(count)] if given is None else given.split(",")
 
 
 def python_path() -> str:
-    """Where a job finds this repository."""
+    """PYTHONPATH with this repository first."""
     before = os.environ.get("PYTHONPATH")
     return os.pathsep.join([str(ROOT), *([before] if before else [])])
 
 
 def collect(job: dict[str, Any], file: Path, log: Path, fault: str) -> dict[str, Any]:
-    """The result that a job's process left, as far as it came."""
+    """The result that a job's process wrote, complete or not."""
     try:
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         result = {"job": job, "rows": []}
     if not result.get("complete"):
-        said = log.read_text(encoding="utf-8", errors="replace")
-        result["error"] = fault or said[-1500:]
+        output = log.read_text(encoding="utf-8", errors="replace")
+        result["error"] = fault or output[-1500:]
     return result
 
 
@@ -297,7 +297,7 @@ def do_here(job: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"job": job, "rows": []}
     try:
         run(job, result.update)
-    except Exception as error:  # the others can still go on
+    except Exception as error:  # other jobs can still run
         result["error"] = repr(error)
     return result
 
@@ -333,7 +333,7 @@ def exact_counts(probe: dict[str, Any]) -> str:
 
 
 def difference_line(d: dict[str, Any]) -> str:
-    """One place where two answers part."""
+    """The line of one difference."""
     line = f"prompt {d['prompt']} token {d['place']}: {d['expected']} / {d['found']}, "
     if d["gap"] is None:
         return line + "one had ended"
@@ -341,7 +341,7 @@ def difference_line(d: dict[str, Any]) -> str:
 
 
 def comparison_line(row: dict[str, Any]) -> str:
-    """One way of decoding against another."""
+    """The line of one comparison."""
     what = row.get("against") or f"{row['numerics']:5} {row['sampling']:6}"
     if row.get("other_class"):
         what += f" rows {row['other_class'][0]}-{row['other_class'][-1]}"
@@ -361,16 +361,16 @@ def comparison_line(row: dict[str, Any]) -> str:
 
 
 def accepted_lengths(accepted_at: list[int], cycles: int) -> str:
-    """How many of the possible numbers of drafts came to stand in some cycle."""
+    """How many of the possible numbers of accepted drafts occurred."""
     if not accepted_at:
         return "no drafts"
-    at_least = [cycles, *accepted_at, 0]  # cycles in which 0, 1, 2, ... drafts stood, or more
+    at_least = [cycles, *accepted_at, 0]  # cycles with at least 0, 1, 2, ... accepted drafts
     seen = sum(more < here for here, more in pairwise(at_least))
     return f"{seen} of {len(accepted_at) + 1} accepted lengths seen"
 
 
 def cost_line(row: dict[str, Any]) -> str:
-    """One timing."""
+    """The line of one timing."""
     return (
         f"{row['numerics']:5} {row['mode']:8}  {row['tokens_per_second']:7.1f} tokens/s, "
         f"{row['tokens_per_forward']:.2f} tokens a forward ({row['answers']} answers)"
@@ -383,7 +383,7 @@ def compared(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def faults_of(result: dict[str, Any]) -> Iterator[str]:
-    """What in a result breaks the promise."""
+    """Each failure in a result, as a line."""
     job = result["job"]
     name = f"{job['model']} {job['packing']} {job['kind']}"
     if "error" in result:

@@ -1,9 +1,8 @@
 """Tokens per forward of two-pass and one-pass cycles, by kind of text and by layout of the rows.
 
 The AR view answers each prompt once, greedily, and the diffusion view drafts blocks of several
-lengths behind every token of the answer. That table says what any schedule would have drafted
-where, so that schedules can be replayed on it by the hundred; a pass counts as one forward whatever
-its rows.
+lengths after every token of the answer. Policies are replayed on this table of drafts, without the
+model. A pass counts as one forward whatever its rows.
 
     python benchmarks/layouts.py demo [--per-kind 4] [--table demo.json]
     python benchmarks/layouts.py FOLDER=PROMPTS.json
@@ -31,18 +30,18 @@ from orthrus_mlx.decoding.scheduler import Fixed
 
 LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
 BLOCKS = (1, 2)  # of a one-pass forward
-AT_ONCE = 8  # places drafted from in one pass
+AT_ONCE = 8  # anchors in one pass
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and what would have been drafted in it.
+    """One answer and the drafts at each of its positions.
 
     Attributes:
         kind: of the prompt.
         tokens: the answer's ids.
-        drafts: by length of the block, then by tokens written: the guesses for the places from
-            there on.
+        drafts: by block length, then by number of tokens written: the guesses for the positions
+            that follow.
     """
 
     kind: str
@@ -52,16 +51,16 @@ class Answer:
     def guesses(self, anchor: int, length: int) -> list[bool]:
         """As `simulate.Text.guesses`."""
         places = self.tokens[anchor : anchor + length]
-        places += [-1] * (length - len(places))  # behind the end nothing is right
+        places += [-1] * (length - len(places))  # past the end every guess is wrong
         if anchor >= len(self.tokens):
             return [False] * length
-        # Only the last block of an answer is of another length than the policy's.
+        # Only an answer's last block has another length than the policy's.
         drafts = self.drafts[min(n for n in self.drafts if n >= length)][anchor][:length]
         return [a == b for a, b in zip(places, drafts, strict=True)]
 
 
 def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int) -> Answer:
-    """Let both views write after one prompt."""
+    """Answer one prompt with the AR view, and draft at each position with the diffusion view."""
     import mlx.core as mx
 
     from orthrus_mlx import mlx_generate
@@ -96,13 +95,13 @@ def forwards(policy: Policy, answer: Answer) -> int:
 
 
 def two_pass(lengths: list[int]) -> Iterator[Policy]:
-    """Every number of drafts."""
+    """The two-pass policies, one per block length."""
     for length in lengths:
         yield Policy("two-pass", length - 1)
 
 
 def one_pass(rows: int, lengths: list[int]) -> Iterator[Policy]:
-    """Every way to share out at most `rows` rows; alternating passes have one beside the block."""
+    """The one-pass and alternating policies of at most `rows` rows a pass."""
     for length in lengths:
         left = min(length, lengths[-1] - 1) - 1  # drafts
         if length < rows:
@@ -113,13 +112,13 @@ def one_pass(rows: int, lengths: list[int]) -> Iterator[Policy]:
 
 
 def best(policies: Iterator[Policy], answers: list[Answer]) -> tuple[Policy, int]:
-    """The policy with the fewest passes for all answers, and these."""
+    """The policy with the fewest passes over all answers, and their number."""
     counts = {policy: sum(forwards(policy, a) for a in answers) for policy in policies}
     return min(counts.items(), key=lambda item: item[1])
 
 
 def show(policy: Policy) -> str:
-    """A layout in a cell of the table."""
+    """A policy as a cell of the table."""
     if policy.kind == "two-pass":
         return f"{policy.n_drafts} drafts"
     if policy.kind == "alternating":

@@ -1,4 +1,4 @@
-"""A model whose drafts follow a script, so that every number of drafts comes to stand."""
+"""A model with scripted drafts, so that every number of accepted drafts occurs."""
 
 import copy
 import random
@@ -14,10 +14,10 @@ LOUD = 1e4  # above every real logit
 
 
 class ScriptedDrafts(Model):
-    """The real model, but for what it guesses: the known answer, with errors at chosen places.
+    """The real model with scripted guesses: the known answer, with errors at chosen positions.
 
-    The diffusion view runs as ever (its keys and values, its time), only its logits are raised at
-    the scripted guesses. The AR view is untouched.
+    The diffusion view still runs, with its own keys, values and time; only its logits are raised at
+    the scripted guesses. The AR view is unchanged.
     """
 
     guesses: tuple[int, ...] = ()  # by position
@@ -60,10 +60,10 @@ class ScriptedDrafts(Model):
 
 
 def every_length(most: int, seed: int) -> list[int]:
-    """Every length from 0 to `most`, shuffled, again and again; half of them behind a 0.
+    """Eight shuffles of the accepted lengths from 0 to `most`; half of them follow a 0.
 
-    A one-pass cycle can only take as many drafts as its last one left over, so that long runs
-    are only possible behind short ones.
+    A one-pass cycle verifies only the drafts that the cycle before left over, so many can be
+    accepted only after few.
     """
     draw = random.Random(seed)
     lengths: list[int] = []
@@ -76,6 +76,6 @@ def every_length(most: int, seed: int) -> list[int]:
 
 
 def usual_lengths(seed: int) -> list[int]:
-    """Lengths as a trained drafter has them: 4.4 on average, many short and some long."""
+    """Accepted lengths like a trained drafter's: 4.4 on average, many short and some long."""
     draw = random.Random(seed)
     return [min(31, int(draw.expovariate(1 / 4.9))) for _ in range(200)]

@@ -1,4 +1,4 @@
-"""Simulate the schedule on published costs and acceptance: what would mode="auto" gain on a Mac?
+"""Simulate the scheduler on published costs and acceptance: what would mode="auto" gain on a Mac?
 
 No model runs. The real `Adaptive` and `Fixed` plan each cycle, a model of text says
 which guesses are right, and a table of costs says how long the cycle took.
@@ -7,8 +7,8 @@ which guesses are right, and a table of costs says how long the cycle took.
 
 Assumptions, all of them:
 
-1. Costs, in plain (AR) steps, by the MLX release that they were published for. All below is a
-   speed of matrix products, or of cycles, on M3 and M4 chips.
+1. Costs are in AR steps, by the MLX release that they were published for. The sources below time
+   matrix products, or cycles, on M3 and M4 chips.
    - "bf16 0.31.2": a pass over 2 to 16 rows costs 2.1, half of the 3.9 to 4.5 that a two-pass cycle
      of the authors' port took on an M4 Max, which is also what the product of an M3 Ultra says
      (mlx issue 4265: 0.54 ms for 2 to 16 rows against 0.27 for one). 17 to 32 rows cost a tenth
@@ -17,28 +17,28 @@ Assumptions, all of them:
    - "bf16 0.32.1": that release has `gemv_wide` for 2 to 15 rows on M3 and later. Products over 2,
      4 and 8 rows became 1.7 to 1.8 times as fast on an M3 Ultra, 2.1 to 2.3 times on an M4 Pro (mlx
      pull request 3888, a head of 2,048 x 248,320). The least gain is applied, to the 2.0 of the 2.1
-     steps that are products. For 9 to 15 rows nothing is published: they keep the old price.
+     AR steps that are products. For 9 to 15 rows nothing is published: they keep the old cost.
    - "4-bit 0.32.0": with `qmv_wide`, on an M3 Max (pull request 3863): 0.129 ms for 1 and 2 rows,
      0.165 for 4, 0.263 for 6, 0.323 for 8, 0.405 for 9, 0.51 for 10 to 32, 1.00 from 33.
-   65 to 96 rows are taken to cost half as much again as 64.
-2. Of a one-pass forward, what the views share costs as a pass over all its rows, and the attention
-   weights of each view, a fifth of a model, as a pass over its own (the diffusion view's are 17.0 /
-   19.0 / 15.6 % of all parameters).
+   65 to 96 rows are assumed to cost half as much again as 64.
+2. In a one-pass forward, the shared weights cost a pass over all rows. Each view's attention
+   weights, a fifth of a model, cost a pass over its own rows (the diffusion view's are 17.0 / 19.0
+   / 15.6 % of all parameters).
 3. Tokens per cycle of a kind: the published speed-up times 4.2, at blocks of 16. 4-bit drafts
-   stand as often as bf16 ones (published: at most 2 % less).
-4. A guess j places behind its anchor is right with chance q x 0.99^(j-1) as long as the guesses
-   before it in the block are right, and with 0.8 of that chance otherwise. q is fitted to the
+   are accepted as often as bf16 ones (published: at most 2 % less).
+4. A guess j positions after its anchor is right with probability q x 0.99^(j-1) if all guesses
+   before it in the block are right, and with 0.8 of that otherwise. q is fitted to the
    tokens per cycle. 0.8 and 0.99 are fitted to a prototype, which went from 2.4 tokens per forward
    (two-pass) to 3.3 (one-pass) on stories, here 3.3, and from 6.4 to 6.7-8.7 on worked problems,
    here 6.5-7.
-5. How hard a place is stays the same whichever anchor guesses it (one draw a place), so that a
-   one-pass block guesses wrong again, more often than not, where its predecessor did.
-6. A kind is stationary, which leaves nothing to gain from switching within a text; `--bursty`
-   lets easy and hard stretches of 30 tokens take turns instead, with the same mean.
-7. Short blocks draft worse: models are trained on long ones. Of drafts in a block of n < 16 rows
-   (16 / n)^0.14 times as many fall as in one of 16, as measured on the bundled demo (0.21 of the
-   first three in 16 rows, 0.23 in 8, 0.26 in 4).
-8. Prefill, sampling and the host cost nothing in every mode; the schedule knows the true costs.
+5. A position is equally hard from every anchor (one draw per position), so a one-pass block mostly
+   guesses wrong again where its predecessor did.
+6. A kind is stationary, so switching within a text gains nothing; with `--bursty`, easy and hard
+   stretches of 30 tokens alternate, with the same mean.
+7. Short blocks draft worse: models are trained on long ones. The rejection rate in a block of
+   n < 16 rows is (16 / n)^0.14 times that in 16, as measured on the bundled demo (for the first
+   three drafts 0.21 in 16 rows, 0.23 in 8, 0.26 in 4).
+8. Prefill, sampling and the host cost nothing in any mode; the scheduler knows the true costs.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ from orthrus_mlx.decoding.scheduler import Adaptive, Fixed, Scheduler
 from orthrus_mlx.device.calibrate import ONE_PASS, SIZES
 
 DECAY, BEHIND_WRONG, SHORT = 0.99, 0.8, 0.14
-PRODUCTS = 2.0  # steps that a pass spends on matrix products, before `gemv_wide`
-OWN = 0.2  # of a model's weights are the attention projections of one view
+PRODUCTS = 2.0  # AR steps that a pass spends on matrix products, before `gemv_wide`
+OWN = 0.2  # share of a model's weights in the attention projections of one view
 CYCLE_COST, BLOCK = 4.2, 16  # of the published speed-ups
-LONGEST = 32  # block
+LONGEST = 32  # rows of a block
 SPEED_UPS = {
     "1.7B": {"JSON": 2.06, "reasoning": 1.38, "code": 0.83, "prose": 0.71},
     "4B": {"JSON": 2.26, "reasoning": 1.59, "code": 0.90, "prose": 0.80},
@@ -70,7 +70,7 @@ SPEED_UPS = {
 
 
 def cost_table(passes: dict[int, float]) -> Costs:
-    """Costs by rows, from those of a pass up to so many rows."""
+    """Costs by rows; `passes` maps the most rows of a pass to its cost."""
 
     def price(rows: int) -> float:
         return min((most, cost) for most, cost in passes.items() if rows <= most)[1]
@@ -101,18 +101,18 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of text: the chance that a guess next to its anchor is right, by stretch."""
+    """A kind of text: the probability that a guess next to its anchor is right, by stretch."""
 
     chances: tuple[float, ...]
     stretch: int = 30
 
     @classmethod
     def of(cls, tokens_per_cycle: float, bursty: bool = False) -> Kind:
-        """The kind on which two-pass cycles at `BLOCK` give so many tokens."""
+        """The kind on which two-pass cycles at `BLOCK` give this many tokens."""
         q = fitted(tokens_per_cycle)
         if not bursty:
             return cls((q,))
-        # Half of all tokens come in easy stretches: cycles, not tokens, are what averages.
+        # Half of all tokens are in easy stretches: the mean is over cycles, not tokens.
         easy = fitted(min(1.6 * tokens_per_cycle, 0.95 * BLOCK))
         rest = 2 / tokens_per_cycle - 1 / two_pass_tokens(easy)
         return cls((easy, fitted(1 / rest)))
@@ -128,7 +128,7 @@ def two_pass_tokens(q: float, n_drafts: int = BLOCK - 1) -> float:
 
 
 def fitted(tokens_per_cycle: float) -> float:
-    """The q that gives so many tokens per cycle; above 1 where near places are never missed."""
+    """The q that gives this many tokens per cycle; above 1 if near guesses are never wrong."""
     low, high = 0.0, 2.0
     for _ in range(40):
         q = (low + high) / 2
@@ -160,7 +160,7 @@ class Text:
 
 
 class Guesses(Protocol):
-    """What is guessed at each place of a text."""
+    """Which guesses are right at each position of a text."""
 
     def guesses(self, anchor: int, length: int) -> list[bool]:
         """Whether the guess of each row of a block is right, the first for the next place."""
@@ -169,9 +169,9 @@ class Guesses(Protocol):
 def cycles(
     scheduler: Scheduler, text: Guesses, tokens: int, block_size: int = LONGEST
 ) -> Iterator[tuple[Plan, int, int]]:
-    """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts that stood).
+    """Write `tokens` tokens as the engine does: (plan, drafts verified, drafts accepted).
 
-    Blocks of `block_size` guess one place less than they have rows; see `Model.verify_and_draft`.
+    In blocks of `block_size` rows the last row is untrained and guesses nothing.
     """
     anchor, budget = 0, tokens
     pending: list[bool] = []
@@ -192,7 +192,7 @@ def cycles(
 
 
 def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> float:
-    """Speed over plain decoding of one answer."""
+    """Speed over AR decoding of one answer."""
     time = sum(plan_cost(costs, plan, n) for plan, n, _ in cycles(scheduler, text, tokens))
     return tokens * costs.of_ar_step() / time
 
@@ -200,7 +200,7 @@ def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> flo
 def mean_speed_up(
     policy: Policy | None, costs: Costs, kind: Kind, tokens: int, answers: int
 ) -> float:
-    """Speed-up over `answers` answers, those of mode="auto" where `policy` is None."""
+    """Harmonic mean of the speed-ups of `answers` answers; mode="auto" if `policy` is None."""
     times = 0.0
     found = policies(costs, "auto", LONGEST)
     for seed in range(answers):
@@ -224,14 +224,14 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=40, help="answers for each cell")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer")
     parser.add_argument("--costs", choices=[*COSTS, "all"], default="all")
-    parser.add_argument("--bursty", action="store_true", help="easy and hard stretches take turns")
+    parser.add_argument("--bursty", action="store_true", help="alternate easy and hard stretches")
     args = parser.parse_args()
     names = [*FIXED, "best fixed or AR", "**auto**", "auto / best"]
     print(f"| costs | model | kind | published | {' | '.join(names)} |")
     print("|---|---|---|" + "---:|" * (1 + len(names)))
     for label in COSTS if args.costs == "all" else [args.costs]:
         costs = COSTS[label]
-        ways = policies(costs, "auto", LONGEST)
+        candidates = policies(costs, "auto", LONGEST)
         for model, kinds in SPEED_UPS.items():
             for name, published in kinds.items():
                 kind = Kind.of(published * CYCLE_COST, args.bursty)
@@ -239,7 +239,7 @@ def main() -> None:
                 row = [mean_speed_up(policy, costs, kind, *size) for policy in FIXED.values()]
                 best = max(
                     1.0,
-                    *(mean_speed_up(p, costs, kind, *size) for p in ways),
+                    *(mean_speed_up(p, costs, kind, *size) for p in candidates),
                 )
                 auto = mean_speed_up(None, costs, kind, *size)
                 cells = [*(f"{x:.2f}" for x in row), f"{best:.2f}", f"**{auto:.2f}**"]

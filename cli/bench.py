@@ -33,8 +33,8 @@ class Shape(StrEnum):
     large = "qwen3-8b"
 
 
-class Against(StrEnum):
-    """Other implementations to time."""
+class Baseline(StrEnum):
+    """Implementations to time beside this one."""
 
     mlx_lm = "mlx-lm"
 
@@ -72,13 +72,13 @@ def bench(
         int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
     ] = 10,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-m", metavar="N", min=2, help="The longest answer.")
+        int, typer.Option("--max-tokens", "-m", metavar="N", min=2, help="Most tokens per answer.")
     ] = 128,
     rounds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How often everything is repeated.")
+        int, typer.Option(metavar="N", min=1, help="Times that everything is measured.")
     ] = 3,
     against: Annotated[
-        Against | None,
+        Baseline | None,
         typer.Option(
             metavar="NAME",
             help="Time 'mlx-lm' on the same weights too.",
@@ -105,7 +105,7 @@ def bench(
             metavar="N",
             min=2,
             max=8,
-            help="Quantize them to so many bits. [dim]\\[default: bf16][/dim]",
+            help="Quantize these weights to N bits. [dim]\\[default: bf16][/dim]",
             show_default=False,
             rich_help_panel="Shapes",
         ),
@@ -113,24 +113,24 @@ def bench(
     context: Annotated[
         str,
         typer.Option(
-            metavar="N,..", help="Tokens in the cache while timing.", rich_help_panel="Shapes"
+            metavar="N,..", help="Tokens in the KV cache while timing.", rich_help_panel="Shapes"
         ),
     ] = "512",
     rows: Annotated[
         str,
-        typer.Option(metavar="N,..", help="Rows of the passes.", rich_help_panel="Shapes"),
+        typer.Option(metavar="N,..", help="Rows of a pass.", rich_help_panel="Shapes"),
     ] = "1,8,16,32",
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw speed-up by kind and acceptance by position (needs matplotlib).",
+            help="Plot speed-up by kind and acceptance rate by position (needs matplotlib).",
             show_default=False,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every run as JSON.")] = False,
 ) -> None:
-    """Time plain, parallel and auto mode side by side, on real prompts.
+    """Time AR, parallel and auto mode side by side, on real prompts.
 
     The modes take turns within each round. Ctrl-C shows what is known so far.
     """

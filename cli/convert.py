@@ -18,7 +18,7 @@ _QUANTIZATION = "Quantization"
 
 
 class QMode(StrEnum):
-    """How to pack weights."""
+    """MLX's quantization modes."""
 
     affine = "affine"
     mxfp4 = "mxfp4"
@@ -43,7 +43,7 @@ def convert(
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            help="Type of the weights that are not packed. [dim]\\[default: as they are][/dim]",
+            help="Type of the weights that are not quantized. [dim]\\[default: as they are][/dim]",
             show_default=False,
         ),
     ] = None,
@@ -62,7 +62,7 @@ def convert(
     q_bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits a weight: 2 to 6, or 8. [dim]\\[default: 4; 8 for mxfp8][/dim]",
+            help="Bits per weight: 2 to 6, or 8. [dim]\\[default: 4; 8 for mxfp8][/dim]",
             metavar="N",
             show_default=False,
             rich_help_panel=_QUANTIZATION,
@@ -79,13 +79,13 @@ def convert(
         ),
     ] = None,
     q_mode: Annotated[
-        QMode, typer.Option(help="How to pack them.", rich_help_panel=_QUANTIZATION)
+        QMode, typer.Option(help="Quantization mode.", rich_help_panel=_QUANTIZATION)
     ] = QMode.affine,
     diffusion_q_bits: Annotated[
         int | None,
         typer.Option(
-            help="Bits a weight of the diffusion view, which never changes the output; 0 leaves "
-            "it as it is. [dim]\\[default: as the rest][/dim]",
+            help="Bits per weight of the diffusion view, which never changes the output; 0 leaves "
+            "it as it is. [dim]\\[default: as the AR view][/dim]",
             metavar="N",
             show_default=False,
             rich_help_panel=_QUANTIZATION,
@@ -94,8 +94,8 @@ def convert(
 ) -> None:
     """Convert a Hugging Face checkpoint to MLX's layout.
 
-    The result also loads in stock mlx-lm, as plain Qwen3. It appears whole or not at all, and
-    takes about as much memory as the largest tensor, whatever the model's size.
+    The result also loads in stock mlx-lm, as plain Qwen3. It appears whole or not
+    at all. It takes about as much memory as the largest tensor.
     """
     from rich.progress import DownloadColumn
 

@@ -1,4 +1,4 @@
-"""`orthrus-mlx info`: what a checkpoint is, what it needs and what is known of it here."""
+"""`orthrus-mlx info`: a checkpoint's shape, memory needs, and numerics on this device."""
 
 import shlex
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +34,7 @@ def info(
 ) -> None:
     """Describe a checkpoint: shape, size of each view, memory needed, exact numerics here.
 
-    Reads no weights, and of a Hugging Face id downloads none: kilobytes are enough.
+    Reads no weights; of a Hugging Face id it downloads kilobytes.
     """
     from orthrus_mlx.checkpoint.info import describe
 
@@ -119,7 +119,7 @@ def grid(rows: dict[str, str]) -> "Table":
 
 
 def weights(described: "ModelInfo") -> "Table":
-    """Lay out the size of each view and what it is stored as."""
+    """Lay out the size and the storage types of each view."""
     from rich import box
     from rich.table import Table
 
@@ -137,7 +137,7 @@ def weights(described: "ModelInfo") -> "Table":
 
 
 def storage(view: "ViewInfo") -> str:
-    """Say what a view's weights are stored as, the rare kinds (norms) last."""
+    """Name the storage types of a view's weights, the rare ones (norms) last."""
     return "; ".join(view.stored_as)
 
 

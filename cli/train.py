@@ -52,8 +52,8 @@ def train(
     regenerate: Annotated[
         bool | None,
         _option(
-            "First rewrite the answers with the base model's own (greedy) ones, as the paper does: "
-            "those are what it will have to draft.",
+            "First replace the answers with the base model's own greedy ones, as the paper does: "
+            "the view will have to draft those.",
             _BASE,
             "--regenerate",
         ),
@@ -68,8 +68,8 @@ def train(
     config: Annotated[
         Path | None,
         _option(
-            "A YAML file with any of these options by name, such as batch_size: 8. What is given "
-            "on the command line counts more.",
+            "A YAML file with any of these options by name, such as batch_size: 8. The command "
+            "line overrides it.",
             _BASE,
             "--config",
             "-c",
@@ -95,26 +95,26 @@ def train(
     ] = None,
     anchors: Annotated[
         int | None,
-        _option("Blocks in a text. [dim]\\[one to every 8 tokens][/dim]", _BLOCKS, metavar="N"),
+        _option("Blocks per text. [dim]\\[one per 8 tokens][/dim]", _BLOCKS, metavar="N"),
     ] = None,
     iters: Annotated[
         int | None, _option("Optimizer steps. [dim]\\[1000][/dim]", _STEPS, metavar="N")
     ] = None,
     batch_size: Annotated[
-        int | None, _option("Texts in a step. [dim]\\[4][/dim]", _STEPS, metavar="N")
+        int | None, _option("Texts per step. [dim]\\[4][/dim]", _STEPS, metavar="N")
     ] = None,
     learning_rate: Annotated[
         float | None,
         _option(
-            "AdamW's peak; falls to 0 along a cosine. [dim]\\[2e-4][/dim]", _STEPS, metavar="X"
+            "AdamW's peak rate; a cosine takes it to 0. [dim]\\[2e-4][/dim]", _STEPS, metavar="X"
         ),
     ] = None,
     warmup: Annotated[
         float | None,
-        _option("Share of the steps in which it rises. [dim]\\[0.05][/dim]", _STEPS, metavar="X"),
+        _option("Share of steps in which the rate rises. [dim]\\[0.05][/dim]", _STEPS, metavar="X"),
     ] = None,
     weight_decay: Annotated[
-        float | None, _option("AdamW's. [dim]\\[0][/dim]", _STEPS, metavar="X")
+        float | None, _option("AdamW's weight decay. [dim]\\[0][/dim]", _STEPS, metavar="X")
     ] = None,
     max_grad_norm: Annotated[
         float | None,
@@ -123,7 +123,7 @@ def train(
     dtype: Annotated[
         Dtype | None,
         _option(
-            "What to compute in; the weights under training are float32 besides. "
+            "Type to compute in; the weights under training also have a float32 copy. "
             "[dim]\\[the base's][/dim]",
             _STEPS,
             metavar="TYPE",
@@ -132,17 +132,17 @@ def train(
     grad_checkpoint: Annotated[
         bool | None,
         _option(
-            "Compute each layer twice instead of keeping it: less memory.",
+            "Recompute each layer in the backward pass: less memory, more time.",
             _STEPS,
             "--grad-checkpoint",
         ),
     ] = None,
     seed: Annotated[
-        int | None, _option("Of the data order and the anchors. [dim]\\[0][/dim]", _STEPS)
+        int | None, _option("Seed of the data order and the anchors. [dim]\\[0][/dim]", _STEPS)
     ] = None,
     steps_per_report: Annotated[
         int | None,
-        _option("Steps between lines on the loss. [dim]\\[10][/dim]", _WATCH, metavar="N"),
+        _option("Steps between reports of the loss. [dim]\\[10][/dim]", _WATCH, metavar="N"),
     ] = None,
     steps_per_eval: Annotated[
         int | None,
@@ -155,31 +155,30 @@ def train(
     val_prompts: Annotated[
         int | None,
         _option(
-            "Prompts on which it measures tokens per cycle. [dim]\\[8][/dim]", _WATCH, metavar="N"
+            "Prompts on which to measure tokens per cycle. [dim]\\[8][/dim]", _WATCH, metavar="N"
         ),
     ] = None,
     val_max_tokens: Annotated[
         int | None,
-        _option("The longest answer to one. [dim]\\[128][/dim]", _WATCH, metavar="N"),
+        _option("Most tokens per answer to them. [dim]\\[128][/dim]", _WATCH, metavar="N"),
     ] = None,
     save_every: Annotated[
         int | None,
         _option(
-            "Steps between saves of the unfinished run, which lie in OUTPUT.training. "
-            "[dim]\\[500][/dim]",
+            "Steps between saves of the unfinished run, in OUTPUT.training. [dim]\\[500][/dim]",
             _WATCH,
             metavar="N",
         ),
     ] = None,
     resume: Annotated[
         bool | None,
-        _option("Go on with the run that was saved for this output.", _WATCH, "--resume"),
+        _option("Continue the run saved for this output.", _WATCH, "--resume"),
     ] = None,
 ) -> None:
     """Teach a Qwen3 model to draft: train a diffusion view, and write an Orthrus checkpoint.
 
-    The base stays as it is, bit for bit; so do its answers. Ctrl-C saves the run,
-    --resume goes on with it.
+    The base and its answers stay as they are, bit for bit. Ctrl-C saves the run,
+    --resume continues it.
     """
     given = {name: value for name, value in locals().items() if value is not None}  # all flags
     given.pop("config", None)
@@ -206,7 +205,7 @@ def train(
 
 @contextmanager
 def shown() -> "Generator[Report, None, None]":
-    """Report each event as a line, with a progress bar below where a person looks on."""
+    """Report each event as a line, with a progress bar below on a terminal."""
     from .console import answer_console, is_screen
 
     console = answer_console()

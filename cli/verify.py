@@ -19,11 +19,11 @@ EXAMPLES = examples(
     "orthrus-mlx verify chiennv/Orthrus-Qwen3-1.7B --against mlx-lm",
     "orthrus-mlx verify mlx_model --prompts questions.txt --json > certificate.json",
 )
-SHOWN = 3  # differences of each way that are printed; --json has more
+SHOWN = 3  # differences printed for each row; --json has more
 
 
-class Against(StrEnum):
-    """Other implementations of plain decoding."""
+class Reference(StrEnum):
+    """Other implementations of AR decoding."""
 
     mlx_lm = "mlx-lm"
     torch = "torch"
@@ -52,13 +52,13 @@ def verify(
         int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
     ] = 8,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-m", metavar="N", min=1, help="The longest answer.")
+        int, typer.Option("--max-tokens", "-m", metavar="N", min=1, help="Most tokens per answer.")
     ] = 128,
     against: Annotated[
-        list[Against] | None,
+        list[Reference] | None,
         typer.Option(
             metavar="NAME",
-            help="Compare plain decoding with another implementation too: 'mlx-lm', or 'torch' "
+            help="Compare AR mode with another implementation too: 'mlx-lm', or 'torch' "
             "(Hugging Face transformers). May be given twice.",
             show_default=False,
         ),
@@ -73,17 +73,17 @@ def verify(
         ),
     ] = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Probe this device again, even if it was before.")
+        bool, typer.Option("--fresh", help="Probe this device again, even if a result is stored.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the certificate as JSON.")] = False,
 ) -> None:
-    """Prove on this device that parallel decoding writes what plain decoding writes.
+    """Prove on this device that parallel mode writes the tokens of AR mode.
 
-    Answers prompts in both modes, greedy and sampled, exact and fast, and compares
-    every token. Ctrl-C shows what is known so far.
+    Answers prompts in both modes, greedy and sampled, exact and fast, and
+    compares every token. Ctrl-C shows what is known so far.
 
-    Exit code 0: lossless. 1: exact mode differed, fast mode differed other than at a
-    near-tie, or this device allows no exact mode.
+    Exit code 0: lossless. 1: exact mode differed, fast mode differed other than
+    at a near-tie, or this device allows no exact mode.
     """
     from orthrus_mlx.device.probe import cached_probe
     from orthrus_mlx.tools import verify as logic
@@ -120,7 +120,7 @@ def verify(
 
 
 def cast(model: Any, dtype: Dtype) -> None:
-    """Let the model compute in another type."""
+    """Cast an unquantized model to another type."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -163,13 +163,13 @@ def print_report(model: str, report: "Report", tokenizer: Any) -> None:
 
 
 def name_of(row: "Row") -> str:
-    """Name one way of decoding."""
+    """Name one row of the report."""
     choice = f"T={row.temperature:g}" if row.temperature else "greedy"
     return f"{row.numerics} {choice} {row.way}"
 
 
 def table(report: "Report") -> "Table":
-    """Lay out how each way of decoding compares with AR mode."""
+    """Lay out how each row compares with AR mode."""
     from rich import box
     from rich.table import Table
 

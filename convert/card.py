@@ -59,7 +59,7 @@ print(generate(model, tokenizer, prompt=prompt))
 
 
 def model_card(checkpoint: Checkpoint, source: str, name: str, options: Options) -> str:
-    """The card of the checkpoint converted from `source`, to be known as `name`."""
+    """The model card of a checkpoint named `name`, converted from `source`."""
     from huggingface_hub import ModelCardData
 
     from .. import __version__

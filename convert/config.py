@@ -10,7 +10,7 @@ from .options import Options
 
 
 def output_config(config: ModelConfig, options: Options) -> dict[str, Any]:
-    """Every field of the source but its remote code, what we inferred, and the quantization."""
+    """The source's fields without its remote code, the inferred fields, and the quantization."""
     output = {k: v for k, v in config.raw.items() if k != "auto_map"}
     output["architectures"] = ["Qwen3ForCausalLM"]
     # Fields that stock mlx-lm requires and a config may leave to defaults.
@@ -23,8 +23,8 @@ def output_config(config: ModelConfig, options: Options) -> dict[str, Any]:
         output["dtype"] = options.dtype
         output.pop("torch_dtype", None)
     if options.ar is not None:
-        # What each tensor is packed with is read off its shape, here and in mlx-lm; of the
-        # diffusion view nothing need be said.
+        # The AR view's record is enough: here and in mlx-lm, each tensor's packing is read off its
+        # shape.
         output["quantization"] = asdict(options.ar)
         output["quantization_config"] = output["quantization"]
     return output

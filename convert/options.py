@@ -1,4 +1,4 @@
-"""What a conversion is asked to do, checked before any work."""
+"""The options of a conversion, checked before any work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = {DTYPE_NAMES[code]: code for code in ("F16", "BF16", "F32")}
 
 @dataclass(frozen=True)
 class Options:
-    """How to write each view: its quantization (None: as it is) and the type of plain tensors."""
+    """Each view's quantization (None: as it is), and the type of tensors that are not packed."""
 
     ar: Quantization | None
     diffusion: Quantization | None

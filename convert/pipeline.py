@@ -35,7 +35,7 @@ def convert(
     upload_repo: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Convert an Orthrus checkpoint to MLX's layout, quantizing it on the way if asked.
+    """Convert an Orthrus checkpoint to MLX's layout, quantized if asked.
 
     The result loads in orthrus-mlx, and in stock mlx-lm as plain Qwen3. It appears at `mlx_path`
     whole or not at all. One tensor at a time is in memory.
@@ -44,8 +44,8 @@ def convert(
         hf_path: a folder or a Hub id.
         mlx_path: the folder to create; must not exist.
         quantize: pack the weights, as mlx-lm would.
-        q_bits: bits a weight; by default 4 (8 for mxfp8).
-        q_group_size: weights that share a scale; by default what mlx-lm takes for the mode.
+        q_bits: bits per weight; by default 4 (8 for mxfp8).
+        q_group_size: weights that share a scale; by default mlx-lm's for the mode.
         q_mode: "affine", "mxfp4", "mxfp8" or "nvfp4".
         dtype: "float16", "bfloat16" or "float32" for what is not packed; by default as it is.
         diffusion_q_bits: bits of the diffusion view, which never changes the output: by default
@@ -58,7 +58,7 @@ def convert(
         The new folder.
 
     Raises:
-        ConversionError: for options that make no sense, or a quantized source.
+        ConversionError: for inconsistent options, or a quantized source.
         CheckpointError: for a source that is not a sound Orthrus checkpoint.
         OutputError: if the folder exists, cannot be written, or cannot be uploaded.
     """
@@ -102,7 +102,7 @@ def write_weights(
             for step in file.steps:
                 arrays = reader.read(step)
                 for spec in step.outputs:
-                    writer.write(spec.name, arrays.pop(0))  # and let go of it
+                    writer.write(spec.name, arrays.pop(0))  # and free it
                 done += step.source.nbytes
                 if on_progress is not None:
                     on_progress(done, total)

@@ -1,4 +1,4 @@
-"""Which tensors a conversion writes, of what shape and into which file, before any is read."""
+"""Plan which tensors a conversion writes, in what shape and into which file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .writer import TensorSpec
 
 @dataclass(frozen=True)
 class Step:
-    """One tensor of the source and what becomes of it: itself, or the parts it is packed in."""
+    """One source tensor and what is written for it: one tensor, or the parts of a packed one."""
 
     name: str
     source: TensorInfo
@@ -32,12 +32,12 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Size of what is written."""
+        """Bytes written."""
         return sum(spec.nbytes for spec in self.outputs)
 
     @property
     def parameters(self) -> int:
-        """How many numbers it holds, packed or not."""
+        """Number of parameters, unpacked."""
         return prod(self.source.shape)
 
 
@@ -125,10 +125,10 @@ def _check_packs_something(steps: list[Step], packing: Quantization | None) -> N
 
 
 def source_bytes(files: list[PlannedFile]) -> int:
-    """How much is read."""
+    """Bytes to read."""
     return sum(step.source.nbytes for file in files for step in file.steps)
 
 
 def output_bytes(files: list[PlannedFile]) -> int:
-    """How much is written, headers aside."""
+    """Bytes to write, without headers."""
     return sum(step.nbytes for file in files for step in file.steps)

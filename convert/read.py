@@ -13,7 +13,7 @@ from .plan import Step
 
 
 class SourceReader:
-    """Gives what a step writes, and keeps nothing of it."""
+    """Read the arrays that each step writes; none is kept."""
 
     def __init__(self) -> None:
         self._files: dict[Path, dict[str, mx.array]] = {}
@@ -23,9 +23,9 @@ class SourceReader:
 
         Raises:
             IncompleteCheckpointError: if the file cannot be read.
-            ConversionError: if a value does not fit the type asked for.
+            ConversionError: if a value does not fit the type, or the tensor cannot be packed.
         """
-        mx.clear_cache()  # of the step before
+        mx.clear_cache()  # buffers of the previous step
         file = step.source.file
         try:
             if file not in self._files:

@@ -9,7 +9,7 @@ from ..errors import OutputError
 
 
 def upload(folder: Path, repo_id: str) -> None:
-    """Create `repo_id` where it does not exist, and upload `folder` to it.
+    """Create `repo_id` if it does not exist, and upload `folder` to it.
 
     Raises:
         OutputError: if the Hub refuses or cannot be reached; the folder stays.
@@ -25,7 +25,7 @@ def upload(folder: Path, repo_id: str) -> None:
             repo_type="model",
             commit_message="Upload weights converted with orthrus-mlx",
         )
-    except Exception as e:  # whatever the HTTP client of the day raises
+    except Exception as e:  # the HTTP client's own errors
         raise OutputError(
             f"The conversion is complete in {folder}, but uploading it to {repo_id} failed: "
             f"{brief(e)}. Log in with `hf auth login`, then run `hf upload {repo_id} {folder}`."

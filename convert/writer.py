@@ -28,7 +28,7 @@ class TensorSpec(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Size of the data."""
+        """Bytes of data."""
         return prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
@@ -37,7 +37,7 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, specs: list[TensorSpec]):
         self._pending = {spec.name: spec for spec in specs}
-        # Wide types first, as the safetensors library does it, so that each lies aligned.
+        # Wide types first, as the safetensors library does it, so that each is aligned.
         ordered = sorted(specs, key=lambda spec: -ITEM_SIZES[spec.dtype])
         header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
         offsets, end = {}, 0
@@ -59,8 +59,9 @@ class SafetensorsWriter:
         """Write the data of tensor `name`.
 
         Raises:
-            ValueError: for a tensor that was not announced, or not so.
-            OSError: as the file system says.
+            KeyError: for a tensor that was not planned, or is written already.
+            ValueError: for another type or shape than planned.
+            OSError: if the file system refuses.
         """
         spec = self._pending[name]
         if array.dtype != MX_DTYPES[spec.dtype] or tuple(array.shape) != spec.shape:
@@ -78,7 +79,7 @@ class SafetensorsWriter:
 
         Raises:
             ValueError: if a tensor is missing.
-            OSError: as the file system says.
+            OSError: if the file system refuses.
         """
         if self._pending:
             raise ValueError(f"not written: {', '.join(self._pending)}")

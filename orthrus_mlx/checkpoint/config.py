@@ -22,7 +22,7 @@ ROPE_REQUIRED = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-# Numbers that rope types read, each with what it must exceed for the formulas to hold.
+# Numbers that rope types read, each with its exclusive lower bound.
 ROPE_NUMBERS = {
     "factor": 0,
     "low_freq_factor": 0,
@@ -35,7 +35,7 @@ ROPE_NUMBERS = {
 }
 QUANTIZATION_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
-# Far above every real model, far below what would exhaust memory while shapes are laid out.
+# Upper bounds: far above every real model, far below what would exhaust memory.
 LIMITS = {
     "hidden_size": 1 << 16,
     "intermediate_size": 1 << 18,
@@ -51,9 +51,9 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Quantization:
-    """What `config.json` says of quantization, in the words of `mx.quantize`.
+    """The quantization record of `config.json`, named as in `mx.quantize`.
 
-    It is the default of the checkpoint; what each tensor was packed with is read off its shape.
+    It is the checkpoint's default; how each tensor was packed is read off its shape.
     """
 
     group_size: int
@@ -270,7 +270,7 @@ class _Reader:
         return float(theta), {**scaling, "rope_type": kind}
 
     def rope_factors(self, name: str, value: Any) -> None:
-        """Refuse a `value` that is not one positive number a pair of head dimensions."""
+        """Refuse a `value` that is not one positive number per pair of head dimensions."""
         if value is None:
             return
         heads = self.size("num_attention_heads")

@@ -1,4 +1,4 @@
-"""Which weights a model has, by name, type and shape: what the choice of kernels depends on.
+"""The fingerprint of a model: name, type and shape of each weight, which decide its kernels.
 
 The fingerprint is that of the stored checkpoint, so `info` can look up measurements from headers
 alone, and loading may rearrange weights (q, k and v in one matrix).

@@ -19,7 +19,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# A model card and a licence come along so that a converted copy can pass its terms on.
+# The model card and the licence, so that a converted copy carries the same terms.
 TERMS_FILES = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md")
 # Everything that a model and its tokenizer can need, and nothing that could hold code.
 PATTERNS = (
@@ -43,7 +43,7 @@ DESCRIPTION_PATTERNS = (
 
 @dataclass(frozen=True)
 class Description:
-    """A repository as it stands on the Hub: its small files in `folder`, the names of all."""
+    """A repository on the Hub: its small files in `folder`, and the names of all its files."""
 
     folder: Path
     names: frozenset[str]
@@ -64,9 +64,9 @@ def is_hub_id(name: str) -> bool:
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The Hub's snapshot of `repo_id`: only the files needed, and of those what is not cached.
+    """The folder of `repo_id`'s snapshot; downloads the files needed that are not cached.
 
-    Uses what is cached when there is no network.
+    Without a network, the cached files are used.
 
     Raises:
         CheckpointNotFoundError: unknown id or revision, gated, or no network and nothing cached.
@@ -78,7 +78,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 
 
 def cached(repo_id: str, revision: str | None = None) -> Path | None:
-    """The snapshot of `repo_id` in the local cache, whole or not, without asking the Hub."""
+    """The cached snapshot of `repo_id`, complete or not; None if none. Does not ask the Hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -149,7 +149,7 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             f"The Hub knows no model {repo_id!r} (or it is private: `hf auth login`). Check the "
             f"spelling, or give a folder. A public one is {EXAMPLE_HUB_ID}."
         ) from e
-    except Exception as e:  # whatever the HTTP client of the day raises
+    except Exception as e:  # the HTTP client's own errors
         raise CheckpointNotFoundError(
             f"{repo_id} is not (wholly) in the local cache and cannot be downloaded: {brief(e)}. "
             "Check the network and the free disk space, then run the same command again; files "

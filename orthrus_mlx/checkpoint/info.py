@@ -1,6 +1,6 @@
-"""What a checkpoint is and what it needs, from its config and safetensors headers alone.
+"""Describe a checkpoint from its config and safetensors headers alone.
 
-Also what was measured with it on this device, which is found by the same headers.
+The headers also give the fingerprint by which this device's measurements are found.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ViewInfo:
     """One part of the weights.
 
     Attributes:
-        tensors: how many, each packed one counted once.
-        parameters: how many numbers they stand for.
-        bytes: how large they are, on disk as in memory.
-        stored_as: parameters by what they are stored as, most first: a float type, or a mode of
-            quantization with its bits and group size.
+        tensors: number of tensors; a packed one counts once.
+        parameters: number of parameters, unpacked.
+        bytes: size on disk and in memory.
+        stored_as: parameters by storage type, largest first: a float type, or a quantization mode
+            with its bits and group size.
     """
 
     tensors: int
@@ -53,14 +53,14 @@ class ModelInfo:
     """A checkpoint described.
 
     Attributes:
-        model: as it was asked for.
-        folder: where it lies; None for one that is only on the Hub.
+        model: the name or path given.
+        folder: its folder; None if it is only on the Hub.
         layout: "public" (both views in model*.safetensors) or "mlx" (the diffusion view apart).
         config: its shape.
         shared: weights that both views use.
         ar: weights of the autoregressive view alone.
         diffusion: weights of the diffusion view alone.
-        kv_bytes_per_token: size of the one cache, for each token of context.
+        kv_bytes_per_token: bytes of KV cache per token of context.
         has_tokenizer: whether there is a tokenizer.json.
         has_chat_template: whether the tokenizer knows a chat format.
         probe: what the probe of row counts found on this device; None if it was not run.
@@ -85,17 +85,17 @@ class ModelInfo:
 
     @property
     def weight_bytes(self) -> int:
-        """Size of all weights."""
+        """Bytes of all weights."""
         return sum(view.bytes for view in self.views.values())
 
     @property
     def parameters(self) -> int:
-        """How many numbers the weights stand for."""
+        """Number of parameters, unpacked."""
         return sum(view.parameters for view in self.views.values())
 
     @property
     def kv_bytes_at_limit(self) -> int:
-        """Size of the cache when the context is full."""
+        """Bytes of KV cache at the full context length."""
         return self.kv_bytes_per_token * self.config.max_position_embeddings
 
     @property
@@ -150,7 +150,7 @@ def describe(path_or_hf_repo: str | Path, revision: str | None = None) -> ModelI
     try:
         repo = hub.describe(name, revision)
     except CheckpointNotFoundError:
-        cached = hub.cached(name, revision)  # whole or not; if not, the error will say so
+        cached = hub.cached(name, revision)  # if it is not complete, the error says so
         if cached is None:
             raise
         return _describe_folder(name, cached)
@@ -177,7 +177,7 @@ def _summarize(
     views: dict[str, dict[str, tuple[int, ...]]] = {"shared": {}, "ar": {}, "diffusion": {}}
     for tensor, shape in plain_shapes(config).items():
         views[_view(tensor)][tensor] = shape
-    # Keys and values come out in the type that the norms, which are never packed, compute in.
+    # Keys and values have the type of the norms, which are never packed.
     cache_item = ITEM_SIZES[checkpoint.tensors["model.norm.weight"].dtype]
     per_layer = 2 * config.num_key_value_heads * config.head_dim * cache_item
     return ModelInfo(
@@ -196,7 +196,7 @@ def _summarize(
 
 
 def _view(tensor: str) -> str:
-    """Which part of the weights a tensor belongs to: each view has attention weights of its own."""
+    """The part of the weights that a tensor belongs to; the views differ in attention weights."""
     if is_diffusion(tensor):
         return "diffusion"
     return "ar" if ".self_attn." in tensor else "shared"

@@ -46,7 +46,7 @@ class Checkpoint:
     """A checkpoint folder, checked against its own config without reading a weight.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         config: its shape.
         tensors: every tensor that the model takes, by name.
     """
@@ -98,7 +98,7 @@ def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
 
 
 def local_folder(path_or_hf_repo: str | Path) -> Path | None:
-    """The folder that is meant, or None for a Hub id.
+    """The folder that `path_or_hf_repo` names; None for a Hub id.
 
     Raises:
         CheckpointNotFoundError: if it is neither.
@@ -128,7 +128,7 @@ def inspect(folder: Path) -> Checkpoint:
 
 
 def check(folder: Path, tensors: dict[str, TensorInfo]) -> Checkpoint:
-    """The checkpoint that `folder`'s config and the headers' `tensors` make, if they fit together.
+    """Check that `folder`'s config and the headers' `tensors` fit together.
 
     Raises:
         CheckpointError: naming the file or tensors at fault.
@@ -176,10 +176,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weight_names(folder: Path, present: frozenset[str]) -> list[str]:
-    """Which of the files `present` hold the weights; `folder` holds the index, where there is one.
+    """The weight files among the names `present`; `folder` holds the index, if there is one.
 
     Raises:
-        as `weight_files`.
+        CheckpointError: as `weight_files` does.
     """
     index = folder / INDEX_FILE
     if INDEX_FILE in present:
@@ -232,7 +232,7 @@ def _indexed_files(index: Path) -> list[str]:
 
 
 def _partial_download(folder: Path) -> str:
-    """A hint where the folder shows traces of a download that did not finish."""
+    """A hint if the folder has traces of an unfinished download, else no text."""
     traces = [p for p in folder.rglob("*") if p.suffix in (".incomplete", ".part", ".crdownload")]
     return f" (a download seems unfinished: {traces[0].name})" if traces else ""
 
@@ -258,16 +258,16 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
     model.eval()
     model.load_weights(weights, strict=True)
     del weights, content  # or `ready` could keep every weight in memory twice
-    # Last of all that changes which parameters there are: what was measured is found by this.
+    # After every change of parameters: measurements are looked up by it.
     model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
     return ready(model, lazy=lazy)
 
 
 def ready(model: Any, *, lazy: bool = False) -> Any:
-    """The model with its weights in memory, and with its device's own modules where there are any.
+    """Read the weights into memory, and swap in the device's own modules where there are any.
 
-    To be called for every model that is built, and again once its weights or modules were replaced
-    (another type, quantization).
+    Call it on every model that is built, and again after its weights or modules are replaced (cast,
+    quantized).
     """
     from ..cuda import accelerate
 

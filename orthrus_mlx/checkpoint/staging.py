@@ -22,7 +22,7 @@ SLACK = 1 << 20  # bytes, for the small files beside the weights
 
 
 def check_absent(final: Path) -> None:
-    """Refuse a path that is taken.
+    """Refuse a path that exists.
 
     Raises:
         OutputError: if `final` exists.
@@ -38,8 +38,8 @@ def staged_folder(final: Path, needed: int) -> Iterator[Path]:
     """Yield an empty folder that becomes `final` when the block ends, and vanishes if it fails.
 
     The folder lies in a hidden one beside `final`, with a lock file that names this program as
-    the only writer. Both are removed on any exception, Ctrl-C and SIGTERM included. The next run
-    removes what a killed program left: the system has given its lock back.
+    the only writer. Both are removed on any exception, Ctrl-C and SIGTERM included. A killed
+    program leaves both behind, unlocked, and the next run removes them.
 
     Args:
         final: where the folder is to appear; must not exist.
@@ -107,7 +107,7 @@ def _lock(path: Path) -> BaseFileLock:
 
 
 def _unlock(lock: BaseFileLock) -> None:
-    """Remove the lock file while the lock is held, then give the lock back.
+    """Remove the lock file while the lock is held, then release the lock.
 
     A program that waits for the lock sees that its file is gone, and makes a new one.
     """
@@ -153,15 +153,15 @@ def _sync(folder: Path) -> None:
 
 
 def _terminate_as_exception() -> AbstractContextManager[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, where they would end the program on the spot."""
+    """Let SIGTERM and SIGHUP unwind the stack, instead of ending the program at once."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     return _handling([n for n in numbers if signal.getsignal(n) is signal.SIG_DFL], _raise_exit)
 
 
 def _no_interrupts() -> AbstractContextManager[None]:
-    """Ignore Ctrl-C and SIGTERM while cleaning up, which ends the work as they want it ended.
+    """Ignore Ctrl-C and SIGTERM during cleanup, which is what they ask for.
 
-    (Blocking them would not do: they may arrive on one of MLX's threads.)
+    (Blocking them is not enough: they may arrive on one of MLX's threads.)
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     return _handling([n for n in numbers if signal.getsignal(n) is not None], signal.SIG_IGN)

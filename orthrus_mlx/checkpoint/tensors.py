@@ -66,10 +66,10 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
 
 
 def add_tensor(tensors: dict[str, TensorInfo], name: str, info: TensorInfo) -> None:
-    """Add a file's tensor to those of the files before it.
+    """Add a tensor to `tensors`.
 
     Raises:
-        TensorError: for one that another file holds too.
+        TensorError: if an earlier file holds it too.
     """
     if name in tensors:
         raise TensorError(
@@ -88,7 +88,7 @@ def _is_lfs_pointer(file: Path) -> bool:
 
 
 def check_tensors(tensors: dict[str, TensorInfo], config: ModelConfig, where: str) -> None:
-    """Compare what is there with what the config calls for.
+    """Compare the tensors with those that the config calls for.
 
     Raises:
         NotOrthrusError: if the whole diffusion view is absent.
@@ -149,7 +149,7 @@ def expected_shapes(
 
 
 def plain_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the unquantized model (laid out lazily, nothing is allocated)."""
+    """Shape of every tensor of the unquantized model (lazy: nothing is allocated)."""
     from ..model import Model
 
     flat: Any = tree_flatten(Model(config).parameters())

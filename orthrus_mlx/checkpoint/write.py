@@ -1,4 +1,4 @@
-"""What `convert` and `train` have in common when they write a checkpoint folder."""
+"""Write the files of a checkpoint folder, for `convert` and `train`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 from .hub import TERMS_FILES, TOKENIZER_FILES
 from .load import INDEX_FILE
 
-MAX_SHARD_GB = 5  # GiB in fact, as in mlx-lm
+MAX_SHARD_GB = 5  # in fact GiB, as in mlx-lm
 COPIED_FILES = ("generation_config.json", *TOKENIZER_FILES, *TERMS_FILES)
 
 T = TypeVar("T")  # anything with `nbytes`
@@ -31,7 +31,7 @@ def name_shards(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def write_index(folder: Path, weight_map: Mapping[str, str], size: int, parameters: int) -> None:
-    """Write the index JSON: the file of each tensor, the bytes of all and their parameters."""
+    """Write the index JSON: each tensor's file, total bytes and total parameters."""
     metadata = {"total_size": size, "total_parameters": parameters}
     index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / INDEX_FILE, index)

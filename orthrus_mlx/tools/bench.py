@@ -1,4 +1,4 @@
-"""Time plain, parallel and auto decoding side by side on real prompts."""
+"""Time AR, parallel and auto mode side by side on real prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..generate import GenerationOptions, decode_tokens
 
 WAYS = ("ar", "parallel", "auto")
 STOCK = "mlx-lm"
-WARM_UP = 8  # tokens written once in every way before anything is timed
+WARM_UP = 8  # tokens decoded in every mode before anything is timed
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Run:
     Attributes:
         kind: of the prompt.
         prompt: number of the prompt.
-        way: "ar", "parallel", "auto" or "mlx-lm".
-        ids: what was written.
-        first: seconds to the first token, the prompt included.
-        decoding: seconds from the end of the prompt, once it is read, to that of the answer.
-        peak: peak bytes of MLX arrays, the weights included.
+        way: the mode: "ar", "parallel", "auto" or "mlx-lm".
+        ids: the answer.
+        first: seconds to the first token, prefill included.
+        decoding: seconds from the end of prefill to the end of the answer.
+        peak: peak bytes of MLX arrays, weights included.
         forward_passes: passes over the layers.
         cycles: cycles.
-        drafted_at: how often a draft was verified at each place.
-        accepted_at: how often it stood there.
+        drafted_at: drafts verified, by position in the block.
+        accepted_at: drafts accepted, by position in the block.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second, the prompt apart; None where no time passed."""
+        """Tokens per second, without prefill; None if no time passed."""
         return len(self.ids) / self.decoding if self.decoding > 0 else None
 
 
@@ -79,7 +79,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Of the values that are known; None where none is."""
+        """The spread of the values that are not None; None if there are none."""
         known = sorted(v for v in values if v is not None)
         if not known:
             return None
@@ -91,20 +91,20 @@ class Spread:
 
 @dataclass
 class Summary:
-    """All runs of one way on one kind of prompt (or on all).
+    """All runs of one mode on one kind of prompt, or on all.
 
     Attributes:
         kind: of the prompts, or "all".
-        way: of decoding.
-        runs: how many runs stand behind the figures.
-        speed: tokens a second.
+        way: the mode.
+        runs: number of runs.
+        speed: tokens per second.
         speed_up: over AR mode on the same prompt in the same round.
         first_token: seconds to the first token.
-        tokens_per_forward: tokens for each pass over the layers; a two-pass cycle has two.
-        tokens_per_cycle: tokens for each cycle.
-        acceptance: share of drafts that stood, by their place in the block.
+        tokens_per_forward: tokens per pass over the layers; a two-pass cycle has two.
+        tokens_per_cycle: tokens per cycle.
+        acceptance: acceptance rate by position in the block.
         peak_memory: in bytes.
-        differing: answers that are not AR mode's, and may not be but for near-ties.
+        differing: answers that differ from AR mode's; expected at near-ties only.
     """
 
     kind: str
@@ -122,7 +122,7 @@ class Summary:
 
 @dataclass
 class Report:
-    """What was measured; `interrupted` says that more was to come."""
+    """What was measured; `interrupted` if Ctrl-C ended it early."""
 
     ways: list[str]
     runs: list[Run] = field(default_factory=list)
@@ -136,18 +136,18 @@ class Report:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of prompts, in the order in which they came."""
+        """Kinds of prompts, in order of first use."""
         return list(dict.fromkeys(run.kind for run in self.runs))
 
     @property
     def summaries(self) -> list[Summary]:
-        """One for each kind and way, then one for each way over all kinds."""
+        """One per kind and mode, then one per mode over all kinds."""
         kinds = [*self.kinds, "all"] if len(self.kinds) > 1 else self.kinds
         rows = [self.summary(kind, way) for kind in kinds for way in self.ways]
         return [row for row in rows if row.runs]
 
     def summary(self, kind: str, way: str) -> Summary:
-        """The runs of one way on one kind."""
+        """The summary of one mode on one kind."""
         plain = {
             (run.prompt, round_): run
             for run, round_ in zip(self.runs, self.rounds, strict=True)
@@ -180,7 +180,7 @@ class Report:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON values; of each run the count of ids, not the ids."""
+        """Everything as plain JSON values; a run has the number of its ids in place of the ids."""
         runs = []
         for run, round_ in zip(self.runs, self.rounds, strict=True):
             raw = {**asdict(run), "round": round_, "tokens": len(run.ids), "speed": run.speed}
@@ -219,18 +219,21 @@ def bench(
     against: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Answer every prompt in every way, again and again; Ctrl-C ends it with what is known.
+    """Answer every prompt in every mode, in rounds; Ctrl-C returns what is known.
 
-    Ways take turns on each prompt, another one first each time, so that a machine that slows
-    down or heats up does so for all of them alike.
+    Modes take turns on each prompt, in rotating order, so that a machine that slows down or heats
+    up does so for all of them alike.
 
     Args:
         model: a model from `orthrus_mlx.load`.
-        prompts: (kind, ids) of each.
+        prompts: (kind, ids) of each prompt.
         ends: ids that end an answer.
         options: how to decode.
         against: time stock mlx-lm on the same weights too.
         progress: called with (answers written, answers in all).
+
+    Raises:
+        GenerationError: for no rounds or no tokens.
     """
     if options.rounds < 1 or options.max_tokens < 1:
         raise GenerationError("A benchmark needs one round and one token at least.")
@@ -270,10 +273,10 @@ def time_ours(
     max_tokens: int,
     options: Options,
 ) -> Run:
-    """One greedy answer of this package's engine."""
+    """Time one greedy answer of this package's engine."""
     mx.reset_peak_memory()
     totals: list[Any] = []
-    said: list[int] = []
+    written: list[int] = []
     clock = _Clock()
     clock.start()
     given = GenerationOptions(
@@ -290,13 +293,13 @@ def time_ours(
     with contextlib.closing(run):
         for decided, _ in run:
             clock.token()
-            said.append(decided.token)
+            written.append(decided.token)
     stats = totals[0]
     return Run(
         kind,
         number,
         way,
-        said,
+        written,
         *clock.stop(),
         mx.get_peak_memory(),
         stats.forward_passes,
@@ -314,15 +317,15 @@ def time_stock(
     ends: Collection[int],
     max_tokens: int,
 ) -> Run:
-    """One greedy answer of mlx-lm."""
+    """Time one greedy answer of mlx-lm."""
     from mlx_lm.generate import generate_step
 
     mx.reset_peak_memory()
-    said: list[int] = []
+    written: list[int] = []
     clock = _Clock()
 
     def prompt_read(done: int, total: int) -> None:
-        if 0 < done < total:  # part of reading it, and done by mlx-lm only after this call
+        if 0 < done < total:  # part of prefill, which mlx-lm does only after this call
             mx.clear_cache()
         clock.prompt_read(done, total)
 
@@ -332,33 +335,33 @@ def time_stock(
         prompt, stock, max_tokens=max_tokens, prompt_progress_callback=prompt_read
     ):
         clock.token()
-        said.append(int(token))
-        if said[-1] in ends:
+        written.append(int(token))
+        if written[-1] in ends:
             break
-    n = len(said)
-    return Run(kind, number, STOCK, said, *clock.stop(), mx.get_peak_memory(), n, n)
+    n = len(written)
+    return Run(kind, number, STOCK, written, *clock.stop(), mx.get_peak_memory(), n, n)
 
 
 class _Clock:
-    """When an answer began, its prompt was read and its first token came."""
+    """The times of an answer: its start, the end of prefill, the first token."""
 
     def start(self) -> None:
-        """Begin; if nobody says when the prompt is read, that is now."""
+        """Start; prefill ends now unless `prompt_read` is called later."""
         self.begun = self.read = time.perf_counter()
         self.first: float | None = None
 
     def prompt_read(self, done: int, total: int) -> None:
-        """Take the time while any of the prompt but its last id, the first anchor, is read."""
+        """Note when the prompt was read, except for its last id, the first anchor."""
         if self.first is None and done < total:
             self.read = time.perf_counter()
 
     def token(self) -> None:
-        """A token came."""
+        """Note when the first token came."""
         if self.first is None:
             self.first = time.perf_counter()
 
     def stop(self) -> tuple[float, float]:
-        """Seconds to the first token, and from the end of the prompt until now."""
+        """Seconds to the first token, and from the end of prefill until now."""
         end = time.perf_counter()
         return (self.first or end) - self.begun, end - self.read
 

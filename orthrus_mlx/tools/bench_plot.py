@@ -1,4 +1,4 @@
-"""Draw a benchmark: speed-up by kind of text, and acceptance by draft position."""
+"""Draw a benchmark: speed-up by kind of text, and acceptance rate by draft position."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .bench import Report
 
 
 def check_plot(path: Path) -> None:
-    """Refuse what could not be drawn at the end, before anything is measured.
+    """Check before measuring that the plot can be drawn.
 
     Raises:
         OrthrusError: if matplotlib is missing, or `path` cannot be written.
@@ -26,7 +26,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(report: Report, path: Path, title: str) -> None:
-    """Write the drawing to `path`; its suffix decides the format.
+    """Write the plot to `path`; its suffix decides the format.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -59,7 +59,7 @@ def plot(report: Report, path: Path, title: str) -> None:
         acceptance = report.summary(kind, "parallel").acceptance
         right.plot(range(1, len(acceptance) + 1), acceptance, marker=".", label=kind)
     right.set_xlabel("draft position")
-    right.set_ylabel("share that stands")
+    right.set_ylabel("acceptance rate")
     right.set_ylim(0, 1.02)
     if report.kinds:
         right.legend()

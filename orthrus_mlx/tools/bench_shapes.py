@@ -26,7 +26,7 @@ from ..rows import Rows
 from .bench import STOCK
 from .reference import StockMlxLm
 
-# (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in all.
+# (hidden, intermediate, layers, heads, tied head); 8 KV heads of 128 and a block of 32 in each.
 SHAPES = {
     "qwen3-1.7b": (2048, 6144, 28, 16, True),
     "qwen3-4b": (2560, 9728, 36, 32, True),
@@ -34,22 +34,22 @@ SHAPES = {
 }
 VOCAB, MASK = 151936, 151669
 CYCLES = ("two-pass", "one-pass", "alternating")
-STEPS = 6  # plain steps or cycles in one sample; even, so that both of two alternating ones count
+STEPS = 6  # AR steps or cycles in one sample; even, as alternating cycles come in pairs
 PREFILL = 8192  # most prompt tokens that prefill is timed on
 
 
 @dataclass
 class Cost:
-    """What one thing costs at one context length.
+    """The cost of one pass, step or cycle at one context length.
 
     Attributes:
         name: "mlx-lm step", "ar step", "verify", "draft", or a cycle: "two-pass", "one-pass" or
             "alternating" (both of its passes).
-        rows: rows of the pass, of each view in a cycle; 1 for a plain step; in all, of the larger
-            of two alternating passes.
+        rows: rows of the pass, or of each view in a cycle; 1 for an AR step; for alternating
+            cycles, all rows of the larger pass.
         context: tokens in the cache.
         ms: median milliseconds.
-        steps: median of its time over that of mlx-lm's step in the same round.
+        steps: median ratio to the time of mlx-lm's step in the same round.
         low: lower quartile of `steps`.
         high: upper quartile of `steps`.
     """
@@ -125,9 +125,9 @@ def measure(
     rounds: int = 5,
     progress: Callable[[int, int], None] | None = None,
 ) -> ShapesReport:
-    """Fill in `report`, context by context; Ctrl-C ends it with what is known.
+    """Fill in `report`, context by context; Ctrl-C returns what is known.
 
-    In each round everything is timed once, mlx-lm's step first; ratios are taken within a round.
+    Each round times everything once, mlx-lm's step first; ratios are taken within a round.
     """
     stock = StockMlxLm(model).model
     done, total = 0, len(contexts) * (rounds + 1)
@@ -174,9 +174,9 @@ def _tasks(
 
 
 def full_cycle(kind: str, n: int) -> tuple[Policy, RowCounts]:
-    """Cycles over `n` rows of each view, also where no draft stands, as on random weights.
+    """Cycles with `n` rows of each view, even if no draft is accepted, as on random weights.
 
-    Of alternating passes the first has `n` rows.
+    The first of two alternating passes has `n` rows.
     """
     if kind == "two-pass":
         return Policy("two-pass", n - 1), ANY_ROWS
@@ -194,7 +194,7 @@ def _timed(model: Any, rows: Callable[[], Rows]) -> float:
 
 
 def time_steps(stock: Any, cache: list[Any], steps: int = STEPS) -> float:
-    """Seconds for one step of mlx-lm's own loop: the next one starts before this one is read."""
+    """Seconds per step of mlx-lm's loop, which starts the next step before it reads this one."""
     token = mx.array([1])
     times = [time.perf_counter()]
     following = mx.argmax(stock(token[None], cache=cache)[:, -1], axis=-1)
@@ -218,7 +218,7 @@ def time_cycles(
     row_counts: RowCounts = ANY_ROWS,
     steps: int = STEPS,
 ) -> float:
-    """Seconds for one cycle of the engine, all that it does included; for two that alternate."""
+    """Seconds per cycle of the engine, host included; per pair of alternating cycles."""
     request = Request(
         prompt=[1],
         eos_token_ids=frozenset(),
@@ -241,7 +241,7 @@ def time_cycles(
 
 
 def filled_cache(model: Any, context: int) -> list[Any]:
-    """A cache of `context` random tokens."""
+    """A KV cache of random keys and values for `context` tokens."""
     config = model.config
     shape = (1, config.num_key_value_heads, context, config.head_dim)
     dtype = model.model.norm.weight.dtype
@@ -253,7 +253,7 @@ def filled_cache(model: Any, context: int) -> list[Any]:
 
 
 def prefill_ratio(model: Any, stock: Any, tokens: int, rounds: int = 3) -> float:
-    """Speed of reading a prompt over mlx-lm's: the median of rounds, both in each."""
+    """Prefill speed over mlx-lm's: the median of `rounds` rounds that time both."""
     ids: Any = ((mx.arange(tokens + 1) * 7919 + 13) % model.config.vocab_size).tolist()
     request = Request(ids, frozenset(), 1, Sampling(), model.config.mask_token_id)
 
@@ -280,16 +280,16 @@ def prefill_ratio(model: Any, stock: Any, tokens: int, rounds: int = 3) -> float
 
 
 def extra_memory(model: Any, cache: list[Any], rows: int) -> int:
-    """Bytes of peak memory of parallel mode, the larger of its two cycles, over AR mode."""
+    """Peak bytes of parallel mode over AR mode's, for the larger of its two cycles."""
     context, peaks = cache[0].offset, []
-    ways = (AR_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
-    for way in ways:  # or the first to make the cache grow would be the one that copies it
-        time_cycles(model, cache, *way)
+    cycles = (AR_POLICY, ANY_ROWS), full_cycle("two-pass", rows), full_cycle("one-pass", rows)
+    for cycle in cycles:  # grow the cache first: growing copies it
+        time_cycles(model, cache, *cycle)
         trim(cache, context)
-    for way in ways:
+    for cycle in cycles:
         mx.clear_cache()
         mx.reset_peak_memory()
-        time_cycles(model, cache, *way)
+        time_cycles(model, cache, *cycle)
         peaks.append(mx.get_peak_memory())
         trim(cache, context)
     return max(peaks[1:]) - peaks[0]

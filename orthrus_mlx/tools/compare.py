@@ -1,4 +1,4 @@
-"""Write a prompt in two ways and say where the answers part, by how much, and if it matters."""
+"""Compare two answers to a prompt: where they differ first, by how much, and if it matters."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_DIFFERENCES = 32  # differences that a tally keeps in full; it counts all
 
 @dataclass
 class Answer:
-    """Ids that were written, and what they were chosen from.
+    """The ids of an answer, and the logits they were chosen from.
 
     Attributes:
         ids: the ids.
-        logits: for each id the AR logits [vocab_size] that it was chosen from, where kept.
+        logits: the AR logits [vocab_size] that each id was chosen from, if kept.
         stats: totals of the run; None for an answer of another implementation.
-        seconds: how long it took, the prompt included.
+        seconds: time taken, prefill included.
     """
 
     ids: list[int]
@@ -76,24 +76,24 @@ def decode_answer(
 
 
 def own_copy(row: mx.array) -> mx.array:
-    """A row of logits in a buffer of its own: a slice would keep all its neighbours alive."""
+    """A copy of a row of logits; a slice would keep all other rows in memory."""
     copy = mx.array(row) + 0
     mx.async_eval(copy)
     return copy
 
 
 class Difference(NamedTuple):
-    """The first place at which an answer is another than the expected one.
+    """The first position at which an answer differs from the expected one.
 
     Attributes:
         prompt: number of the prompt.
-        position: ids that both had written before.
-        expected: the id that should stand there; None if the expected answer had ended.
-        found: the id that stands there; None if the answer had ended.
-        gap: by how many logits the two ids lie apart (sampled: noise included); infinite where
-            one of the two answers had ended.
-        rank: place among all ids of the one with the lower score; 0 where an answer had ended.
-        near_tie: whether `gap` is within what another row count may decide otherwise.
+        position: position in the answer, from 0.
+        expected: the expected id; None if the expected answer had ended.
+        found: the id found; None if the answer had ended.
+        gap: difference of the two ids' logits (sampled: noise included); infinite if one answer
+            had ended.
+        rank: rank among all ids of the one with the lower score; 0 if an answer had ended.
+        near_tie: whether `gap` is so small that another row count may change the choice.
     """
 
     prompt: int
@@ -120,7 +120,7 @@ def first_difference(
     sampling: Sampling,
     bound: float,
 ) -> Difference | None:
-    """Where `found` leaves `expected`, judged by the logits kept with it; None if it does not."""
+    """The first difference of `found` from `expected`, by the logits kept there; None if equal."""
     place = common_prefix(expected.ids, found)
     want = expected.ids[place] if place < len(expected.ids) else None
     have = found[place] if place < len(found) else None
@@ -139,7 +139,7 @@ def first_difference(
 
 @dataclass
 class Tally:
-    """How the answers of one way of writing compare with the expected ones.
+    """Counts of how answers compare with the expected ones.
 
     Attributes:
         prompts: answers compared.
@@ -148,9 +148,9 @@ class Tally:
         same_tokens: ids before the first difference of each answer.
         near_ties: differences that were near-ties.
         differences: the first `MAX_DIFFERENCES` differences.
-        forward_passes: passes over the layers that it took to write them.
-        cycles: cycles that it took.
-        seconds: time that it took.
+        forward_passes: passes over the layers.
+        cycles: cycles.
+        seconds: time taken.
     """
 
     prompts: int = 0
@@ -165,12 +165,12 @@ class Tally:
 
     @property
     def differing(self) -> int:
-        """Answers that were not the same."""
+        """Answers that differ."""
         return self.prompts - self.same_prompts
 
     @property
     def unexplained(self) -> int:
-        """Answers that were not the same, and not for a near-tie."""
+        """Answers that differ other than at a near-tie."""
         return self.differing - self.near_ties
 
     def add(self, expected: Answer, found: Answer, difference: Difference | None) -> None:

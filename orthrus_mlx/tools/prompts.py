@@ -19,7 +19,7 @@ class Prompt:
     Attributes:
         kind: one of `KINDS` for the bundled ones, "file" for others.
         text: the question, or the last one of a longer conversation.
-        earlier: what was said before, as (role, content).
+        earlier: the turns before it, as (role, content).
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Prompt:
 
 
 def bundled() -> list[Prompt]:
-    """The bundled set, kinds taking turns, so that its first few are mixed too."""
+    """The bundled set, its kinds interleaved, so that the first few prompts are mixed too."""
     by_kind = [[Prompt(kind, text) for text in _TEXTS[kind]] for kind in KINDS]
     longest = max(map(len, by_kind))
     return [prompts[i] for i in range(longest) for prompts in by_kind if i < len(prompts)]
@@ -83,7 +83,7 @@ def _from_json(line: str, where: str) -> Prompt:
 
 
 def _turns(messages: Any) -> list[tuple[str, str]] | None:
-    """The messages up to the last one from the user; answers after it are to be written anew."""
+    """The turns up to the user's last one, without later answers; None if malformed."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         return None
     turns = [(m.get("role"), m.get("content")) for m in messages]

@@ -1,7 +1,7 @@
-"""Other implementations of plain decoding, to check this one's AR mode against.
+"""Other implementations of AR decoding, to check this package's AR mode against.
 
-Both decode one token at a time on the weights of a model that is loaded already, and choose by
-this package's rule, so that sampled answers can be compared too.
+Both decode one token at a time on the weights of a loaded model. They choose tokens by this
+package's rule, so that sampled answers can be compared too.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .compare import Answer
 
 REFERENCES = ("mlx-lm", "torch")
 
-# How many units in the last place of the largest logit two sound implementations may disagree by:
-# in 16 bits the last rounding hides most of what came before it, in float32 nothing does.
+# By how many units in the last place of the largest logit two correct implementations may differ.
+# In 16 bits the last rounding hides most earlier errors; in float32 nothing hides them.
 UNITS = {mx.bfloat16: 4, mx.float16: 8, mx.float32: 512}
 PRECISION = {mx.bfloat16: 2.0**-8, mx.float16: 2.0**-11, mx.float32: 2.0**-24}
 
@@ -32,14 +32,14 @@ class ReferenceDecoder(Protocol):
     name: str
 
     def begin(self, prompt: Sequence[int]) -> mx.array:
-        """Read a prompt; the logits [vocab_size] after it."""
+        """Read a prompt; return the logits [vocab_size] after it."""
 
     def step(self, token: int) -> mx.array:
-        """Read one more token; the logits [vocab_size] after it."""
+        """Read one more token; return the logits [vocab_size] after it."""
 
 
 def make_reference(name: str, model: Any) -> ReferenceDecoder:
-    """The implementation of this name, on the weights of `model`.
+    """The implementation `name`, of `REFERENCES`, on the weights of `model`.
 
     Raises:
         OrthrusError: if it is not installed or cannot run these weights.
@@ -67,7 +67,7 @@ def decode_with(
 
 
 def fair_bound(model: Any, row: mx.array) -> float:
-    """How far the logits of another implementation may lie from this `row` [vocab_size]."""
+    """How far another implementation's logits may differ from this `row` [vocab_size]."""
     dtype = model.model.norm.weight.dtype
     largest: Any = mx.abs(row.astype(mx.float32)).max().item()
     return UNITS[dtype] * 2 * PRECISION[dtype] * largest
@@ -83,7 +83,7 @@ class StockMlxLm:
         self.cache: list[Any] = []
 
     def begin(self, prompt: Sequence[int]) -> mx.array:
-        """As mlx-lm reads a prompt: all but the last token in large steps, then that one alone."""
+        """Read a prompt as mlx-lm does: all but the last token in chunks, then that one alone."""
         from mlx_lm.models.cache import make_prompt_cache
 
         self.cache = make_prompt_cache(self.model)
@@ -129,7 +129,7 @@ class TorchTransformers:
         if model.config.tie_word_embeddings:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
         qwen3.load_state_dict(state, strict=True, assign=True)
-        # What is no weight, the rotary frequencies, would be left on the meta device.
+        # The rotary frequencies are no weights and would stay on the meta device.
         qwen3.model.rotary_emb = type(qwen3.model.rotary_emb)(config=config)
         self.model: Any = qwen3.to(self.device).eval()
         self.cache: Any = None

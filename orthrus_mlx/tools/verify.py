@@ -1,8 +1,8 @@
-"""The certificate: parallel decoding writes what plain decoding writes, on this device.
+"""Verify that parallel mode writes the tokens of AR mode on this device.
 
 Every prompt is answered in AR mode and in parallel mode, with both cycles, greedy and sampled, in
-exact and in fast numerics. Exact mode must agree on every token. Fast mode may differ, but only
-where the two best choices lay closer than the probe's bound (a near-tie).
+exact and in fast numerics. Exact mode must agree on every token. Fast mode may differ only at
+near-ties, where the two best choices differ by less than the probe's bound.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .prompts import Prompt
 from .reference import ReferenceDecoder, decode_with, fair_bound, make_reference
 
 CYCLES: tuple[CycleKind, ...] = ("two-pass", "one-pass")
-TEMPERATURE = 0.8  # of the sampled answers; the number of the prompt is their seed
+TEMPERATURE = 0.8  # of the sampled answers; their seed is the prompt's number
 
 
 @dataclass
 class Row:
-    """One way of decoding, compared with AR mode.
+    """One mode of decoding, compared with AR mode.
 
     Attributes:
         numerics: "exact" or "fast".
@@ -44,7 +44,7 @@ class Row:
 
     @property
     def faults(self) -> int:
-        """Differences that break the promise."""
+        """Answers whose difference from AR mode is not allowed."""
         return self.tally.differing if self.numerics == "exact" else self.tally.unexplained
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,8 +64,8 @@ class Report:
 
     Attributes:
         probe: the probe's result.
-        no_exact: why there is no exact mode here; None where there is.
-        rows: each way of decoding.
+        no_exact: why this device has no exact mode; None if it has one.
+        rows: one per mode compared.
         asked: prompts to answer.
         interrupted: whether it was stopped before all were answered.
     """
@@ -78,17 +78,17 @@ class Report:
 
     @property
     def faults(self) -> int:
-        """Differences that break the promise."""
+        """Answers whose difference from AR mode is not allowed."""
         return sum(row.faults for row in self.rows)
 
     @property
     def passed(self) -> bool:
-        """Whether everything was compared, exact mode too, and nothing breaks the promise."""
+        """Whether everything was compared, exact mode too, without a fault."""
         return not (self.faults or self.interrupted or self.no_exact)
 
     @property
     def verdict(self) -> str:
-        """The finding in one line."""
+        """The result in one line."""
         exact = [row.tally for row in self.rows if row.numerics == "exact"]
         fast = [row.tally for row in self.rows if row.numerics == "fast" and row.way in CYCLES]
         others = [row for row in self.rows if row.way not in CYCLES]
@@ -140,7 +140,7 @@ def _differences(tallies: Sequence[Tally]) -> str:
 
 
 def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Prompts as ids: as the chat template puts them, or bare where there is none."""
+    """Prompts as ids, through the chat template if there is one."""
     if tokenizer.has_chat_template:
         return [encode_chat(tokenizer, prompt.messages)[0] for prompt in prompts]
     return [list(tokenizer.encode(prompt.text)) for prompt in prompts]
@@ -156,14 +156,14 @@ def verify(
     against: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Answer every prompt in every way and compare; Ctrl-C ends it with what is known by then.
+    """Answer every prompt in every mode and compare; Ctrl-C returns what is known.
 
     Args:
         model: a model from `orthrus_mlx.load`.
         prompts: ids to continue.
         ends: ids that end an answer.
         probe: the result of `device.probe.cached_probe` for this model.
-        max_tokens: ids in an answer at most.
+        max_tokens: most ids in an answer.
         against: other implementations to compare AR mode with, of `reference.REFERENCES`.
         progress: called with (answers written, answers in all).
 
@@ -202,7 +202,7 @@ def _answer(
     report: Report,
     others: Sequence[ReferenceDecoder],
 ) -> Iterator[None]:
-    """Compare all answers to one prompt, pausing after each."""
+    """Compare all answers to one prompt; yield after each."""
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in report.rows:
         groups.setdefault((row.numerics, row.temperature), []).append(row)

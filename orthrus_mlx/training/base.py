@@ -23,7 +23,7 @@ class Base:
     """A base checkpoint in memory.
 
     Attributes:
-        folder: where its files lie.
+        folder: the folder with its files.
         config: its shape, with the block size and mask id of the view under training.
         files: its weight files.
         names: its own tensors, without those of a diffusion view, in name order.
@@ -48,14 +48,14 @@ def load_base(options: TrainOptions) -> Base:
 
     Raises:
         CheckpointError: saying what is wrong with the checkpoint.
-        TrainingError: for one that is sound but cannot be trained.
+        TrainingError: if it is valid but cannot be trained.
     """
     folder = resolve(options.model, options.revision)
     files = weight_files(folder)
     raw = read_json(folder / "config.json")
     found = read_headers(files)
     has_view = any(map(is_diffusion, found))
-    # 1. See that the files hold a base, before anything large is read.
+    # 1. Check that the files hold a base, before any weight is read.
     _check_kind(raw, found, has_view, folder)
     block_size = options.block_size or raw.get("block_size") or DEFAULT_BLOCK_SIZE
     config = _config(raw, folder, block_size, raw.get("mask_token_id") or 0)
@@ -142,7 +142,7 @@ def read_tensors(files: list[Path], names: list[str]) -> dict[str, mx.array]:
 
 
 def copied_from(name: str) -> str:
-    """The tensor of the AR view that a tensor of the diffusion view starts as a copy of."""
+    """The AR tensor that the diffusion tensor `name` starts as a copy of."""
     return name.replace("_diff.", ".")
 
 
@@ -152,7 +152,7 @@ def view_names(config: ModelConfig) -> list[str]:
 
 
 def _with_copies(found: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The headers as they would read with the starting copies beside their sources."""
+    """The headers, and those of the copies that the diffusion view starts from."""
     copies = {
         name.replace(copied_from(group), group): info
         for name, info in found.items()

@@ -1,7 +1,7 @@
-"""Which texts and anchors make up step n: a pure function of the data, the seed and n.
+"""Choose the texts and anchors of step n: a pure function of the data, the seed and n.
 
-So a resumed run sees what an uninterrupted one would have seen, and nothing needs saving.
-Batches have few shapes: texts of similar length go together, padded to a rung of a ladder.
+A resumed run therefore sees the batches of an uninterrupted one, and no state is saved.
+Batches have few shapes: texts of similar length share a batch, padded to one of few lengths.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from .data import Example
 
-ANCHOR_SPACING = 8  # one anchor to this many tokens, unless told otherwise: the paper's density
+ANCHOR_SPACING = 8  # default tokens per anchor, the paper's density
 
-_ORDER, _ANCHORS = 0, 1  # what a random stream is for; part of its key
+_ORDER, _ANCHORS = 0, 1  # purpose of a random stream, part of its key
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,7 @@ class Batch:
     Attributes:
         ids: texts, padded at the end [B, L].
         anchors: the position of each block's anchor [B, A].
-        ends: where the answer of that block ends, exclusive; 0 for a block that is not there
-            [B, A].
+        ends: the exclusive end of each block's answer; 0 for an unused block [B, A].
         n_tokens: ids that are not padding.
     """
 
@@ -58,7 +57,7 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Batches that see every text once (up to the ones that do not fill a batch)."""
+        """Batches in an epoch; texts that do not fill a last batch are left out."""
         return max(1, len(self.examples) // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
@@ -72,7 +71,7 @@ class Batches:
         return np.random.default_rng([self.seed, purpose, number])
 
     def _order(self, epoch: int) -> list[NDArray[np.int64]]:
-        """Which texts make up each batch of an epoch."""
+        """The indices of the texts in each batch of an epoch."""
         random = self._random(_ORDER, epoch)
         wanted = self.per_epoch * self.batch_size
         order = random.permutation(len(self.examples))
@@ -97,19 +96,19 @@ class Batches:
 
 
 def padded_length(length: int, max_length: int) -> int:
-    """The next rung: 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, ..., `max_length` at most."""
-    rung = 32
-    while rung < length:
-        half = 1 << (rung.bit_length() - 1)  # the largest power of two within
-        step = 32 if rung < 128 else half // 2
-        rung += step
-    return max(length, min(rung, max_length))
+    """The next of 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, ..., at most `max_length`."""
+    padded = 32
+    while padded < length:
+        half = 1 << (padded.bit_length() - 1)  # the largest power of two up to `padded`
+        step = 32 if padded < 128 else half // 2
+        padded += step
+    return max(length, min(padded, max_length))
 
 
 def _anchor_places(example: Example) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where an anchor can stand, and where the answer ends that it stands in or right before.
+    """Each allowed anchor position, and the exclusive end of the answer drafted from it.
 
-    Decoding starts at the token before an answer; behind its last token there is nothing to draft.
+    The first anchor is the token before an answer; the last one leaves one token to draft.
     """
     places = [np.arange(max(a.start - 1, 0), a.end - 1) for a in example.answers]
     ends = np.repeat([a.end for a in example.answers], [len(p) for p in places])

@@ -6,10 +6,10 @@ The formats are mlx-lm's, one JSON object a line:
     {"prompt": "...", "completion": "..."}
     {"text": "..."}
 
-The first two go through the chat template, and every assistant turn is an answer; all of a text
-is one. An answer ends with its end token, which belongs to it.
+The first two go through the chat template, and every assistant turn is an answer. A text is one
+answer as a whole. The end token is part of an answer.
 
-mlx-lm's own readers (`mlx_lm.tuner.datasets`) do other work: they know at most one answer a
+mlx-lm's own readers (`mlx_lm.tuner.datasets`) do not serve here: they mark at most one answer a
 conversation, take the format of all lines from the first, and name no line in an error.
 """
 
@@ -49,7 +49,7 @@ class Example:
 
 
 class Segment(NamedTuple):
-    """A stretch of a conversation as the template wrote it."""
+    """A part of a conversation, as the template wrote it."""
 
     text: str
     answer: bool
@@ -58,7 +58,7 @@ class Segment(NamedTuple):
 def read_split(
     folder: Path, split: str, tokenizer: Any, template_config: dict[str, Any]
 ) -> list[Example]:
-    """The examples in `folder/SPLIT.jsonl`; none where there is no such file.
+    """The examples in `folder/SPLIT.jsonl`; none if there is no such file.
 
     Raises:
         DataError: naming the file, the line and what is wrong with it.
@@ -75,7 +75,7 @@ def read_split(
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each object of a jsonl file and where it stands, `file:line`.
+    """Yield (`file:line`, object) for each line of a jsonl file that is not empty.
 
     Raises:
         DataError: for a line that is no JSON object.
@@ -143,7 +143,7 @@ def _text(record: dict[str, Any], key: str, where: str) -> str:
 def _render(
     messages: list[dict[str, Any]], tokenizer: Any, template: dict[str, Any]
 ) -> list[list[Segment]]:
-    """Prompts and answers in turn, as they would follow one another in a chat."""
+    """Conversations of alternating prompts and answers, as a chat would produce them."""
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
             "the tokenizer has no chat template to lay out a conversation; put a "
@@ -155,12 +155,12 @@ def _render(
             return tokenizer.apply_chat_template(
                 messages[:upto], tokenize=False, add_generation_prompt=prompt, **template
             )
-        # A template is a program that came with the checkpoint: whatever it raises is a refusal.
+        # A template is a program from the checkpoint, and may raise anything.
         except Exception as e:
             raise ChatTemplateError(f"the chat template refused the messages: {e}") from e
 
     conversations: list[list[Segment]] = []
-    before = ""  # all that the conversation under way holds so far
+    before = ""  # text of the current conversation so far
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -170,7 +170,7 @@ def _render(
                 f"the chat template does not write the answer of message {place + 1} where its "
                 "generation prompt ends, so a model never sees it as it stands."
             )
-        # Some templates rewrite earlier turns (they drop the thinking): start afresh there.
+        # Some templates rewrite earlier turns (they drop the thinking): start a new conversation.
         if not conversations or not prompt.startswith(before):
             conversations.append([])
             before = ""
@@ -189,8 +189,8 @@ def _cut_after_end(answer: str, tokenizer: Any) -> tuple[str, str]:
 
 
 def _encode(conversations: Sequence[list[Segment]], tokenizer: Any) -> Iterator[Example]:
-    """Ids of the conversations, encoded in batches, each segment apart as in a chat."""
-    encode = tokenizer._tokenizer  # the wrapped one takes many texts at once
+    """Encode conversations, many per call, each segment on its own as in a chat."""
+    encode = tokenizer._tokenizer  # the wrapped tokenizer takes many texts
     for at in range(0, len(conversations), ENCODED_AT_ONCE):
         chunk = conversations[at : at + ENCODED_AT_ONCE]
         texts = [segment.text for conversation in chunk for segment in conversation]
@@ -207,12 +207,12 @@ def _encode(conversations: Sequence[list[Segment]], tokenizer: Any) -> Iterator[
 
 
 def fit(examples: Sequence[Example], max_length: int) -> list[Example]:
-    """The examples cut to `max_length` ids, less those with no answer left to learn from."""
+    """The examples cut to `max_length` ids, without those that have no answer left."""
     kept = []
     for example in examples:
         ids = example.ids[:max_length]
         answers = [Span(a.start, min(a.end, len(ids))) for a in example.answers]
-        # The first id of an answer can only be drafted behind an anchor: at least one id before.
+        # An answer's first id can only be drafted after an anchor, so one id must precede it.
         answers = [a for a in answers if a.end - max(a.start, 1) > 0]
         if answers:
             kept.append(Example(ids, answers))

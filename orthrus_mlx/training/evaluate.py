@@ -1,4 +1,4 @@
-"""How well the view drafts by now: tokens per two-pass cycle on validation prompts."""
+"""Measure how well the view drafts: tokens per two-pass cycle on validation prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .data import Example
 
 
 def pick_prompts(examples: Sequence[Example], count: int, context: int) -> list[list[int]]:
-    """The prompts of up to `count` examples, evenly spread, each before its first answer.
+    """The ids before the first answer of up to `count` examples, evenly spread over the set.
 
-    A text without a prompt is cut in half.
+    A text without a prompt is cut in half. Prompts of `context` ids or more are dropped.
     """
     count = min(count, len(examples))
     chosen = [examples[i * len(examples) // count] for i in range(count)]
@@ -24,7 +24,7 @@ def pick_prompts(examples: Sequence[Example], count: int, context: int) -> list[
 def tokens_per_cycle(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> float | None:
-    """Greedy tokens for each two-pass cycle; None without prompts."""
+    """Tokens per two-pass cycle over greedy answers; None without prompts."""
     runs: list[DecodeStats] = []
     for prompt in prompts:
         answer = mlx_generate(

@@ -1,4 +1,4 @@
-"""What a run reports as it goes: small records, each with the line that a log shows."""
+"""The events that a run reports; `str` of an event is its log line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Regenerated:
-    """Answers rewritten so far, of one split."""
+    """Answers of one split regenerated so far."""
 
     split: str
     done: int
@@ -31,7 +31,7 @@ class Regenerated:
 
 @dataclass(frozen=True)
 class Started:
-    """The run is about to take its first step, or, resumed, the one after `step`."""
+    """The run starts; a resumed one continues after `step`."""
 
     step: int
     iters: int
@@ -59,7 +59,7 @@ class Trained:
     loss: float
     learning_rate: float
     steps_per_second: float
-    tokens_per_second: float  # of text, padding apart
+    tokens_per_second: float  # without padding
     peak_memory: float  # GB
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Validated:
-    """Loss on the validation set, and what a two-pass cycle gained on some of its prompts."""
+    """Loss on the validation set, and tokens per two-pass cycle on some of its prompts."""
 
     step: int
     loss: float
@@ -86,7 +86,7 @@ class Validated:
 
 @dataclass(frozen=True)
 class Saved:
-    """The state of the run is on disk, to be resumed."""
+    """The run's state is on disk and can be resumed."""
 
     step: int
     folder: Path
@@ -97,7 +97,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The checkpoint is written, and its base tensors are those of the base."""
+    """The checkpoint is written, and its base tensors equal the base's."""
 
     folder: Path
     base_digest: str

@@ -34,11 +34,11 @@ def base_digest(files: list[Path], names: list[str]) -> str:
 
 
 def write_checkpoint(base: Base, view: DiffWeights, output: Path) -> str:
-    """Write base and view to `output`, whole or not at all; the digest of its base tensors.
+    """Write base and view to `output`, whole or not at all; return its base tensors' digest.
 
     Raises:
         OutputError: if the folder cannot be written.
-        TrainingError: if a base tensor came out different from what went in.
+        TrainingError: if a written base tensor differs from the base's.
     """
     before = base_digest(base.files, base.names)
     tensors = read_tensors(base.files, base.names)
@@ -46,7 +46,7 @@ def write_checkpoint(base: Base, view: DiffWeights, output: Path) -> str:
     copied = files_to_copy(base.folder)
     needed = sum(a.nbytes for a in tensors.values()) + sum(path.stat().st_size for path in copied)
     with contextlib.suppress(OSError):
-        output.rmdir()  # an empty folder may be given
+        output.rmdir()  # an empty folder is allowed
     with staged_folder(output, needed) as folder:
         files = _write_weights(tensors, folder)
         _write_config(base, folder)
@@ -61,7 +61,7 @@ def write_checkpoint(base: Base, view: DiffWeights, output: Path) -> str:
 
 
 def _write_weights(tensors: DiffWeights, folder: Path) -> list[Path]:
-    """Write the tensors in name order, in shards, and let go of each shard once it is written."""
+    """Write the tensors in name order, in shards, and free each shard once it is written."""
     size = sum(a.nbytes for a in tensors.values())
     parameters = sum(a.size for a in tensors.values())
     shards = name_shards(dict(sorted(tensors.items())))
@@ -80,6 +80,6 @@ def _write_weights(tensors: DiffWeights, folder: Path) -> list[Path]:
 
 
 def _write_config(base: Base, folder: Path) -> None:
-    # Code of the base's own is not copied, so nothing may point to it.
+    # The base's own code is not copied, so the config must not point to it.
     config = {name: value for name, value in base.config.raw.items() if name != "auto_map"}
     write_json(folder / "config.json", {**config, "architectures": ["OrthrusLM"]})

@@ -1,9 +1,9 @@
-"""The loss: KL(AR view || diffusion view) at the masked positions of many blocks a text.
+"""The loss: KL(AR view || diffusion view) at the masked positions of many blocks per text.
 
-The frozen AR view reads each text once; its keys and values are what the blocks attend to, and
-its logits are the targets, shared by overlapping blocks. A block is exactly what decoding drafts
-from: [anchor, mask, ...] from the anchor's position on, seeing the AR keys before the anchor and
-all of the block itself; row j predicts the token after it, the last row predicts nothing.
+The frozen AR view reads each text once. Blocks attend to its keys and values; its logits are the
+targets. A block is what decoding drafts from: [anchor, mask, ...], starting at the anchor's
+position. It sees the AR keys before the anchor and the whole block. Each row predicts the next
+token; the last row predicts nothing.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..model import AR, DIFFUSION, Attention, Model, TransformerBlock
 
-# Rows of logits are taken in chunks of this many numbers, so that a vocabulary of 150,000 and
-# thousands of rows fit in a laptop's memory.
+# Logits in one chunk, so that thousands of rows over a vocabulary of 150,000 fit in a laptop's
+# memory.
 CHUNK = 1 << 26
 
 DiffWeights = dict[str, mx.array]  # the weights under training, by name
 
 
 class TeacherPass(NamedTuple):
-    """What the AR view computed for the texts: the targets, and what blocks attend to.
+    """The AR view's pass over the texts: the targets, and the keys and values for blocks.
 
     Attributes:
         keys: of each layer, rotated [B, n_kv_heads, L, head_dim].
         values: of each layer [B, n_kv_heads, L, head_dim].
-        logits: [B, L, vocab_size]; those at position p are for position p + 1.
+        logits: [B, L, vocab_size]; those at position p predict position p + 1.
     """
 
     keys: list[mx.array]
@@ -116,8 +116,8 @@ def attend(
 ) -> mx.array:
     """Attention of blocks `x` [B * A, K, dim] over their text and themselves.
 
-    Scores over the text are one product for all blocks of a text, so its keys are never copied;
-    a softmax runs over both kinds of scores side by side.
+    One product scores all blocks of a text against its keys, so the keys are never copied. One
+    softmax spans the scores over the text and over the block.
     """
     B, n_kv, L, D = k_text.shape
     K = x.shape[1]
@@ -141,7 +141,7 @@ def attend(
 def rotated(
     attention: Attention, x: mx.array, offset: int | mx.array, diffusion: bool
 ) -> list[mx.array]:
-    """Queries, keys and values [B, heads, L, head_dim] of one view, `x` beginning at `offset`."""
+    """Queries, keys and values [B, heads, L, head_dim] of one view; `x` starts at `offset`."""
     q, k, v = attention.project(x, DIFFUSION if diffusion else AR)
     return [attention.rope(q, offset=offset), attention.rope(k, offset=offset), v]
 
@@ -155,8 +155,8 @@ def kl(
         model: the dual-view model, for its output head.
         hidden: the student's hidden states [R, dim].
         logits: the teacher's logits [N, vocab_size].
-        rows: which of these each row is to match [R].
-        weight: of each row [R].
+        rows: index of each row's target in `logits` [R].
+        weight: each row's weight [R].
     """
     R, vocab = hidden.shape[0], logits.shape[-1]
 
@@ -189,7 +189,7 @@ def block_loss(
 ) -> mx.array:
     """Mean KL over the rows whose target lies in the answer of their block.
 
-    Row j of the block at anchor s is for position s + j + 1, whose AR logits are at s + j.
+    Row j of the block at anchor s predicts position s + j + 1; its target is the AR row at s + j.
     """
     (B, L), K = ids.shape, model.config.block_size
     hidden = block_hidden(model, view, teacher, ids, anchors, checkpoint)[:, :, :-1]

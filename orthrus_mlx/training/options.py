@@ -11,7 +11,7 @@ from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
 from ..errors import TrainingError
 
 DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
-# Settings that say when to look at a run, not what it computes: a resumed run may change them.
+# Settings that do not change the result: a resumed run may change them.
 OBSERVERS = frozenset(
     {"output", "resume", "save_every", "steps_per_report", "steps_per_eval", "val_batches"}
     | {"val_prompts", "val_max_tokens", "grad_checkpoint", "model", "data"}
@@ -20,7 +20,7 @@ OBSERVERS = frozenset(
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Everything that `orthrus-mlx train` can be told; names are those of its flags.
+    """All options of `orthrus-mlx train`, named as its flags; a bad value raises TrainingError.
 
     Attributes:
         model: the base: a Qwen3 or Orthrus checkpoint, a folder or a Hub id.
@@ -28,29 +28,29 @@ class TrainOptions:
         output: the folder to write the checkpoint to; must not exist, or be empty.
         revision: branch, tag or commit of a Hub id.
         block_size: rows of a block, the anchor included; None for the checkpoint's, else 32.
-        mask_token_id: the id that stands for "to be drafted"; None for the checkpoint's, else the
-            first one that the tokenizer leaves unused.
+        mask_token_id: the id of a mask; None for the checkpoint's, else the first id that the
+            tokenizer leaves unused.
         regenerate: train on the base model's own greedy answers in place of those in the data.
         chat_template_config: arguments for the chat template.
         iters: optimizer steps.
-        batch_size: texts in a step.
-        anchors: blocks in a text; None for one to every eight tokens of the padded batch.
+        batch_size: texts per step.
+        anchors: blocks per text; None for one per eight tokens of the padded batch.
         max_seq_length: longer texts are cut.
         learning_rate: the peak of the cosine schedule.
         warmup: share of the steps over which the learning rate rises.
         weight_decay: AdamW's.
         max_grad_norm: gradients are scaled down to this norm.
-        dtype: what to compute in; None for the base's own type. The weights under training are
-            kept in float32 besides.
+        dtype: type to compute in; None for the base's own. The weights under training also have a
+            float32 copy.
         grad_checkpoint: recompute each layer in the backward pass instead of keeping it.
-        seed: of the data order and the anchors.
+        seed: seed of the data order and the anchors.
         save_every: steps between saves of the run's state.
         steps_per_report: steps between reports of the loss.
         steps_per_eval: steps between validations; 0 for none.
         val_batches: batches in a validation; -1 for all.
         val_prompts: prompts on which a validation measures tokens per cycle; 0 for none.
-        val_max_tokens: the longest answer to such a prompt.
-        resume: go on with the run that was saved for `output`.
+        val_max_tokens: most tokens in an answer to such a prompt.
+        resume: continue the run saved for `output`.
     """
 
     model: str
@@ -108,7 +108,7 @@ class TrainOptions:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What determines the result of the run, as JSON can hold it."""
+        """The options that determine the result, as plain JSON values."""
         return {name: value for name, value in asdict(self).items() if name not in OBSERVERS}
 
     def with_changes(self, **changes: Any) -> TrainOptions:

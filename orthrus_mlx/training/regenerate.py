@@ -1,4 +1,4 @@
-"""Rewrite answers with the base model's own greedy output: what the view will have to draft."""
+"""Replace answers with the base model's own greedy ones, which the view will have to draft."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ CHUNK = 128  # answers between two saves
 def regenerate(
     base: Base, examples: Sequence[Example], split: str, longest: int, folder: Path, report: Report
 ) -> list[Example]:
-    """One example for each answer: what precedes it, then what the base answers to that.
+    """One example per answer: its prompt, then the base's answer, at most `longest` ids in all.
 
-    Answers are kept in `folder` as they come, and a resumed run goes on behind the last one.
+    Answers are saved in `folder` as they come; a resumed run continues after the last one.
 
     Raises:
         DataError: for a text without a prompt.
+        OutputError: if answers cannot be saved.
     """
     prompts = [e.ids[: answer.start].tolist() for e in examples for answer in e.answers]
     if not all(prompts):

@@ -1,4 +1,4 @@
-"""The loop: step by step, with its reports, validations and saves."""
+"""The training loop, with its reports, validations and saves."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ class Run:
             valid_set, options.val_prompts, base.config.max_position_embeddings
         )
         weights = dict(tree_flatten(base.model.parameters()))
-        # Arrays of their own: the compiled step takes them as inputs, and must find none of them
-        # among the frozen weights, of which they may be copies.
+        # Copies: they are inputs of the compiled step, and none may also be a frozen weight.
         self.master: DiffWeights = {
             name: mx.array(weights[name].astype(mx.float32)) for name in view_names(base.config)
         }
@@ -60,7 +59,7 @@ class Run:
         self.stop = threading.Event()  # set by Ctrl-C
         self.losses: list[tuple[int, float]] = []
         self.validations: list[tuple[int, float, float | None]] = []
-        # One compiled graph a batch shape: teacher, blocks, gradients and update.
+        # One compiled graph per batch shape: teacher, blocks, gradients and update.
         state = [self.master, self.optimizer.state]
         self._compiled_update = mx.compile(self._update, inputs=state, outputs=state)
         self._compiled_loss = mx.compile(self._loss_now, inputs=[self.master])
@@ -71,12 +70,12 @@ class Run:
         return Batches(examples, min(o.batch_size, len(examples)), o.anchors, longest, o.seed)
 
     def take_step(self, batch: Batch) -> mx.array:
-        """Update the weights, on the device, and give the loss that they had on the batch."""
+        """Update the weights (lazily); return the loss on the batch before the update, a scalar."""
         self.step += 1
         return self._compiled_update(*_arrays(batch))
 
     def valid_loss(self, batch: Batch) -> mx.array:
-        """The loss of the weights as they are."""
+        """The loss of the current weights on a batch, a scalar."""
         return self._compiled_loss(*_arrays(batch))
 
     def _update(self, ids: mx.array, anchors: mx.array, ends: mx.array) -> mx.array:
@@ -131,8 +130,7 @@ class Run:
             pending.append(self.take_step(batch))
             mx.async_eval(pending[-1], self.master, self.optimizer.state)
             tokens += batch.n_tokens
-            # Never more than one step ahead of the device: while it works, the next batch is made
-            # ready here.
+            # At most one step is in flight while the host prepares the next batch.
             mx.eval(pending[-2:-1])
 
             last = self.step == o.iters
@@ -196,7 +194,7 @@ class Run:
 
 
 def learning_rate(options: TrainOptions) -> Callable[[Any], mx.array]:
-    """The rate of a step, counted from 0: a linear rise, then half a cosine down to 0."""
+    """The learning rate by step, from 0: a linear warmup, then a cosine decay to 0."""
     peak, warmup = options.learning_rate, round(options.warmup * options.iters)
     decay: Callable[[Any], mx.array] = optim.cosine_decay(peak, options.iters - warmup)
     if not warmup:
@@ -206,9 +204,8 @@ def learning_rate(options: TrainOptions) -> Callable[[Any], mx.array]:
 
 
 def clip(gradients: DiffWeights, max_norm: float) -> DiffWeights:
-    """Gradients scaled down, where needed, to `max_norm` in all."""
-    # As mlx's clip_grad_norm, which adds the squares up one by one: a chain that takes long to
-    # compile.
+    """Gradients scaled down to a global norm of at most `max_norm`."""
+    # As MLX's clip_grad_norm, whose one-by-one sum of squares takes long to compile.
     norm = mx.sqrt(mx.stack([g.square().sum() for g in gradients.values()]).sum())
     scale = mx.minimum(max_norm / (norm + 1e-6), 1.0)
     return {name: g * scale for name, g in gradients.items()}
@@ -220,7 +217,7 @@ def _arrays(batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
 
 @contextmanager
 def _interrupts(stop: threading.Event) -> Generator[None, None, None]:
-    """Ctrl-C sets `stop`, for the loop to see between two steps; a second one breaks off."""
+    """Let Ctrl-C set `stop`, which the loop checks between steps; a second one interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Save a run between two steps and take it up again: weights, optimizer, step, settings.
+"""Save and resume a run: weights, optimizer, step, settings.
 
-All of it lies in a working folder beside the output, `OUTPUT.training`, until the run is over.
-The order of the data needs no saving: it is a function of the seed and the step.
+The working folder `OUTPUT.training` holds all of it, beside the output, until the run is over.
+The order of the data is not saved: it is a function of the seed and the step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Workspace:
         self.resume = False
 
     def check(self, resume: bool) -> None:
-        """See that a new run would overwrite nothing, or that there is a run to resume.
+        """Check that a new run overwrites nothing, or that there is a run to resume.
 
         Raises:
             OutputError: if the output exists, or an unfinished run would be lost.
@@ -52,11 +52,11 @@ class Workspace:
         self.resume = resume
 
     def _work_done(self) -> bool:
-        """Whether the folder holds more than the settings of a run that came to nothing."""
+        """Whether the folder holds more than the settings of a run."""
         return self.folder.is_dir() and any(p.name != RUN_FILE for p in self.folder.iterdir())
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Make the folder and note what the run is; for a resumed run, check that it is the same.
+        """Create the folder and write the settings; for a resumed run, check that they agree.
 
         Raises:
             TrainingError: naming each setting that differs.
@@ -76,14 +76,14 @@ class Workspace:
             raise TrainingError(f"{path} cannot be read: {e}.") from e
         names = sorted(saved.keys() | settings.keys())
         if changed := [n for n in names if saved.get(n) != settings.get(n)]:
-            said = "; ".join(f"{n} was {saved.get(n)!r}, is {settings.get(n)!r}" for n in changed)
+            differ = "; ".join(f"{n} was {saved.get(n)!r}, is {settings.get(n)!r}" for n in changed)
             raise TrainingError(
                 f"The run in {self.folder} was started with other settings, so resuming it would "
-                f"not continue the same run: {said}. Use the old settings, or remove the folder."
+                f"not continue the same run: {differ}. Use the old settings, or remove the folder."
             )
 
     def save(self, step: int, view: DiffWeights, optimizer: optim.Optimizer) -> None:
-        """Save the run as it stands after `step` steps, in place of any earlier save."""
+        """Save the run after `step` steps, in place of any earlier save."""
         state = {f"weight:{name}": a for name, a in view.items()}
         for name in view:
             state |= {f"{part}:{name}": a for part, a in optimizer.state[name].items()}
@@ -96,7 +96,7 @@ class Workspace:
             raise OutputError(f"The run cannot be saved to {self.folder}: {e}.") from e
 
     def restore(self, view: DiffWeights, optimizer: optim.Optimizer) -> int:
-        """Fill `view` and `optimizer` from the last save; the steps taken by then (0: no save)."""
+        """Load the last save into `view` and `optimizer`; return its step, 0 if there is none."""
         path = self.folder / STATE_FILE
         if not path.exists():
             return 0

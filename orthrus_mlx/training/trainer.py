@@ -46,10 +46,10 @@ class Result:
 
 
 def train(options: TrainOptions, report: Report = silent) -> Result:
-    """Give a base a diffusion view: train it, and write an Orthrus checkpoint.
+    """Train a diffusion view for a base, and write an Orthrus checkpoint.
 
-    Ctrl-C saves the run and returns; `options.resume` goes on with it, and ends with the weights
-    that an uninterrupted run would have had.
+    Ctrl-C saves the run and returns. `options.resume` continues it, and ends with the weights of an
+    uninterrupted run.
 
     Raises:
         OrthrusError: saying what is wrong with the checkpoint, the data or the settings.
@@ -86,7 +86,7 @@ def train(options: TrainOptions, report: Report = silent) -> Result:
 
 
 def _read(options: TrainOptions, base: Base, split: str, report: Report) -> list[Example]:
-    """The examples of a split that are of use."""
+    """The examples of a split, cut to the longest length, that hold an answer."""
     longest = _longest(options, base)
     examples = read_split(options.data, split, base.tokenizer, options.chat_template_config)
     kept = fit(examples, longest)
@@ -111,7 +111,7 @@ def _longest(options: TrainOptions, base: Base) -> int:
 
 
 def _settings(options: TrainOptions, base: Base, digest: str) -> dict[str, Any]:
-    """All that determines the result: a resumed run must agree with it."""
+    """All that determines the result, and that a resumed run must share."""
     return {
         **options.settings,
         "block_size": base.config.block_size,
@@ -123,6 +123,6 @@ def _settings(options: TrainOptions, base: Base, digest: str) -> dict[str, Any]:
 
 
 def _digest(base: Base, names: list[str]) -> str:
-    """The digest of some weights in memory."""
+    """The digest of the named weights in memory."""
     weights = dict(tree_flatten(base.model.parameters()))
     return digest((name, weights[name]) for name in names)

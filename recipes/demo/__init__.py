@@ -1,1 +1,1 @@
-"""The recipe for the bundled demo checkpoint: corpus, tokenizer, base model, drafting view."""
+"""The recipe for the bundled demo checkpoint: corpus, tokenizer, base model, diffusion view."""

@@ -57,7 +57,7 @@ def config(shape: dict[str, int]) -> dict[str, object]:
 
 
 def build(shape: dict[str, int], seed: int) -> Model:
-    """A fresh model; what is added to the residual stream starts small."""
+    """A new model; the projections into the residual stream start small."""
     mx.random.seed(seed)
     model = Model(ModelArgs.from_dict(config(shape)))
     scale = 1 / math.sqrt(2 * shape["num_hidden_layers"])
@@ -69,7 +69,7 @@ def build(shape: dict[str, int], seed: int) -> Model:
 
 
 class Trainer:
-    """AdamW on float32 weights, with the passes computed in a narrower type."""
+    """AdamW on float32 weights, with passes in a narrower type."""
 
     def __init__(
         self, model: Model, steps: int, learning_rate: float, warmup: int, dtype: mx.Dtype
@@ -110,7 +110,7 @@ class Trainer:
         return loss
 
     def finished(self) -> Model:
-        """The model with the trained weights in the type it was computed in."""
+        """The model with the trained weights, in the type of its passes."""
         self.model.update(tree_map(lambda w: w.astype(self.dtype), self.weights))
         mx.eval(self.model.parameters())
         return self.model
@@ -155,10 +155,10 @@ def train(
 def steps_within(
     seconds: float, model: Model, tokens: np.ndarray, learn: np.ndarray, batch: int, dtype: mx.Dtype
 ) -> int:
-    """How many steps fit into so much time here, by a short trial of which nothing is kept."""
+    """How many steps fit into this time here, by a short trial that is thrown away."""
     trainer = Trainer(model, steps=100, learning_rate=1e-4, warmup=10, dtype=dtype)
     for i in range(30):
-        if i == 10:  # compiled and warm by now
+        if i == 10:  # compiled and warm
             mx.eval(trainer.weights)
             start = time.perf_counter()
         trainer.step(tokens[:batch], learn[:batch])

@@ -1,4 +1,4 @@
-"""Rebuild the demo from nothing: corpus, tokenizer, base, drafting view, evaluation."""
+"""Rebuild the demo from nothing: corpus, tokenizer, base, diffusion view, evaluation."""
 
 import argparse
 import hashlib
@@ -61,10 +61,10 @@ def train_base(work: Path, options: list[str]) -> None:
 
 
 def train_drafting(work: Path, out: Path, options: list[str]) -> None:
-    """The diffusion view, by the trainer that users have; `options` go to both rounds, last."""
+    """The diffusion view, by `orthrus-mlx train`; `options` apply to both rounds and come last."""
     between = work / "round-1"
     shutil.rmtree(between, ignore_errors=True)
-    models = (work / "base", between, out)  # each round: from one to the next
+    models = (work / "base", between, out)  # each round trains one into the next
     for number, training in enumerate(ROUNDS, start=1):
         command = [sys.executable, "-m", "orthrus_mlx.cli", "train", "--block-size", "32"]
         command += ["--model", str(models[number - 1]), "--output", str(models[number])]

@@ -53,7 +53,7 @@ class Score:
 
 @dataclass
 class Report:
-    """Scores by kind for one precision, and what went wrong."""
+    """Scores by kind for one precision, and the failures."""
 
     precision: str
     numerics: str
@@ -92,7 +92,7 @@ def in_precision(path: str, precision: str) -> tuple[Any, Any]:
 
 
 def best_numerics(model: Any) -> str:
-    """Exact, or fast on a device where no pass of several rows agrees with another, bit for bit."""
+    """Exact, or fast where no two passes of several rows agree bit for bit."""
     try:
         _ = cached_probe(model).row_counts
     except orthrus_mlx.NumericsError:
@@ -106,7 +106,7 @@ def measure(
     """Answer every question in parallel mode and one token at a time."""
     model, tokenizer = in_precision(path, precision)
     if numerics == "auto":
-        # On CUDA a float32 class may be of two rows, which leaves one draft to a cycle.
+        # On CUDA a float32 class may be of two rows, which leaves one draft per cycle.
         numerics = "fast" if precision == "float32" else best_numerics(model)
     report = Report(precision, numerics)
 

@@ -20,7 +20,7 @@ def prompt_text(question: Question) -> str:
 def answers(
     model: Model, tokenizer: Tokenizer, questions: Sequence[Question], limit: int = 256
 ) -> list[str]:
-    """Greedy replies, every row computed anew for each token: simple, and fast on a GPU."""
+    """Greedy replies without a KV cache, all rows anew for each token: simple, fast on a GPU."""
     prompts = [tokenizer.encode(prompt_text(question)).ids for question in questions]
     width = max(map(len, prompts)) + limit
     grid = np.zeros((len(prompts), width), np.int32)

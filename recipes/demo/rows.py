@@ -37,7 +37,7 @@ def encode(
     """Ids of each conversation, and which of them the assistant wrote (its end token too)."""
     head = len(tokenizer.encode(f"{START}assistant\n").ids)
     for batch in _batches(conversations):
-        # Special tokens stand between messages, so encoding them one by one changes nothing.
+        # Special tokens separate messages, so encoding them one by one changes nothing.
         pieces = [f"{START}{m['role']}\n{m['content']}{END}\n" for c in batch for m in c]
         encoded = iter(tokenizer.encode_batch_fast(pieces))
         for messages in batch:

@@ -42,7 +42,7 @@ def render(messages: Iterable[Message]) -> str:
 def _texts(conversations: Iterable[list[Message]]) -> Iterator[str]:
     for messages in conversations:
         for message in messages:
-            # The role stands on a line of its own: let "user\n" be learned like any text.
+            # The role has a line of its own: let "user\n" be learned like any text.
             yield f"{message['role']}\n{message['content']}"
 
 

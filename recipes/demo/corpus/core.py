@@ -123,7 +123,7 @@ def dialogue(problems: Sequence[Problem]) -> Sample:
 
 
 def pick(rng: random.Random, weighted: Sequence[tuple[T, float]]) -> T:
-    """One of several things, as likely as its weight says."""
+    """One of several things, with probability in proportion to its weight."""
     things, weights = zip(*weighted, strict=True)
     return rng.choices(things, weights)[0]
 
