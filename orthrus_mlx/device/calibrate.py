@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from ..decoding.cache import Fork, trim
+from ..decoding.cache import trim
+from ..decoding.consensus import Sampling
 from ..decoding.cost_model import Costs
-from ..rows import Rows, Segment
+from ..decoding.engine import decode
+from ..decoding.plan import ANY_ROWS, AR_POLICY, DIFFUSION, Policy, RowCounts
+from ..decoding.scheduler import Fixed
+from ..decoding.sequence import Drafter, Request
+from ..decoding.sequence import Sequence as Text
+from ..rows import Rows
 from .measured import device_key, load, store
 
-METHOD = 6  # to be raised with any change in how costs are measured: those on disk are void then
+METHOD = 7  # to be raised with any change in how costs are measured: those on disk are void then
 
 # Rows of a verify or draft pass, around the steps in cost of the known backends: kernels change at
 # about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
@@ -25,13 +34,12 @@ JUDGED = 15  # rows; smaller sizes are measured always, as they carry the fixed 
 # Tokens in the cache while measuring. Few, as AR steps are what is to be beaten: they slow down
 # sooner with a longer context than passes over more rows.
 CONTEXT = 128
-REPEATS, SLOW = 3, 0.2  # runs of a pass after one that warms up, if they take no more seconds
+REPEATS, SLOW = 3, 0.2  # cycles in one run after one that warms up, if they take no more seconds
 ROUNDS, ENOUGH = 3, 1.0  # of timing all sizes again, if they take no more seconds
-AR_STEPS = 8  # in one run
 
 
 def time_pass(run: Callable[[], Any], cache: list[Any], repeats: int = REPEATS) -> float:
-    """Seconds of one pass: the least of `repeats` runs.
+    """Seconds of one pass, nothing around it: the least of `repeats` runs.
 
     Args:
         run: builds the pass over `cache` and returns its outputs, for `mx.eval`. Its first call
@@ -48,38 +56,78 @@ def time_pass(run: Callable[[], Any], cache: list[Any], repeats: int = REPEATS) 
     return min(times[1:])
 
 
-def time_ar_steps(model: Any, cache: list[Any], steps: int = AR_STEPS) -> float:
-    """Seconds of one AR step as decoding runs it: the next one begins before the last is read."""
-    length = cache[0].offset
+def time_cycles(
+    model: Any,
+    cache: list[Any],
+    policy: Policy,
+    row_counts: RowCounts = ANY_ROWS,
+    drafters: Sequence[Drafter] = (),
+    cycles: int = REPEATS,
+    enough: float = math.inf,
+) -> float:
+    """Median seconds of one cycle as decoding runs it, all that the engine does included.
 
-    def step(token: mx.array) -> mx.array:
-        chosen = mx.argmax(model.forward(Rows.verify(token, cache))[0], axis=-1)
-        mx.async_eval(chosen)
-        return chosen
+    Two passes that alternate count as one cycle. The cache is cut back to its length.
 
-    token = step(mx.array([1], mx.int32))
-    start = time.perf_counter()
-    for _ in range(steps):
-        token, before = step(token), token
-        before.item()
-    seconds = time.perf_counter() - start
-    mx.eval(token)
+    Args:
+        model: the model.
+        cache: its KV cache; what it holds is the context.
+        policy: what every cycle does.
+        row_counts: the rows of its passes, however many drafts there are to verify.
+        drafters: who proposes drafts, apart from the diffusion view.
+        cycles: that are timed, after one that warms up.
+        enough: seconds after which two cycles are enough.
+    """
+    length, passes = cache[0].offset, 2 if policy.kind == "alternating" else 1
+    request = Request(
+        prompt=[1],
+        eos_token_ids=frozenset(),
+        max_tokens=1 << 20,
+        sampling=Sampling(),
+        mask_token_id=model.config.mask_token_id,
+        row_counts=row_counts,
+    )
+    run = decode(model, request, Fixed(policy), cache, drafters=drafters)
+    ends = dict[int, float]()  # when each cycle was over
+    for _, stats in run:
+        if stats.cycles % passes:
+            continue
+        ends.setdefault(stats.cycles, time.perf_counter())
+        first, *_, last = ends.values() if len(ends) > 1 else (0.0, 0.0)
+        if len(ends) > cycles or (len(ends) > 2 and last - first > enough):
+            break
+    run.close()
+    mx.synchronize()
     trim(cache, length)
-    return seconds / steps
+    return statistics.median_low(b - a for a, b in itertools.pairwise(ends.values()))
+
+
+class _Guesses:
+    """Drafts that cost nothing, so that cycles are verify passes alone."""
+
+    source = DIFFUSION
+
+    def __init__(self, count: int):
+        self.ids = list(range(count))
+
+    def propose(self, sequence: Text, limit: int) -> list[int]:
+        """The same ids always."""
+        return self.ids[:limit]
 
 
 def calibrate(model: Any, block_size: int) -> Costs:
-    """Measure the passes that decoding with blocks of up to `block_size` rows can run.
+    """Measure the cycles that decoding with blocks of up to `block_size` rows can run.
 
-    Each kind of pass is measured in rising order of rows, until a cycle would lose to AR decoding
-    even with every draft accepted. Then all are timed again, some time later, as a machine can be
-    slow for a while; the fastest run counts.
+    Whole cycles are timed as the engine runs them, as its share can exceed that of a fast device.
+    Each kind is measured in rising order of rows, until a cycle would lose to AR decoding even with
+    every draft accepted. Then all are timed again, some time later, as a machine can be slow for a
+    while; the fastest run counts.
     """
     most = 3 * block_size
     context = max(1, min(CONTEXT, model.config.max_position_embeddings - most))
-    ids = (mx.arange(most + context, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
+    ids = (mx.arange(context, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
     cache = model.make_cache()
-    model.forward(Rows.verify(ids[:context], cache))
+    model.forward(Rows.verify(ids, cache))
     mx.eval([layer.state for layer in cache])
 
     ar: dict[int, float] = {}
@@ -93,55 +141,40 @@ def calibrate(model: Any, block_size: int) -> Costs:
         table[size] = job()
         return table[size]
 
-    def add_pass(table: dict[Any, float], size: Any, rows: Callable[[], Rows]) -> float:
-        return add(table, size, partial(time_pass, lambda: model.forward(rows()), cache))
+    def add_cycles(
+        table: dict[Any, float], size: Any, policy: Policy, rows: RowCounts, *by: Drafter
+    ) -> float:
+        return add(table, size, partial(time_cycles, model, cache, policy, rows, by, enough=SLOW))
 
-    def add_verify(n: int) -> float:
-        return add_pass(verify, n, lambda: Rows.verify(ids[:n], cache))
-
-    def add_two_pass(n: int) -> float:
-        def cycle() -> list[mx.array]:
-            # As the engine runs it: the verify pass is prepared while the draft pass runs.
-            _, guesses = model.forward(Rows.draft(ids[:n], cache))
-            mx.async_eval(guesses)
-            fork = Fork(cache)
-            logits, _ = model.forward(Rows.verify(ids[:n], fork.layers))
-            mx.eval(guesses)
-            fork.commit()
-            model.start([logits], cache)
-            return [logits]
-
-        return add(two_pass, n, partial(time_pass, cycle, cache))
-
-    def add_fused(n_ar: int, diff_rows: int) -> float:
-        block = ids[n_ar : n_ar + diff_rows][None]
-        segment = Segment(cache, ids[:n_ar], block, (n_ar - 1,))
-        return add_pass(fused, (n_ar, diff_rows), lambda: Rows([segment]))
-
-    step = add(ar, 1, partial(time_ar_steps, model, cache))
-    add_verify(1)
-    sizes = sorted({*(n for n in SIZES if n < block_size), block_size})
-    for n in sizes:  # two-pass cycles, n tokens at most
-        add_verify(n)
-        if add_two_pass(n) >= n * step and n >= JUDGED:
+    step = add_cycles(ar, 1, AR_POLICY, ANY_ROWS)
+    one = mx.array([1], mx.int32)
+    add(verify, 1, partial(time_pass, lambda: model.forward(Rows.verify(one, cache)), cache))
+    for n in sorted({*(n for n in SIZES if n < block_size), block_size}):  # two-pass cycles
+        # One pass without blocks, over drafts that are there: it only verifies.
+        add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, _Guesses(n - 1))
+        if add_cycles(two_pass, n, Policy("two-pass", n - 1), ANY_ROWS) >= n * step and n >= JUDGED:
             break
     for n in [n for n in verify if n >= 4]:  # alternating cycles, n tokens at most
-        if add_fused(1, n - 1) + verify[n] >= n * step and n >= JUDGED:
+        cycle = add_cycles(fused, (1, n - 1), Policy("one-pass", 0, n - 1), ANY_ROWS) + verify[n]
+        if cycle >= n * step and n >= JUDGED:
             break
-    for n_ar, diff_rows in ONE_PASS:  # one-pass cycles, n_ar tokens at most
+    for n_ar, diff_rows in ONE_PASS:  # n_ar tokens at most
         if n_ar > block_size or diff_rows > 2 * block_size:
             continue
-        if add_fused(n_ar, diff_rows) >= n_ar * step and n_ar + diff_rows >= JUDGED:
+        rows = RowCounts((n_ar,), ((n_ar, diff_rows),))
+        cycle = add_cycles(fused, (n_ar, diff_rows), Policy("one-pass", n_ar - 1, diff_rows), rows)
+        if cycle >= n_ar * step and n_ar + diff_rows >= JUDGED:
             break
     start = time.perf_counter()
     for _ in range(ROUNDS):
         for table, size, job in jobs:
             if time.perf_counter() - start < ENOUGH:
                 table[size] = min(table[size], job())
-    # A pass that writes tokens takes no less than an AR step, which is timed in another way.
+    # A cycle that writes tokens takes no less than an AR step.
+    verify = {n: max(ar[1], cost) for n, cost in sorted(verify.items())}
     return Costs(
-        verify={n: max(ar[1], cost) for n, cost in sorted(verify.items())},
-        draft={n: max(0.0, cost - max(ar[1], verify[n])) for n, cost in two_pass.items()},
+        verify=verify,
+        draft={n: max(0.0, cost - verify[n]) for n, cost in two_pass.items()},
         fused={pair: max(ar[1], cost) for pair, cost in fused.items()},
         plain=ar[1],
     )

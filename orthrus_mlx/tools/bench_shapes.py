@@ -17,11 +17,10 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.load import ready
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
-from ..decoding.engine import decode
 from ..decoding.engine import prefill as read_prompt
 from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts
-from ..decoding.scheduler import Fixed
 from ..decoding.sequence import Request
+from ..device.calibrate import time_cycles
 from ..rows import Rows
 from .bench import STOCK
 from .reference import StockMlxLm
@@ -160,7 +159,7 @@ def _tasks(
 ) -> dict[tuple[str, int], Callable[[], float]]:
     tasks: dict[tuple[str, int], Callable[[], float]] = {
         (f"{STOCK} step", 1): partial(time_steps, stock, cache),
-        ("ar step", 1): partial(time_cycles, model, cache, AR_POLICY),
+        ("ar step", 1): partial(time_cycles, model, cache, AR_POLICY, cycles=STEPS),
     }
     for n in rows:
         ids = (mx.arange(n, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
@@ -169,7 +168,7 @@ def _tasks(
             continue
         tasks["draft", n] = partial(_timed, model, partial(Rows.draft, ids, cache))
         for kind in CYCLES if n > 3 else CYCLES[:1]:
-            tasks[kind, n] = partial(time_cycles, model, cache, *full_cycle(kind, n))
+            tasks[kind, n] = partial(time_cycles, model, cache, *full_cycle(kind, n), cycles=STEPS)
     return tasks
 
 
@@ -209,35 +208,6 @@ def time_steps(stock: Any, cache: list[Any], steps: int = STEPS) -> float:
         times.append(time.perf_counter())
     mx.eval(following)
     return (times[-1] - times[1]) / (steps - 1)
-
-
-def time_cycles(
-    model: Any,
-    cache: list[Any],
-    policy: Policy,
-    row_counts: RowCounts = ANY_ROWS,
-    steps: int = STEPS,
-) -> float:
-    """Seconds per cycle of the engine, host included; per pair of alternating cycles."""
-    request = Request(
-        prompt=[1],
-        eos_token_ids=frozenset(),
-        max_tokens=4096,
-        sampling=Sampling(),
-        mask_token_id=model.config.mask_token_id,
-        row_counts=row_counts,
-    )
-    run = decode(model, request, Fixed(policy), cache)
-    times: dict[int, float] = {}
-    for _, stats in run:
-        times.setdefault(stats.cycles, time.perf_counter())
-        # A one-pass run has nothing to verify before its second cycle.
-        if stats.cycles == steps + 2:
-            break
-    run.close()
-    mx.synchronize()
-    seconds = (times[steps + 2] - times[2]) / steps
-    return 2 * seconds if policy.kind == "alternating" else seconds
 
 
 def filled_cache(model: Any, context: int) -> list[Any]:
