@@ -99,7 +99,7 @@ def expected_tokens(rate: float, n_drafts: int) -> float:
 
 # How many times as often drafts of an earlier pass are rejected as those of the cycle's own draft
 # pass: from a block that assumed just what was accepted, or less. Measured on two checkpoints.
-FRESH, STALE = 1.2, 1.9
+FRESH, STALE = 1.2, 2.5
 MAX_RATE = 0.95
 
 

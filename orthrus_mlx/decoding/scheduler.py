@@ -68,7 +68,7 @@ class Evidence:
         credit: AR steps that drafting has gained on AR decoding, and may lose again.
     """
 
-    PRIOR = (0.5, 4.0)  # rejected and tried, before any evidence
+    PRIOR = (0.7, 8.0)  # rejected and tried, before any evidence
     KEPT, AGED = 0.97, 0.995  # of a source's counts after a cycle of its own, and after any other
     STEP = 0.1  # between two rates that are told apart, as a logarithm
 
