@@ -13,6 +13,7 @@ OrthrusError
 │   ├── ContextLengthError        prompt or answer would pass the context limit
 │   ├── SamplingError             temperature, top-p, seed and the like out of range
 │   ├── ChatTemplateError         the tokenizer has no chat template, or it refused the messages
+│   ├── LogitsError               logits that are no numbers, from the weights or a processor
 │   └── NumericsError             exact numerics asked for where no usable row count exists
 ├── ConversionError          a conversion that cannot be made as asked (also a ValueError)
 ├── OutputError              a folder or file cannot be written
@@ -73,6 +74,10 @@ class SamplingError(GenerationError):
 
 class ChatTemplateError(GenerationError):
     """The tokenizer has no chat template, or the template refused the messages."""
+
+
+class LogitsError(GenerationError):
+    """The model, or a logits processor, gave logits that no token can be chosen from."""
 
 
 class NumericsError(GenerationError):

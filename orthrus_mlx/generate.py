@@ -15,11 +15,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from .decoding.cache import KVQuantization, check
 from .decoding.choosers import LogitsProcessor
 from .decoding.consensus import Sampling
 from .decoding.cost_model import NOMINAL, within
 from .decoding.drafters import CopyDrafter
-from .decoding.engine import decode
+from .decoding.engine import Receipt, decode
 from .decoding.plan import RowCounts
 from .decoding.scheduler import CYCLES, MODES, CycleKind, Evidence, Mode, make_scheduler
 from .decoding.sequence import Decoded, DecodeStats, Progress, Request
@@ -28,6 +29,7 @@ from .device.probe import cached_probe, stored_probe
 from .errors import ContextLengthError, GenerationError, PromptError
 
 NUMERICS = ("fast", "exact")
+KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,9 @@ class GenerationOptions:
             probes the device.
         cached_ids: the ids that `prompt_cache` holds, where the caller knows them: mode="auto" may
             copy drafts from them.
+        kv_bits: bits of a value in the KV cache (2, 3, 4, 5, 6 or 8); None leaves it as it is.
+        kv_group_size: values of a quantized KV cache that share a scale.
+        quantized_kv_start: tokens in the KV cache from which on it is quantized.
         evidence: what earlier answers showed about drafts; mode="auto" goes on from it and adds to
             it. None starts afresh.
     """
@@ -88,6 +93,9 @@ class GenerationOptions:
     prompt_progress_callback: Progress | None = None
     probe_progress_callback: Progress | None = None
     cached_ids: Sequence[int] = ()
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    quantized_kv_start: int = 0
     evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +113,21 @@ class GenerationOptions:
             )
         if self.block_size is not None and (not _is_count(self.block_size) or self.block_size < 2):
             raise GenerationError(f"block_size is {self.block_size!r}; expected 2 rows or more.")
+        if self.kv_bits is not None and self.kv_bits not in KV_BITS:
+            raise GenerationError(f"kv_bits is {self.kv_bits!r}; expected one of {KV_BITS}.")
+        if self.kv_group_size not in KV_GROUP_SIZES:
+            raise GenerationError(
+                f"kv_group_size is {self.kv_group_size!r}; expected one of {KV_GROUP_SIZES}."
+            )
+        if not _is_count(self.quantized_kv_start):
+            raise GenerationError(
+                f"quantized_kv_start is {self.quantized_kv_start!r}; expected 0 or more tokens."
+            )
+        if self.kv_bits is not None and self.numerics == "exact":
+            raise GenerationError(
+                'kv_bits cannot be combined with numerics="exact": the probe compares passes over '
+                "a KV cache that is not quantized."
+            )
         self.sampling(0)
 
     def sampling(self, seed: int) -> Sampling:
@@ -198,12 +221,17 @@ def mlx_generate(
     """
     ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
     given = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
-    run = decode_tokens(model, prompt_tokens, ends, given)
+    receipt = Receipt()
+    run = decode_tokens(model, prompt_tokens, ends, given, receipt)
 
     def ids() -> Generator[int, None, None]:
         with contextlib.closing(run):
             for decided, _ in run:
-                yield decided.token
+                token = decided.token
+                try:  # nothing can fail in here before the caller has the token
+                    yield token
+                finally:
+                    receipt.tokens += 1
 
     return ids()
 
@@ -213,8 +241,11 @@ def decode_tokens(
     prompt_tokens: Sequence[int] | mx.array,
     eos_token_ids: Collection[int],
     options: GenerationOptions,
+    receipt: Receipt | None = None,
 ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
     """Check a request whole, then decode it.
+
+    Whoever hands the tokens on to a caller counts them in `receipt`.
 
     Returns:
         an iterator over each decided token and the totals at that point. Closing it leaves
@@ -226,10 +257,16 @@ def decode_tokens(
     """
     config = model.config
     cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
-    if len(cache) != config.num_hidden_layers:
-        raise GenerationError(
-            f"The prompt cache has {len(cache)} layers, and this model {config.num_hidden_layers}: "
-            "it was made for another model. Make one with `model.make_cache()`."
+    check(cache, model.make_cache(), config.num_key_value_heads, config.head_dim)
+    quantization = None
+    if options.kv_bits is not None:
+        if config.head_dim % options.kv_group_size:
+            raise GenerationError(
+                f"kv_group_size is {options.kv_group_size}, which does not divide this model's "
+                f"head_dim of {config.head_dim}."
+            )
+        quantization = KVQuantization(
+            options.kv_bits, options.kv_group_size, options.quantized_kv_start
         )
     prompt = _checked_ids(prompt_tokens, config.vocab_size)
     room = config.max_position_embeddings - cache[0].offset - len(prompt)
@@ -258,6 +295,7 @@ def decode_tokens(
         prefill_step_size=options.prefill_step_size,
         on_progress=options.prompt_progress_callback,
         cached_ids=options.cached_ids,
+        quantization=quantization,
     )
     block = config.block_size if options.block_size is None else options.block_size
     scheduler = make_scheduler(
@@ -268,7 +306,7 @@ def decode_tokens(
         options.evidence,
     )
     drafters = [CopyDrafter()] if options.mode == "auto" else []
-    return decode(model, request, scheduler, cache, options.on_stats, drafters)
+    return decode(model, request, scheduler, cache, options.on_stats, drafters, receipt)
 
 
 def prepare(
@@ -333,9 +371,10 @@ def stream_generate(
     given = GenerationOptions(
         max_tokens=max_tokens, prompt_progress_callback=clock.progress, **options
     )
-    run = decode_tokens(model, ids, ends, given)
+    receipt = Receipt()
+    run = decode_tokens(model, ids, ends, given, receipt)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
-    return _respond(model, run, tokenizer.detokenizer, ends, stops, clock)
+    return _respond(model, run, tokenizer.detokenizer, ends, stops, clock, receipt)
 
 
 def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> list[int]:
@@ -389,6 +428,7 @@ def _respond(
     ends: Collection[int],
     stops: StopStrings,
     clock: _Clock,
+    receipt: Receipt,
 ) -> Generator[GenerationResponse, None, None]:
     from mlx_lm.generate import wired_limit
 
@@ -426,7 +466,11 @@ def _respond(
                 text += stops.feed(detokenizer.last_segment) + stops.flush()
             if stops.found:
                 finish_reason = "stop"
-            yield response(text, finish_reason)
+            answer = response(text, finish_reason)
+            try:  # nothing can fail in here before the caller has the response
+                yield answer
+            finally:
+                receipt.tokens += 1
             if finish_reason is not None:
                 return
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.activations import swiglu
+from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
@@ -77,10 +79,13 @@ class Attention(nn.Module):
         return q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
     def attend(
-        self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | str | None
+        self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any = None
     ) -> mx.array:
-        """Attention output [B, L, n_heads * head_dim], before the output projection."""
-        out = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask=mask)
+        """Attention output [B, L, n_heads * head_dim], before the output projection.
+
+        `k` and `v` are what `cache` holds: arrays, or quantized ones in three parts.
+        """
+        out = scaled_dot_product_attention(q, k, v, cache, self.scale, mask)
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 
@@ -100,11 +105,12 @@ class Attention(nn.Module):
             # within one evaluation would make MLX copy the whole cache.
             keys, values = cache.update_and_fetch(span.own(k), span.own(v))
             if span.n_ar:
-                text = slice(None, span.text)
-                seen = keys[:, :, text], values[:, :, text]
-                ar.append(self.attend(q[:, :, span.ar], *seen, span.ar_mask))
+                seen = keys, values
+                if span.n_diff:
+                    seen = tree_map(lambda a, end=span.text: a[:, :, :end], seen)
+                ar.append(self.attend(q[:, :, span.ar], *seen, span.ar_mask, cache))
             if span.n_diff:
-                diff.append(self.attend(q[:, :, span.diff], keys, values, span.diff_mask))
+                diff.append(self.attend(q[:, :, span.diff], keys, values, span.diff_mask, cache))
         outputs = [self.o_proj(concat(ar, axis=1))] if ar else []
         outputs += [self.o_proj_diff(concat(diff, axis=1))] if diff else []
         return concat(outputs, axis=1)
@@ -199,6 +205,11 @@ class Model(nn.Module):
     def start(self, outputs: list[mx.array], cache: Cache) -> None:
         """Hand a prepared pass, which wrote to `cache`, to the device; does not wait for it."""
         mx.async_eval(outputs)
+
+    def first_not_finite(self) -> str | None:
+        """The name of the first parameter that holds NaN or infinite values, if one does."""
+        parameters: Any = tree_flatten(self.parameters())
+        return next((name for name, a in parameters if not bool(mx.isfinite(a).all())), None)
 
     def backbone(self, rows: Rows) -> mx.array:
         """Hidden states [1, rows, dim] behind the last layer; the caches grow by all rows."""

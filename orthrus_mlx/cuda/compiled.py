@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache
 
 from ..model import AR
 from ..rows import Cache, Rows
@@ -106,7 +107,9 @@ class CompiledModel:
         return type(None), ()
 
     def takes(self, rows: Rows) -> bool:
-        """Whether a pass over these rows is compiled: a few rows of one sequence."""
+        """Whether a pass over these rows is compiled: a few rows of one sequence, in plain KV."""
+        if type(rows.segments[0].cache[0]) is not KVCache:  # a quantized one
+            return False
         if len(rows.segments) > 1 or not 1 < rows.n_ar + rows.n_diff <= MAX_ROWS:
             return False
         return rows.n_ar > 0 or len(rows.segments[0].depths) == 1

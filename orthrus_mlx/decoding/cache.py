@@ -1,20 +1,137 @@
-"""The KV cache of one sequence: roll it back, or prepare a pass on it while another one runs."""
+"""The KV cache of one sequence: check it, roll it back, or prepare a pass on it while one runs."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
+from ..errors import GenerationError
 from ..rows import Cache
+
+
+class KVQuantization(NamedTuple):
+    """When a KV cache is quantized, and how; as mlx-lm's `generate_step`.
+
+    Attributes:
+        bits: of a value.
+        group_size: values that share a scale.
+        start: tokens in the cache from which on it is quantized.
+    """
+
+    bits: int
+    group_size: int = 64
+    start: int = 0
+
+    def room(self, cache: Cache) -> int | None:
+        """Tokens that the cache takes before it is quantized; None if it is, or never will be."""
+        return self.start - cache[0].offset if hasattr(cache[0], "to_quantized") else None
+
+    def apply(self, cache: Cache) -> None:
+        """Quantize the cache if it has come to `start`."""
+        from mlx_lm.models.cache import QuantizedKVCache
+
+        for i, layer in enumerate(cache):
+            if hasattr(layer, "to_quantized") and layer.offset >= self.start:
+                # mlx-lm's own cannot convert an empty one.
+                cache[i] = (
+                    QuantizedKVCache(self.group_size, self.bits)
+                    if layer.keys is None
+                    else layer.to_quantized(self.group_size, self.bits)
+                )
 
 
 def trim(cache: Cache, length: int) -> None:
     """Roll every layer back to its first `length` tokens."""
     for layer in cache:
         layer.trim(max(0, layer.offset - length))
+
+
+def settle(cache: Cache, length: int) -> None:
+    """Leave a cache that an interrupt may have struck with its first `length` tokens at most.
+
+    Every layer is trimmed to what all of them hold, and one struck between the growth of its keys
+    and of its values gives the difference back.
+    """
+    trim(cache, min([length, *(layer.offset for layer in cache)]))
+    for layer in cache:
+        arrays = [a for _, a in tree_flatten([getattr(layer, n, None) for n in ("keys", "values")])]
+        sizes = {a.shape[2] for a in arrays if isinstance(a, mx.array)}
+        if len(sizes) > 1:
+            both, length = (layer.keys, layer.values), min(sizes)
+            layer.keys, layer.values = tree_map(lambda a, n=length: a[:, :, :n], both)
+
+
+def check(cache: Cache, own: Cache, n_kv_heads: int, head_dim: int) -> None:
+    """Refuse a cache that a model cannot continue, or that cannot be rolled back.
+
+    Args:
+        cache: one layer's cache for each of the model's layers.
+        own: a fresh one of the model's own.
+        n_kv_heads: the model's key and value heads.
+        head_dim: values of each.
+
+    Raises:
+        GenerationError: naming the layer, and what to pass.
+    """
+    from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+    advice = "Make one with `model.make_cache()`."
+    if len(cache) != len(own):
+        raise GenerationError(
+            f"The prompt cache has {len(cache)} layers, and this model {len(own)}: it was made for "
+            f"another model. {advice}"
+        )
+    for i, layer in enumerate(cache):
+        name = type(layer).__name__
+        if type(layer) not in (type(own[0]), KVCache, QuantizedKVCache):
+            fault = (
+                f"is a {name}; drafts need a KVCache or QuantizedKVCache, which can be rolled back"
+            )
+        elif type(layer) is not type(cache[0]):
+            fault = f"is a {name}, and layer 0 a {type(cache[0]).__name__}"
+        elif any(layer is other for other in cache[:i]):
+            fault = "is the same object as an earlier layer's"
+        elif not isinstance(layer.offset, int) or layer.offset < 0:
+            fault = f"has an offset of {layer.offset!r}"
+        elif layer.offset != cache[0].offset:
+            fault = f"holds {layer.offset} tokens, and layer 0 {cache[0].offset}"
+        else:
+            fault = _shape_fault(layer, n_kv_heads, head_dim)
+        if fault:
+            raise GenerationError(f"Layer {i} of the prompt cache {fault}. {advice}")
+
+
+def _shape_fault(layer: Any, n_kv_heads: int, head_dim: int) -> str:
+    """What is wrong with a layer's arrays; empty if nothing is."""
+    from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+    if not isinstance(layer, KVCache | QuantizedKVCache):
+        return ""
+    for which in ("keys", "values"):
+        held: Any = getattr(layer, which)
+        if held is None and not layer.offset:
+            continue
+        widths = [head_dim]
+        if isinstance(layer, QuantizedKVCache):
+            groups = head_dim // layer.group_size
+            widths = [head_dim * layer.bits // 32, groups, groups]
+        parts = [held] if isinstance(layer, KVCache) else held
+        if not isinstance(parts, list | tuple) or len(parts) != len(widths):
+            return f"has {which} of another kind"
+        for part, width in zip(parts, widths, strict=True):
+            if not isinstance(part, mx.array):
+                return f"has no {which}"
+            wanted = (1, n_kv_heads, "N", width)
+            fits = part.ndim == 4 and part.shape[2] >= layer.offset
+            if not fits or part.shape[:2] != wanted[:2] or part.shape[3] != width:
+                return (
+                    f"has {which} of shape {part.shape}, and this model {wanted} with N of "
+                    f"{layer.offset} or more"
+                )
+    return ""
 
 
 class Fork:

@@ -11,8 +11,10 @@ from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
+from ..errors import LogitsError
 from .consensus import Sampling, scores, top2_margin
 
+NO_CHOICE = -1  # in place of a token, where logits are NaN, or all are infinite
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -20,7 +22,7 @@ class Choices(NamedTuple):
     """What was chosen at consecutive positions.
 
     Attributes:
-        tokens: ids [n].
+        tokens: ids [n]; `NO_CHOICE` where the logits allow none.
         logits: what they were chosen from [n, vocab_size], processors applied.
         margins: by how many logits each was chosen [n]; None where that is not asked for.
     """
@@ -64,6 +66,7 @@ class KeyedChooser:
         """The choices of all rows."""
         ranked = scores(logits, position, self.sampling)
         tokens = mx.argmax(ranked, axis=-1).astype(mx.int32)
+        tokens = mx.where(usable(logits), tokens, NO_CHOICE)
         margins = top2_margin(ranked, tokens, self.sampling) if self.margins else None
         return Choices(tokens, logits, margins)
 
@@ -92,16 +95,34 @@ class ProcessedChooser:
         """The choices up to the first that is no draft, or an end token."""
         chosen: list[Choices] = []
         for j, draft in enumerate([*drafts, None]):
-            row = logits[j : j + 1]
+            rows = [logits[j : j + 1]]
             for processor in self._processors:
-                row = processor(self._history, row)
-            choice = self._keyed.choose(row, position + j, ())
+                rows.append(processor(self._history, rows[-1]))
+            choice = self._keyed.choose(rows[-1], position + j, ())
             chosen.append(choice)
             self._history = mx.concatenate([self._history, choice.tokens])
             token = choice.tokens.item()
+            if token == NO_CHOICE:
+                self._blame(rows)
             if token != draft or token in self._ends:
                 break
         tokens = mx.concatenate([choice.tokens for choice in chosen])
         rows = mx.concatenate([choice.logits for choice in chosen])
         margins = [c.margins for c in chosen if c.margins is not None]
         return Choices(tokens, rows, mx.concatenate(margins) if margins else None)
+
+    def _blame(self, rows: Sequence[mx.array]) -> None:
+        """Raise an error for the first processor whose output is unusable, if one is to blame."""
+        good = [bool(usable(row).all()) for row in rows]
+        if good[0]:
+            n = good.index(False) - 1
+            name = getattr(self._processors[n], "__name__", type(self._processors[n]).__name__)
+            raise LogitsError(
+                f"logits_processors[{n}] ({name}) left no token to choose: its logits are NaN, or "
+                "all infinite."
+            )
+
+
+def usable(logits: mx.array) -> mx.array:
+    """Which rows [...] of `logits` [..., vocab_size] a token can be chosen from."""
+    return mx.isfinite(mx.max(logits, axis=-1))

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from ..errors import LogitsError
 from ..rows import Cache, Rows, Segment
-from .cache import Fork, trim
+from .cache import Fork, settle, trim
 from .drafters import BlockDrafter
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
 from .scheduler import Scheduler
@@ -35,6 +36,7 @@ class Runner(Protocol):
     def make_cache(self) -> Cache: ...  # noqa: D102
     def forward(self, rows: Rows) -> tuple[mx.array, mx.array]: ...  # noqa: D102
     def start(self, outputs: list[mx.array], cache: Cache) -> None: ...  # noqa: D102
+    def first_not_finite(self) -> str | None: ...  # noqa: D102
 
 
 def step(runner: Runner, sequences: Many[Sequence]) -> list[list[Decoded]]:
@@ -70,6 +72,13 @@ def submit(runner: Runner, sequences: Many[Sequence]) -> None:
 
 
 @dataclass
+class Receipt:
+    """How many tokens of a run have reached the caller."""
+
+    tokens: int = 0
+
+
+@dataclass
 class _Launch:
     """A cycle on its way to the device."""
 
@@ -86,9 +95,12 @@ class _Launch:
 
 def _next(sequence: Sequence) -> _Launch:
     """The next cycle, whose input is known here."""
-    proposed = sequence.propose(sequence.budget - 1)
+    if sequence.request.quantization is not None:
+        sequence.request.quantization.apply(sequence.cache)
+    room = sequence.room()
+    proposed = sequence.propose(room - 1)
     at_hand = {source: len(ids) for source, ids in proposed.items()}
-    plan = sequence.scheduler.plan(sequence.budget, at_hand)
+    plan = sequence.scheduler.plan(room, at_hand)
     return _Launch(sequence, plan, sequence.text[-1:], proposed.get(plan.source, []))
 
 
@@ -194,12 +206,16 @@ def decode(
     cache: Cache,
     on_stats: Callable[[DecodeStats], None] | None = None,
     drafters: Many[Drafter] = (),
+    receipt: Receipt | None = None,
 ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
     """Write one sequence until an end token or the budget; yields each token once it is decided.
 
     However the iterator ends (exhausted, closed, interrupted), the cache is left holding
     everything committed but the last token handed out, which the next call's prompt starts with.
+    A token counts once the caller has it. Where another generator hands it on, that one counts it
+    in `receipt`.
     """
+    received = Receipt() if receipt is None else receipt
     sequence = Sequence(request, scheduler, cache, [BlockDrafter(), *drafters])
     stats, end_of_prompt = sequence.stats, cache[0].offset + len(request.prompt)
     try:
@@ -214,11 +230,26 @@ def decode(
                     stats.near_ties += token.near_tie
                 if sequence.done and n == len(decided):
                     stats.finish_reason = "stop" if sequence.ended else "length"
-                yield token, stats
+                item = token, stats
+                try:  # nothing can fail in here before the caller has the item
+                    yield item
+                finally:
+                    if receipt is None:
+                        received.tokens += 1
+    except LogitsError as error:
+        where = runner.first_not_finite()
+        raise LogitsError(
+            f"{error}, at token {stats.generation_tokens + 1} of the answer: "
+            + (f"{where} holds NaN or infinite values." if where else "the computation overflows.")
+            + " Convert or download the checkpoint again; `orthrus-mlx verify` tests it."
+        ) from None
     finally:
-        committed = end_of_prompt + stats.generation_tokens - 1
-        # An interrupt can strike between two layers: trim each to what all of them hold.
-        trim(cache, min([committed, *(layer.offset for layer in cache)]))
+        stats.generation_tokens = received.tokens
+        try:
+            settle(cache, end_of_prompt + received.tokens - 1)
+        except BaseException:  # a second interrupt
+            settle(cache, end_of_prompt + received.tokens - 1)
+            raise
         if on_stats is not None:
             on_stats(stats)
 
@@ -232,6 +263,8 @@ def prefill(runner: Runner, request: Request, cache: Cache) -> None:
         chunk = prompt[start : min(start + request.prefill_step_size, total - 1)]
         runner.forward(Rows.verify(chunk, cache))
         # Only the cache is evaluated: no logits are computed, nor the last layer's MLP.
+        if request.quantization is not None:
+            request.quantization.apply(cache)
         mx.eval([layer.state for layer in cache])
         if mx.get_cache_memory() > RETAINED_CACHE_BYTES:
             mx.clear_cache()

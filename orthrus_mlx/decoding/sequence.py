@@ -9,9 +9,17 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
+from ..errors import LogitsError
 from ..rows import Cache
-from .cache import Fork, trim
-from .choosers import Choices, Chooser, KeyedChooser, LogitsProcessor, ProcessedChooser
+from .cache import Fork, KVQuantization, trim
+from .choosers import (
+    NO_CHOICE,
+    Choices,
+    Chooser,
+    KeyedChooser,
+    LogitsProcessor,
+    ProcessedChooser,
+)
 from .consensus import Sampling, count_accepted
 from .plan import ANY_ROWS, Plan, RowCounts
 from .scheduler import Scheduler
@@ -108,6 +116,7 @@ class Request:
         prefill_step_size: prompt ids in one prefill pass.
         on_progress: called with (prompt ids read, prompt ids in all).
         cached_ids: ids that the cache holds, where the caller knows them: drafts may copy them.
+        quantization: of the KV cache; None for none.
     """
 
     prompt: list[int]
@@ -121,6 +130,7 @@ class Request:
     prefill_step_size: int = 2048
     on_progress: Progress | None = None
     cached_ids: Many[int] = ()
+    quantization: KVQuantization | None = None
 
     def chooser(self) -> Chooser:
         """Who decides this sequence's tokens."""
@@ -220,6 +230,16 @@ class Sequence:
             seed=request.sampling.seed,
         )
 
+    def room(self) -> int:
+        """Tokens that the next cycle may write at most.
+
+        A cycle ends where the KV cache is quantized: in AR decoding, tokens from there on see it
+        quantized, and those before do not.
+        """
+        quantization = self.request.quantization
+        room = quantization.room(self.cache) if quantization else None
+        return self.budget if room is None else min(self.budget, max(1, room))
+
     def propose(self, limit: int) -> dict[str, list[int]]:
         """Drafts at hand for the next cycle, by source."""
         proposed = ((d.source, d.propose(self, limit)) for d in self.drafters if limit > 0)
@@ -228,6 +248,10 @@ class Sequence:
     def may_run_ahead(self) -> bool:
         """Whether an AR step may start behind the one in flight, before its token is known here."""
         cycle = self.in_flight
+        # The cycle in flight wrote to the cache already, whose next token may find it quantized.
+        quantization = self.request.quantization
+        if quantization is not None and quantization.room(self.cache) == 0:
+            return False
         if cycle is None or not cycle.plan.is_ar or cycle.choices is None or self.budget < 2:
             return False
         # What a drafter has to say of the text without that token says that it may have drafts.
@@ -250,6 +274,8 @@ class Sequence:
         choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, drafts)
         tokens: Any = choices.tokens.tolist()
         accepted = count_accepted(drafts, tokens)
+        if NO_CHOICE in tokens[: accepted + 1]:
+            raise LogitsError("The model's logits are NaN, or all infinite")
         close = self._near_ties(choices.margins, accepted + 1)
         # Of a processed sequence the last accepted draft may be an end token, with nothing after.
         decided = [

@@ -150,6 +150,9 @@ class FakeModel:
     def start(self, outputs: list[mx.array], cache: list[FakeCache]) -> None:
         mx.async_eval(outputs)
 
+    def first_not_finite(self) -> str | None:
+        return None
+
     # ------------------------------------------------------------------------------ the script
 
     def row(self, history: Sequence[int]) -> np.ndarray:

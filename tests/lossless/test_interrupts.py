@@ -1,0 +1,87 @@
+"""Ctrl-C at any moment: the cache holds just what the caller received, all but its last token."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from orthrus_mlx import mlx_generate, stream_generate
+from tests.amount import few
+from tests.api.texts import byte_tokenizer
+
+from .fake_model import FakeModel, plain_decoding
+
+PROMPT = [3, 1, 4, 1, 5]
+TOKENS = 60
+PATTERN = [True, True, False, True, True, True, True, False, False, True]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return byte_tokenizer(tmp_path_factory.mktemp("bytes"))
+
+
+def receive(run: Any, received: list[int]) -> None:
+    """A caller. What it was handed is in `received` before the next signal can strike."""
+    for piece in run:
+        received.append(piece if isinstance(piece, int) else piece.token)
+
+
+def in_caller(signum: int, frame: FrameType | None) -> None:
+    """As Python's own handler, but in the caller, between `run` and `received`: there it waits."""
+    if frame is not None and frame.f_code is receive.__code__:
+        signal.setitimer(signal.ITIMER_REAL, 2e-5)
+    else:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("cycle", ["two-pass", "one-pass", "alternating", "ar"])
+@pytest.mark.parametrize("kind", ["ids", "text"])
+def test_an_interrupt_at_any_moment(tokenizer: Any, kind: str, cycle: Any) -> None:
+    draw = random.Random(f"{kind} {cycle}")
+    model = FakeModel(vocab_size=40, block_size=6, layers=3)
+    full = PROMPT + plain_decoding(model, PROMPT, TOKENS)
+    options: Any = {"mode": "ar"} if cycle == "ar" else {"mode": "parallel", "cycle": cycle}
+    options["prefill_step_size"] = 2
+
+    def run(cache: Any, prompt: list[int], tokens: int) -> Any:
+        model.script(full, PATTERN)
+        if kind == "ids":
+            return mlx_generate(model, prompt, (), tokens, prompt_cache=cache, **options)
+        return stream_generate(
+            model, tokenizer, prompt, tokens, prompt_cache=cache, eos_token_ids=(), **options
+        )
+
+    started = time.perf_counter()
+    receive(run(model.make_cache(), PROMPT, TOKENS), [])
+    seconds = time.perf_counter() - started
+    interrupted = 0
+    before = signal.signal(signal.SIGALRM, in_caller)
+    try:
+        for _ in range(few(12, of=125)):
+            cache, received = model.make_cache(), list[int]()
+            generator = run(cache, PROMPT, TOKENS)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-6, seconds))
+                receive(generator, received)
+            except KeyboardInterrupt:
+                interrupted += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            generator.close()
+            held = (PROMPT + received)[:-1] if received else PROMPT[: cache[0].offset]
+            assert [layer.ids for layer in cache] == [held] * 3
+            assert full[: len(PROMPT) + len(received)] == PROMPT + received
+            # What follows is what would have followed.
+            rest = list[int]()
+            receive(run(cache, full[len(held) :][:1], TOKENS - len(received)), rest)
+            if received:
+                assert received + rest == full[len(PROMPT) :]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted
