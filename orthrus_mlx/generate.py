@@ -165,6 +165,8 @@ class GenerationResponse:
             the first id; here the first cycle yields several.)
         peak_memory: peak memory of the process's MLX arrays, in GB (10^9 bytes).
         finish_reason: "stop" (end token or stop string), "length", or None while writing.
+        cut: what kept the answer from its own end: "max_tokens", "context" (full) or "stop string";
+            None for an end token, and while writing.
         forward_passes: passes over the layers so far, prefill apart; a two-pass cycle has two.
         cycles: cycles so far, AR steps included.
         drafted_tokens: drafts verified so far.
@@ -190,6 +192,7 @@ class GenerationResponse:
     accepted_tokens: int = 0
     seed: int = 0
     near_ties: int | None = None
+    cut: str | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -356,6 +359,7 @@ def stream_generate(
 
     Yields:
         `GenerationResponse`, the last one with its `finish_reason`. The end token has no text.
+        With `max_tokens=0` there is one response: no text, -1 for a token, no logprobs.
 
     Raises:
         GenerationError: at once, before anything is computed, for an unusable request.
@@ -367,14 +371,17 @@ def stream_generate(
     else:
         ids = prompt
     ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    clock = _Clock(options.pop("prompt_progress_callback", None))
+    watch = _Watch(options.pop("prompt_progress_callback", None), options.pop("on_stats", None))
     given = GenerationOptions(
-        max_tokens=max_tokens, prompt_progress_callback=clock.progress, **options
+        max_tokens=max_tokens,
+        prompt_progress_callback=watch.progress,
+        on_stats=watch.ended,
+        **options,
     )
     receipt = Receipt()
     run = decode_tokens(model, ids, ends, given, receipt)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
-    return _respond(model, run, tokenizer.detokenizer, ends, stops, clock, receipt)
+    return _respond(model, run, tokenizer.detokenizer, ends, stops, watch, receipt)
 
 
 def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> list[int]:
@@ -406,12 +413,16 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-class _Clock:
-    """Notes when the prompt was read, and passes its progress on."""
+class _Watch:
+    """Notes when the prompt was read and what the run came to, and passes both on."""
 
-    def __init__(self, on_progress: Progress | None):
+    def __init__(
+        self, on_progress: Progress | None, on_stats: Callable[[DecodeStats], None] | None
+    ):
         self.on_progress = on_progress
+        self.on_stats = on_stats
         self.prompt_read = 0.0
+        self.stats = DecodeStats()
 
     def progress(self, done: int, total: int) -> None:
         """As `prompt_progress_callback`."""
@@ -420,6 +431,12 @@ class _Clock:
         if self.on_progress is not None:
             self.on_progress(done, total)
 
+    def ended(self, stats: DecodeStats) -> None:
+        """As `on_stats`."""
+        self.stats = stats
+        if self.on_stats is not None:
+            self.on_stats(stats)
+
 
 def _respond(
     model: Any,
@@ -427,7 +444,7 @@ def _respond(
     detokenizer: Any,
     ends: Collection[int],
     stops: StopStrings,
-    clock: _Clock,
+    watch: _Watch,
     receipt: Receipt,
 ) -> Generator[GenerationResponse, None, None]:
     from mlx_lm.generate import wired_limit
@@ -436,13 +453,15 @@ def _respond(
         return GenerationResponse(
             text=text,
             token=decided.token,
-            logprobs=decided.logits - mx.logsumexp(decided.logits, keepdims=True),
+            logprobs=decided.logits - mx.logsumexp(decided.logits, keepdims=True)
+            if decided.logits.size
+            else decided.logits,
             from_draft=decided.from_draft,
             prompt_tokens=stats.prompt_tokens,
-            prompt_tps=stats.prompt_tokens / max(first - started, 1e-9),
+            prompt_tps=stats.prompt_tokens / max(first - started, 1e-9) if first else 0.0,
             generation_tokens=stats.generation_tokens,
             generation_tps=stats.generation_tokens
-            / max(time.perf_counter() - clock.prompt_read, 1e-9),
+            / max(time.perf_counter() - watch.prompt_read, 1e-9),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
             forward_passes=stats.forward_passes,
@@ -451,7 +470,14 @@ def _respond(
             accepted_tokens=stats.accepted_tokens,
             seed=stats.seed,
             near_ties=stats.near_ties,
+            cut=cut(finish_reason),
         )
+
+    def cut(finish_reason: str | None) -> str | None:
+        if finish_reason == "length":
+            held = stats.cached_tokens + stats.prompt_tokens + stats.generation_tokens
+            return "context" if held >= model.config.max_position_embeddings else "max_tokens"
+        return "stop string" if stops.found else None
 
     with wired_limit(model), contextlib.closing(run):
         started, first = time.perf_counter(), 0.0
@@ -473,6 +499,9 @@ def _respond(
                 receipt.tokens += 1
             if finish_reason is not None:
                 return
+    # Only max_tokens=0 comes here: nothing was decided.
+    decided, stats = Decoded(-1, mx.zeros(0), from_draft=False), watch.stats
+    yield response("", stats.finish_reason)
 
 
 class StopStrings:

@@ -220,6 +220,7 @@ def decode(
     stats, end_of_prompt = sequence.stats, cache[0].offset + len(request.prompt)
     try:
         if request.max_tokens == 0:
+            stats.finish_reason = "length"
             return
         prefill(runner, request, cache)
         while not sequence.done:

@@ -220,3 +220,34 @@ def test_text_and_ids_prompts_are_the_same(tokenizer: Any) -> None:
     ]
     assert runs[0] == runs[1] == runs[2]
     assert runs[0] == list(mlx_generate(model, ids, tokenizer.eos_token_id, 12))
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "stop", "positions", "finish_reason", "cut"),
+    [
+        (0, (), 4096, "length", "max_tokens"),
+        (3, (), 4096, "length", "max_tokens"),
+        (-1, (), 9, "length", "context"),
+        (8, (), 9, "length", "context"),
+        (50, (), 9, "length", "context"),
+        (50, ("world",), 4096, "stop", "stop string"),
+        (50, (), 4096, "stop", None),
+    ],
+)
+def test_every_answer_says_what_cut_it(
+    tokenizer: Any, max_tokens: int, stop: Any, positions: int, finish_reason: str, cut: str | None
+) -> None:
+    ids = tokenizer.encode("Hello, world!", add_special_tokens=False)
+    said: list[DecodeStats] = []
+    responses = list(
+        stream_generate(
+            Writer(ids, positions), tokenizer, [0], max_tokens, stop=stop, on_stats=said.append
+        )
+    )
+    last = responses[-1]
+    assert (last.finish_reason, last.cut) == (finish_reason, cut)
+    assert all(response.cut is None for response in responses[:-1])
+    assert said[0].finish_reason in (finish_reason, None)
+    if max_tokens == 0:
+        assert (len(responses), last.text, last.token) == (1, "", -1)
+        assert (last.prompt_tokens, last.generation_tokens) == (1, 0)
