@@ -1,8 +1,9 @@
 """`orthrus-mlx chat`: a conversation in the terminal."""
 
 import sys
+from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -10,16 +11,27 @@ from . import options
 from .options import examples
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .reader import Reader
     from .render import Screen
+    from .settings import Settings
 
 EXAMPLES = examples(
     "orthrus-mlx chat",
     "orthrus-mlx chat --model chiennv/Orthrus-Qwen3-1.7B --max-tokens 2048",
     'orthrus-mlx chat --temp 0.7 --system-prompt "Answer in rhymes"',
+    "orthrus-mlx chat --continue",
     "orthrus-mlx chat --load trip.json",
     "orthrus-mlx chat < questions.txt > answers.txt",
 )
+
+
+def _own_default(option: Any) -> Any:
+    """Take an option whose default is the checkpoint's own."""
+    info = copy(get_args(option)[1])
+    info.show_default = "the model's own"
+    return info
 
 
 def chat(
@@ -31,30 +43,27 @@ def chat(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Go on with a conversation that /save wrote.",
+            help="Go on with a conversation that /save wrote, or with a list of OpenAI messages.",
             show_default=False,
         ),
     ] = None,
+    go_on: Annotated[
+        bool, typer.Option("--continue", help="Go on with the last conversation.")
+    ] = False,
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Show answers as the model writes them, without Markdown."),
     ] = False,
+    think: options.ThinkOption = None,
+    show_thinking: options.ShowThinkingOption = False,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     chat_template_config: options.ChatTemplateConfigOption = None,
-    temp: options.TempOption = 0.0,
-    top_p: options.TopPOption = 1.0,
-    min_p: options.MinPOption = 0.0,
-    top_k: options.TopKOption = 0,
-    seed: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Same seed, same answers, in every mode; each /retry takes the next.",
-            rich_help_panel="Sampling",
-        ),
-    ] = 0,
+    temp: Annotated[float | None, _own_default(options.TempOption)] = None,
+    top_p: Annotated[float | None, _own_default(options.TopPOption)] = None,
+    min_p: Annotated[float | None, _own_default(options.MinPOption)] = None,
+    top_k: Annotated[int | None, _own_default(options.TopKOption)] = None,
+    seed: options.SeedOption = None,
     max_tokens: options.MaxTokensOption = 256,
     mode: options.ModeOption = options.Mode.auto,
     cycle: options.CycleOption = options.Cycle.auto,
@@ -65,19 +74,25 @@ def chat(
 ) -> None:
     """Talk with a model, turn by turn.
 
-    Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message;
-    into a pipe, the answers are plain text.
+    Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message and /bye ends;
+    into a pipe, the answers are plain text, and reasoning goes to stderr.
     """
     from .console import note, stderr_console
     from .conversation import Conversation
+    from .last_chat import keep_last, load_last
     from .settings import Settings
-    from .slash import describe_loaded
+    from .slash import describe_loaded, note_missing_switch
+    from .thinking import think_tags
 
     template_config = options.parse_template_config(chat_template_config)
+    if load and go_on:
+        raise typer.BadParameter("cannot be combined with --continue", param_hint="--load")
     notes = stderr_console()
-    conversation = Conversation.load(load) if load else Conversation()
+    conversation = Conversation.load(load) if load else load_last() if go_on else Conversation()
     if system_prompt is not None:
         conversation.system = system_prompt
+    if go_on and model is None:
+        model = conversation.model
 
     lm, tokenizer = options.load_model(model, revision)
 
@@ -88,30 +103,29 @@ def chat(
     interactive = sys.stdin.isatty()
     if interactive:
         note(notes, "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave")
-    if load:
+    if load or go_on:
         note(notes, describe_loaded(conversation))
+    settings = Settings(max_tokens=max_tokens, seed=seed, mode=mode, cycle=cycle, numerics=numerics)
+    settings.thinking = {None: options.Thinking.auto, True: options.Thinking.on}.get(
+        think, options.Thinking.off
+    )
+    flags = {"temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    _set_sampling(settings, {k: v for k, v in flags.items() if v is not None}, lm, notes)
     session = ChatSession(lm, tokenizer, template_config=template_config)
-    tags = (tokenizer.think_start, tokenizer.think_end)
+    if think is not None:
+        note_missing_switch(session, notes)
+    name = model or options.DEMO
     Chat(
         session,
         _reader(interactive),
-        _screen(plain),
+        _screen(plain, show_thinking, notes),
         notes,
-        model_name=model or options.DEMO,
+        model_name=name,
         conversation=conversation,
-        settings=Settings(
-            temp=temp,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            max_tokens=max_tokens,
-            seed=seed,
-            mode=mode,
-            cycle=cycle,
-            numerics=numerics,
-        ),
-        think_tags=tags if all(tags) else ("<think>", "</think>"),
+        settings=settings,
+        think_tags=think_tags(tokenizer),
         interactive=interactive,
+        keep=keep_last(name, notes),
         extra_options={
             "block_size": block_size,
             "calibrate": calibrate,
@@ -120,16 +134,37 @@ def chat(
     ).run()
 
 
+def _set_sampling(
+    settings: "Settings", flags: dict[str, Any], model: Any, notes: "Console"
+) -> None:
+    """Sample as the flags say, else as the checkpoint does, and say what is the checkpoint's."""
+    from .console import note
+    from .settings import checkpoint_defaults
+
+    folder = getattr(model, "folder", None)  # of a checkpoint that `load` read
+    own, problems = checkpoint_defaults(folder) if folder else ({}, [])
+    for name, value in (own | flags).items():
+        setattr(settings, name, value)
+    for problem in problems:
+        note(notes, problem)
+    taken = [f"{name} {value:g}" for name, value in own.items() if name not in flags]
+    if taken and settings.temp > 0:
+        note(notes, f"Sampling as the model's generation_config.json says: {', '.join(taken)}")
+
+
 def _reader(interactive: bool) -> "Reader":
+    from .console import waiting
     from .reader import EditingReader, LineReader
     from .slash import complete
 
-    return EditingReader(complete) if interactive else LineReader()
+    return EditingReader(complete) if interactive else LineReader(waits=waiting)
 
 
-def _screen(plain: bool) -> "Screen":
+def _screen(plain: bool, show_thinking: bool, notes: "Console") -> "Screen":
     from .console import answer_console, is_screen
     from .render import MarkdownScreen, PlainScreen
 
     console = answer_console()
-    return PlainScreen(sys.stdout) if plain or not is_screen(console) else MarkdownScreen(console)
+    if is_screen(console) and not plain:
+        return MarkdownScreen(console)
+    return PlainScreen(sys.stdout, None if show_thinking or is_screen(console) else notes)

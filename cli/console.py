@@ -1,14 +1,21 @@
 """Where things are printed: answers go to stdout, everything else to stderr."""
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
 
+from orthrus_mlx.errors import PromptError
 
-def stderr_console() -> Console:
-    """Make the console for all that is not the answer."""
-    return Console(stderr=True, highlight=False)
+PATIENCE = 2.0  # seconds of waiting for standard input before that is said
+
+
+def stderr_console(quiet: bool = False) -> Console:
+    """Make the console for all that is not the answer; a quiet one prints nothing."""
+    return Console(stderr=True, highlight=False, quiet=quiet)
 
 
 def answer_console() -> Console:
@@ -42,8 +49,27 @@ def print_error(error: Exception, console: Console | None = None) -> None:
     (console or stderr_console()).print(line, soft_wrap=True)
 
 
-def read_stdin() -> str:
-    """Read all of standard input, whatever its bytes are."""
+def read_stdin(hint: str = "") -> str:
+    """Read all of standard input, whatever its bytes are; after a while say that it is awaited."""
+    if sys.stdin is None:
+        return ""
     if hasattr(sys.stdin, "reconfigure"):  # not so for a stand-in
         sys.stdin.reconfigure(errors="replace")
-    return sys.stdin.read()
+    with waiting(hint):
+        try:
+            return sys.stdin.read()
+        except OSError as error:
+            raise PromptError(f"Standard input cannot be read: {error.strerror}.") from None
+
+
+@contextmanager
+def waiting(hint: str = "") -> Iterator[None]:
+    """Say on stderr that standard input is awaited, if that takes longer than a moment."""
+    line = f"Waiting for standard input to end{hint and f'; {hint}'}."
+    timer = threading.Timer(PATIENCE, note, (stderr_console(), line))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -4,6 +4,8 @@
     {"role": "system", "content": "..."},                       may be missing
     {"role": "user", "content": "..."},
     {"role": "assistant", "content": "...", "thinking": "..."}]}   thinking may be missing
+
+A plain list of OpenAI messages, alone or under "messages", can be read too.
 """
 
 import json
@@ -11,9 +13,11 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from orthrus_mlx.errors import OrthrusError, OutputError
+
+from .thinking import Answer
 
 FORMAT = "orthrus-mlx-chat"
 VERSION = 1
@@ -34,11 +38,16 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """What was said so far, and the file that it was saved to or loaded from."""
+    """What was said so far, and the file that it was saved to or loaded from.
+
+    `pending` is a last message of the user that was loaded without an answer.
+    """
 
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
     path: Path | None = None
+    pending: str | None = None
+    model: str | None = None  # that answered, as the file says
 
     def messages(self, question: str | None = None) -> list[dict[str, str]]:
         """List the messages to send: all that was said, then a new question."""
@@ -73,7 +82,10 @@ class Conversation:
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
-        """Read a file that `save` wrote."""
+        """Read a file that `save` wrote, or a list of OpenAI messages.
+
+        Only the former is the conversation's own file, to be written again by the next save.
+        """
         path = path.expanduser().resolve()
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -87,47 +99,82 @@ class Conversation:
             conversation = cls._from_json(data)
         except ConversationError as error:
             raise ConversationError(f"{path} is not a saved conversation: {error}.") from None
-        conversation.path = path
+        own = isinstance(data, dict) and "format" in data
+        conversation.path = path if own else None
         return conversation
 
     @classmethod
     def _from_json(cls, data: Any) -> "Conversation":
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ConversationError(f'it has no "format": "{FORMAT}"')
-        if data.get("version") != VERSION:
+        if isinstance(data, list):
+            data = {"messages": data}
+        if not isinstance(data, dict) or "messages" not in data:
+            raise ConversationError('it has no "messages"')
+        if data.get("format", FORMAT) != FORMAT:
+            raise ConversationError(f'its "format" is not "{FORMAT}"')
+        if "format" in data and data.get("version") != VERSION:
             raise ConversationError(
                 f"it has version {data.get('version')!r}, and this release reads {VERSION}"
             )
-        messages = data.get("messages")
-        if not isinstance(messages, list):
+        if not isinstance(data["messages"], list):
             raise ConversationError('"messages" must be a list')
-        for number, message in enumerate(messages, 1):
-            _check_message(message, number)
-        system = None
-        if messages and messages[0]["role"] == "system":
-            system = messages[0]["content"]
-            messages = messages[1:]
-        roles = [message["role"] for message in messages]
-        if roles != ["user", "assistant"] * (len(roles) // 2):
-            raise ConversationError(
-                "user and assistant must take turns, starting with user and ending with "
-                f"assistant, but the roles are: {', '.join(roles)}"
-            )
-        turns = [
-            Turn(question["content"], answer["content"], answer.get("thinking", ""))
-            for question, answer in zip(messages[::2], messages[1::2], strict=True)
+        messages = [
+            _read_message(message, number) for number, message in enumerate(data["messages"], 1)
         ]
-        return cls(system, turns)
+        system = None
+        if messages and messages[0][0] == "system":
+            system = messages.pop(0)[1].text
+        roles = [role for role, _ in messages]
+        if roles != (["user", "assistant"] * len(roles))[: len(roles)]:
+            raise ConversationError(
+                "user and assistant must take turns, starting with user, "
+                f"but the roles are: {', '.join(roles)}"
+            )
+        said = [answer for _, answer in messages]
+        turns = [
+            Turn(question.text, answer.text, answer.thinking)
+            for question, answer in zip(said[::2], said[1::2], strict=False)
+        ]
+        pending = said[-1].text if len(said) % 2 else None
+        model = data.get("model")
+        return cls(system, turns, None, pending, model if isinstance(model, str) else None)
 
 
-def _check_message(message: Any, number: int) -> None:
+class _Said(NamedTuple):
+    """What one message says."""
+
+    text: str
+    thinking: str
+
+
+def _read_message(message: Any, number: int) -> tuple[str, _Said]:
+    """Read a message, as we write it or as OpenAI does: its role and what it says."""
     if not isinstance(message, dict):
         raise ConversationError(f"message {number} must be an object")
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            raise ConversationError(f'message {number} needs "{key}", a string')
-    if not isinstance(message.get("thinking", ""), str):
-        raise ConversationError(f'"thinking" of message {number} must be a string')
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise ConversationError(f'message {number} needs "role", a string')
+    if isinstance(content, list):
+        content = _join_parts(content, number)
+    if not isinstance(content, str):
+        raise ConversationError(f'message {number} needs "content", a string')
+    key = "reasoning_content" if message.get("reasoning_content") is not None else "thinking"
+    thinking = message.get(key, "")
+    if not isinstance(thinking, str):
+        raise ConversationError(f'"{key}" of message {number} must be a string')
+    if role == "assistant" and not thinking:
+        answer = Answer(lambda kind, text: None)
+        answer.feed(content)
+        answer.finish()
+        content, thinking = answer.text, answer.thinking
+    return "system" if role == "developer" else role, _Said(content, thinking)
+
+
+def _join_parts(parts: list[Any], number: int) -> str:
+    """Join the parts that OpenAI's messages may be in; all must be text."""
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise ConversationError(f"message {number} has parts that are not text")
+    return "\n".join(texts)
 
 
 def _write_whole(path: Path, text: str) -> None:

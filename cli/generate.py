@@ -1,19 +1,23 @@
 """`orthrus-mlx generate`: one prompt in, one answer out."""
 
+import os
 import sys
 from contextlib import closing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options
 from .options import examples
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 EXAMPLES = examples(
     'orthrus-mlx generate "Write a haiku about the sea"',
     "orthrus-mlx generate --model chiennv/Orthrus-Qwen3-1.7B -m 512 -p 'Hello!'",
     'orthrus-mlx generate "Three rivers, as JSON" --no-verbose > rivers.json',
-    "cat notes.txt | orthrus-mlx generate --system-prompt 'Summarize this'",
+    "cat notes.txt | orthrus-mlx generate 'Summarize this'",
     "orthrus-mlx generate --temp 0.7 --top-p 0.9 --seed 7 'Tell me a story'",
     "orthrus-mlx generate --ignore-chat-template 'Once upon a time'",
 )
@@ -24,7 +28,8 @@ def generate(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="The message; '-' reads standard input, as does a pipe with no prompt given.",
+            help="The message; '-' reads it from standard input. What a pipe brings stands "
+            "before the message.",
             show_default=False,
         ),
     ] = None,
@@ -46,9 +51,18 @@ def generate(
     ignore_chat_template: Annotated[
         bool, typer.Option("--ignore-chat-template", help="Send the prompt as it is.")
     ] = False,
+    no_stdin: Annotated[
+        bool,
+        typer.Option(
+            "--no-stdin",
+            help="Do not read standard input; nor does a rank of mlx.launch (MLX_RANK).",
+        ),
+    ] = False,
     verbose: Annotated[
-        bool, typer.Option(help="Report speed, drafting and memory on stderr.")
+        bool, typer.Option(help="Report speed, drafting, memory and reasoning on stderr.")
     ] = True,
+    think: options.ThinkOption = None,
+    show_thinking: options.ShowThinkingOption = False,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     chat_template_config: options.ChatTemplateConfigOption = None,
@@ -88,21 +102,27 @@ def generate(
     The answer streams to stdout, and nothing else goes there: it can be piped.
     """
     template_config = options.parse_template_config(chat_template_config)
+    if ignore_chat_template and think is not None:
+        raise typer.BadParameter(
+            "needs the chat template that --ignore-chat-template leaves out",
+            param_hint="--think" if think else "--no-think",
+        )
     if ignore_chat_template and system_prompt is not None:
         raise typer.BadParameter(
             "needs the chat template that --ignore-chat-template leaves out",
             param_hint="--system-prompt",
         )
-    message = _read_prompt(text, prompt)
+    message = _read_prompt(text, prompt, no_stdin)
 
     lm, tokenizer = options.load_model(model, revision, quiet=not verbose)
     for token in extra_eos_token or ():
         _add_eos_token(tokenizer, token)
-    ids = _encode(
+    ids, sent = _encode(
         tokenizer,
         message,
         system_prompt,
         template_config,
+        think,
         raw=ignore_chat_template,
         quiet=not verbose,
     )
@@ -111,10 +131,13 @@ def generate(
 
     from .console import note, stderr_console
     from .progress import prefill_bar, probe_bar
-    from .stats import generation_lines
+    from .stats import BY_FLAG, cut_line, generation_lines
+    from .thinking import think_tags
 
     notes = stderr_console()
-    last: Any = None
+    aside = None if show_thinking else stderr_console(quiet=not verbose)
+    printer = _Printer(aside, sent, think_tags(tokenizer))
+    stopped = False
     with prefill_bar(notes) as reading, probe_bar(notes) as probing:
         answer = stream_generate(
             lm,
@@ -136,30 +159,46 @@ def generate(
             prompt_progress_callback=reading,
             probe_progress_callback=probing,
         )
-        last = _print_answer(answer)
+        try:
+            printer.print(answer)
+        except KeyboardInterrupt:
+            stopped = True
+    last = printer.last
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
             note(notes, line)
+    cut = cut_line(last, BY_FLAG, stopped=stopped, thinks=printer.thinks)
+    if verbose and cut is not None:
+        note(notes, cut)
+    if stopped:
+        raise KeyboardInterrupt
 
 
-def _read_prompt(text: str | None, prompt: str | None) -> str:
-    """Find the message: the argument, the option or standard input."""
+def _read_prompt(text: str | None, prompt: str | None, no_stdin: bool) -> str:
+    """Find the message: what standard input brings, then the argument or the option."""
     from orthrus_mlx.errors import PromptError
 
     if text is not None and prompt is not None:
         raise typer.BadParameter("give the prompt once: as an argument or with --prompt/-p")
-    if text is None and prompt is None:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise typer.BadParameter(
-                "no prompt: give one as an argument, with --prompt/-p or on standard input"
-            )
-        prompt = "-"
     # mlx-lm's --prompt takes these two escapes; an argument is taken as it is.
-    message = text if text is not None else (prompt or "").replace("\\n", "\n").replace("\\t", "\t")
-    if message == "-":
+    given = prompt.replace("\\n", "\n").replace("\\t", "\t") if prompt is not None else text
+    if given == "-" and no_stdin:
+        raise typer.BadParameter(
+            "'-' asks for the standard input that --no-stdin leaves out", param_hint="--no-stdin"
+        )
+    # The ranks that mlx.launch starts have pipes that nobody writes to.
+    piped = not (no_stdin or "MLX_RANK" in os.environ or sys.stdin is None or sys.stdin.isatty())
+    if given is None and not piped:
+        raise typer.BadParameter(
+            "no prompt: give one as an argument, with --prompt/-p or on standard input"
+        )
+    message = given or ""
+    if piped or given == "-":
         from .console import read_stdin
 
-        message = read_stdin()
+        message = read_stdin("" if given in (None, "-") else "--no-stdin does without it")
+        if given not in (None, "-"):
+            message = f"{message.rstrip()}\n\n{given}" if message.strip() else f"{given}"
     if not message.strip():
         raise PromptError("The prompt is empty: there is nothing to answer.")
     return message
@@ -177,33 +216,51 @@ def _encode(
     message: str,
     system_prompt: str | None,
     template_config: dict[str, Any],
+    think: bool | None,
     *,
     raw: bool,
     quiet: bool,
-) -> list[int]:
-    """Turn the message into ids, through the chat template if there is one."""
-    from orthrus_mlx.session import encode_chat
+) -> tuple[list[int], str]:
+    """Turn the message into ids and text, through the chat template if there is one."""
+    from orthrus_mlx.session import encode_chat, has_thinking_switch, thinking_config
 
     from .console import note, stderr_console
+    from .thinking import NO_SWITCH
 
     # Without a template a lone message can still be sent raw; a system prompt cannot.
     if not raw and (tokenizer.has_chat_template or system_prompt is not None):
         messages = [{"role": "user", "content": message}]
         if system_prompt is not None:
             messages.insert(0, {"role": "system", "content": system_prompt})
-        return encode_chat(tokenizer, messages, template_config)[0]
+        if think is not None and not quiet and not has_thinking_switch(tokenizer, template_config):
+            note(stderr_console(), NO_SWITCH)
+        return encode_chat(tokenizer, messages, {**template_config, **thinking_config(think)})
     if not raw and not quiet:
         note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
-    return list(tokenizer.encode(message))
+    return list(tokenizer.encode(message)), message
 
 
-def _print_answer(answer: Any) -> Any:
-    """Stream the answer to stdout, ending with one line break; return the last response."""
-    from .render import PlainScreen
-    from .thinking import Kind
+class _Printer:
+    """Streams the answer to stdout, ending with one line break, and its thinking aside."""
 
-    last: Any = None
-    with PlainScreen(sys.stdout) as screen, closing(answer):
-        for last in answer:
-            screen.write(Kind.answer, last.text)
-    return last
+    def __init__(self, aside: "Console | None", prompt: str, tags: tuple[str, str]) -> None:
+        from .render import PlainScreen
+        from .thinking import Answer
+
+        self.last: Any = None  # the last response
+        self._screen = PlainScreen(sys.stdout, aside)
+        self._answer = Answer(self._screen.write, prompt, tags)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model was still thinking when the answer ended."""
+        return self.last is not None and self._answer.thinks
+
+    def print(self, responses: Any) -> None:
+        """Print all that comes; what was held back too, if it is interrupted."""
+        with self._screen, closing(responses):
+            try:
+                for self.last in responses:
+                    self._answer.feed(self.last.text)
+            finally:
+                self._answer.finish()

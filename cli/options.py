@@ -10,6 +10,7 @@ import typer
 
 DEMO = "demo"
 REAL_MODEL = "chiennv/Orthrus-Qwen3-1.7B"
+MAX_SEED = 2**64 - 1
 
 
 class Mode(StrEnum):
@@ -42,6 +43,19 @@ class Numerics(StrEnum):
 
     fast = "fast"
     exact = "exact"
+
+
+class Thinking(StrEnum):
+    """Whether the model reasons before it answers; auto leaves it to the chat template."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+    @property
+    def wanted(self) -> bool | None:
+        """As a chat template takes it; None for what the template does by itself."""
+        return None if self is Thinking.auto else self is Thinking.on
 
 
 def _not_zero(tokens: int) -> int:
@@ -78,6 +92,22 @@ ChatTemplateConfigOption = Annotated[
         help="Arguments for the chat template, as a JSON object: '{\"enable_thinking\": false}'.",
         show_default=False,
         rich_help_panel=_MODEL,
+    ),
+]
+ThinkOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think",
+        help="Let the model reason before it answers, or not. "
+        "[dim]\\[default: what the chat template does][/dim]",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
+ShowThinkingOption = Annotated[
+    bool,
+    typer.Option(
+        "--show-thinking", help="Write the reasoning to stdout too, with its tags, not to stderr."
     ),
 ]
 PrefillStepSizeOption = Annotated[
@@ -149,6 +179,8 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         metavar="N",
+        min=0,
+        max=MAX_SEED,
         help="Same seed, same answer, in every mode. [dim]\\[default: a fresh one][/dim]",
         show_default=False,
         rich_help_panel=_SAMPLING,

@@ -3,12 +3,15 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import platformdirs
 
 QUOTES = '"""'
+
+Waits = Callable[[], AbstractContextManager[object]]  # entered while input is waited for
 
 
 class Reader(Protocol):
@@ -36,14 +39,16 @@ def read_message(reader: Reader) -> str:
 class LineReader:
     """Reads lines from a pipe or a file."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, waits: "Waits | None" = None) -> None:
         self._stream = stream or sys.stdin
+        self._waits = waits or nullcontext
         if hasattr(self._stream, "reconfigure"):
             self._stream.reconfigure(errors="replace")
 
     def read(self, prompt: str) -> str:
         """Read a line; the prompt is for people only."""
-        line = self._stream.readline()
+        with self._waits():
+            line = self._stream.readline()
         if not line:
             raise EOFError
         return line.removesuffix("\n").removesuffix("\r")

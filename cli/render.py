@@ -36,22 +36,36 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """Writes what the model wrote, and a final line break."""
+    """Writes what the model wrote, and a final line break.
 
-    def __init__(self, stream: TextIO) -> None:
+    The thinking, without its tags, goes to the console `aside`; without one it stays in the text.
+    """
+
+    def __init__(self, stream: TextIO, aside: Console | None = None) -> None:
         self._stream = stream
         self._to_terminal = stream.isatty()
+        self._aside = _Thinking(aside) if aside is not None else None
         self._last = ""
+        self._after_thinking = False
 
     def write(self, kind: Kind, text: str) -> None:
         """Write a piece as it is."""
+        if self._aside is not None and kind is not Kind.answer:
+            if kind is Kind.thinking:
+                self._aside.write(text)
+            self._after_thinking = True
+            return
+        if self._after_thinking and not self._last:  # the blank lines between belong to neither
+            text = text.lstrip("\n")
         if text:
+            if self._aside is not None:
+                self._aside.end()
             self._stream.write(for_terminal(text) if self._to_terminal else text)
             self._stream.flush()
             self._last = text
 
     def __enter__(self) -> "PlainScreen":
-        self._last = ""
+        self._last, self._after_thinking = "", False
         return self
 
     def __exit__(
@@ -60,9 +74,33 @@ class PlainScreen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._aside is not None:
+            self._aside.end()
         if self._last and not self._last.endswith("\n"):
             self._stream.write("\n")
             self._stream.flush()
+
+
+class _Thinking:
+    """Streams thinking to a console, dimmed."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def write(self, text: str) -> None:
+        """Show a piece, without the blank space at the start of all."""
+        text = for_terminal(text if self._last else text.lstrip())
+        if text:
+            self._console.print(Text(text, style="dim italic"), end="", soft_wrap=True)
+            self._last = text
+
+    def end(self, blank_line: bool = False) -> None:
+        """End the last line, if there was any thinking."""
+        if self._last:
+            breaks = 1 + blank_line - self._last.endswith("\n")
+            self._console.print("\n" * breaks, end="")
+            self._last = ""
 
 
 class MarkdownScreen:
@@ -79,32 +117,24 @@ class MarkdownScreen:
     def _start(self) -> None:
         self._block = ""  # Markdown not printed yet
         self._printed = False  # whether something stands above
-        self._thinking = ""  # the thinking shown last
+        self._thinking = _Thinking(self._console)
         self._live: Live | None = None
         self._drawn = 0.0
 
     def write(self, kind: Kind, text: str) -> None:
         """Show a piece: thinking at once, answer text when it is time to draw."""
-        text = for_terminal(text)
         if kind is Kind.thinking:
-            text = text if self._thinking else text.lstrip()
-            if text:
-                self._console.print(Text(text, style="dim italic"), end="", soft_wrap=True)
-                self._thinking = text
+            self._thinking.write(text)
         elif kind is Kind.answer:
+            text = for_terminal(text)
             if not self._block:
                 text = text.lstrip("\n")
                 if text:
-                    self._end_thinking()
+                    self._thinking.end(blank_line=True)
             self._block += text
             if "\n" in text:
                 self._print_finished()
             self._draw()
-
-    def _end_thinking(self) -> None:
-        if self._thinking:
-            self._console.print("" if self._thinking.endswith("\n") else "\n")
-            self._thinking = ""
 
     def _print_finished(self) -> None:
         """Print the blocks that further text cannot change."""
@@ -152,7 +182,7 @@ class MarkdownScreen:
             self._live.update("", refresh=True)
             self._live.stop()
             self._live = None
-        self._end_thinking()
+        self._thinking.end(blank_line=True)
         if self._block.strip():
             self._print(self._block)
         self._block = ""

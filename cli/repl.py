@@ -1,6 +1,6 @@
 """The chat loop: read, answer, repeat. It knows no model and no terminal."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -15,9 +15,9 @@ from .reader import Reader, read_message
 from .render import Screen
 from .settings import Settings
 from .slash import SlashCommands
-from .stats import Totals, chat_line
+from .stats import BY_COMMAND, BY_FLAG, Totals, chat_line, cut_line
 from .terminal import answering
-from .thinking import Kind, Piece, ThinkingSplitter
+from .thinking import DEFAULT_TAGS, Answer
 
 
 class Session(Protocol):
@@ -25,6 +25,11 @@ class Session(Protocol):
 
     reused_tokens: int
     prompt_text: str
+    thinking: bool | None
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template lets one choose between thinking and not."""
 
     @property
     def cached_tokens(self) -> int:
@@ -42,8 +47,9 @@ class Session(Protocol):
 class Chat:
     """One chat: who reads, who answers, where it shows, and what was said so far.
 
-    When nobody is there to react (`interactive=False`, input from a pipe), the first error or
-    Ctrl-C ends the chat; otherwise it goes on.
+    When nobody is there to react (`interactive=False`, input from a pipe), every line is a message,
+    but for /bye, and the first error or Ctrl-C ends the chat; otherwise it goes on.
+    `keep` is called after each turn.
     """
 
     def __init__(
@@ -56,9 +62,10 @@ class Chat:
         model_name: str,
         conversation: Conversation | None = None,
         settings: Settings | None = None,
-        think_tags: tuple[str, str] = ("<think>", "</think>"),
+        think_tags: tuple[str, str] = DEFAULT_TAGS,
         interactive: bool = True,
         extra_options: Mapping[str, Any] | None = None,
+        keep: Callable[[Conversation], None] = lambda conversation: None,
     ) -> None:
         self.session = session
         self.notes = notes
@@ -71,34 +78,41 @@ class Chat:
         self._think_tags = think_tags
         self._interactive = interactive
         self._extra_options = dict(extra_options or {})
+        self._keep = keep
+        self._remedies = BY_COMMAND if interactive else BY_FLAG
         self._attempt = 0  # how often the last question was asked again
         self._commands = SlashCommands(self)
 
     def run(self) -> None:
-        """Go on until the input ends or `/quit`."""
+        """Go on until the input ends or `/bye`."""
         while True:
             try:
-                text = read_message(self._reader)
+                text = self._next_message()
+                if text is not None:
+                    self.ask(text)
+            except EOFError:
+                return
             except KeyboardInterrupt:  # the line was cleared
                 if not self._interactive:
                     raise
-                continue
-            except EOFError:
-                return
-            if not text.strip():
-                continue
-            try:
-                if self._commands.handles(text):
-                    if not self._commands.run(text):
-                        return
-                else:
-                    self.ask(text)
             except OrthrusError as error:
                 if not self._interactive:
                     raise
                 print_error(error, self.notes)
                 if isinstance(error, ContextLengthError):
-                    note(self.notes, "The conversation is too long: /undo some of it, or /reset")
+                    note(self.notes, "The conversation is too long: /undo some of it, or /clear")
+
+    def _next_message(self) -> str | None:
+        """Read on; None for what was no message. EOFError at the end."""
+        pending, self.conversation.pending = self.conversation.pending, None
+        if pending is not None:
+            return pending
+        if self._interactive:
+            return self._commands.take(read_message(self._reader))
+        line = self._reader.read("")
+        if line.strip() == "/bye":
+            raise EOFError
+        return line if line.strip() else None
 
     def ask(self, question: str) -> None:
         """Answer a question; it becomes part of the conversation if that works."""
@@ -106,6 +120,7 @@ class Chat:
         if turn is not None:
             self.conversation.turns.append(turn)
             self._attempt = 0
+            self._keep(self.conversation)
 
     def retry(self) -> None:
         """Answer the last question again; the old answer stays if that fails."""
@@ -117,17 +132,19 @@ class Chat:
             self.conversation.turns.append(turn or last)
         if turn is not None:
             self._attempt += 1
+            self._keep(self.conversation)
 
     def _answer(self, question: str, attempt: int) -> Turn | None:
         """Stream an answer to the screen; None if it was stopped before its first token."""
         last: Any = None
+        self.session.thinking = self.settings.thinking.wanted
         with (
             answering() as ctrl_c,
             self._screen,
             prefill_bar(self.notes, ctrl_c.check) as reading,
             probe_bar(self.notes, ctrl_c.check) as probing,
         ):
-            answer = _Answer(self._screen)
+            answer = Answer(self._screen.write)
             responses = self.session.stream(
                 self.conversation.messages(question),
                 **self.settings.options(attempt),
@@ -139,63 +156,30 @@ class Chat:
                 with closing(responses):
                     for response in responses:
                         if last is None:
-                            answer.splitter = self._new_splitter()
+                            prompt = self.session.prompt_text
+                            answer = Answer(self._screen.write, prompt, self._think_tags)
                         last = response
                         answer.feed(response.text)
                         ctrl_c.check()
             except KeyboardInterrupt:
-                if not self._interactive:
-                    raise
                 ctrl_c.pressed = True
             answer.finish()
         if last is None:  # Ctrl-C while the prompt was read
             note(self.notes, "Stopped before the answer began; your message was not kept.")
-            return None
-        self._report(last, stopped=ctrl_c.pressed)
-        return answer.turn(question)
+        else:
+            self._report(last, stopped=ctrl_c.pressed, thinks=answer.thinks)
+        if ctrl_c.pressed and not self._interactive:
+            raise KeyboardInterrupt
+        return Turn(question, answer.text, answer.thinking) if last is not None else None
 
-    def _new_splitter(self) -> ThinkingSplitter:
-        opens, closes = self._think_tags
-        is_open = self.session.prompt_text.rstrip().endswith(opens)
-        return ThinkingSplitter(is_open, opens, closes)
-
-    def _report(self, last: Any, stopped: bool) -> None:
+    def _report(self, last: Any, stopped: bool, thinks: bool) -> None:
         """Print the stats line, and why the answer ended if it was not the model's doing."""
         self.totals.add(last, self.session.reused_tokens)
-        line = chat_line(last, self.session.reused_tokens, sampled=self.settings.temp > 0)
-        if stopped and last.finish_reason is None:
-            line = f"stopped · {line}"
-        elif last.finish_reason == "length":
-            line = f"cut off at max_tokens ({self.settings.max_tokens}) · {line}"
-        note(self.notes, line)
+        note(
+            self.notes,
+            chat_line(last, self.session.reused_tokens, sampled=self.settings.temp > 0),
+        )
+        if line := cut_line(last, self._remedies, stopped=stopped, thinks=thinks):
+            note(self.notes, line)
         if self._interactive:
             self.notes.print()
-
-
-class _Answer:
-    """An answer on its way to the screen."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.splitter = ThinkingSplitter()
-        self._screen = screen
-        self._said: dict[Kind, str] = dict.fromkeys(Kind, "")
-
-    def feed(self, text: str) -> None:
-        """Show the next piece of text."""
-        self._show(self.splitter.feed(text))
-
-    def finish(self) -> None:
-        """Show what was held back."""
-        self._show(self.splitter.finish())
-
-    def turn(self, question: str) -> Turn:
-        """Put question and answer together."""
-        answer = self._said[Kind.answer]
-        if self._said[Kind.tag]:  # the blank lines after the thinking are part of neither
-            answer = answer.lstrip("\n")
-        return Turn(question, answer, self._said[Kind.thinking].strip())
-
-    def _show(self, pieces: list[Piece]) -> None:
-        for kind, text in pieces:
-            self._said[kind] += text
-            self._screen.write(kind, text)

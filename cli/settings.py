@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from orthrus_mlx.checkpoint.config import read_json
 from orthrus_mlx.errors import OrthrusError
 
-from .options import Cycle, Mode, Numerics
-
-MAX_SEED = 2**64 - 1
+from .options import MAX_SEED, Cycle, Mode, Numerics, Thinking
 
 
 class SettingError(OrthrusError):
@@ -65,10 +65,41 @@ SETTINGS = {
     "min_p": Setting(_share, "a number from 0 to 1"),
     "max_tokens": Setting(_max_tokens, "a whole number, or -1 for what the context holds"),
     "seed": Setting(_seed, "a whole number from 0 up, or none for a fresh one each time"),
+    "thinking": Setting(Thinking, "on, off, or auto for what the template does", (*Thinking,)),
     "mode": _one_of(Mode),
     "cycle": _one_of(Cycle),
     "numerics": _one_of(Numerics),
 }
+
+# What mlx-lm and Ollama call them.
+_ALIASES = {"temperature": "temp", "num_predict": "max_tokens", "think": "thinking"}
+
+
+def checkpoint_defaults(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read the sampling settings of a checkpoint's generation_config.json.
+
+    Returns:
+        (settings, problems): the settings that it names, none where it is greedy; and a line about
+        each value that cannot be used.
+    """
+    path = folder / "generation_config.json"
+    config = read_json(path) if path.exists() else {}
+    settings, problems = {}, []
+    for name, key in _CONFIG_KEYS.items():
+        if config.get(key) is None:
+            continue
+        try:
+            settings[name] = SETTINGS[name].read(str(config[key]))
+        except ValueError:
+            takes = SETTINGS[name].takes
+            problems.append(f"{path}: {key} is not used; it should be {takes}.")
+    if config.get("do_sample") is True:
+        settings.setdefault("temp", 1.0)  # as in transformers
+    greedy = config.get("do_sample") is False or not settings.get("temp")
+    return ({} if greedy else settings), problems
+
+
+_CONFIG_KEYS = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 
 
 @dataclass
@@ -80,19 +111,17 @@ class Settings:
     top_k: int = 0
     min_p: float = 0.0
     max_tokens: int = 256
-    seed: int | None = 0
+    seed: int | None = None
+    thinking: Thinking = Thinking.auto
     mode: Mode = Mode.auto
     cycle: Cycle = Cycle.auto
     numerics: Numerics = Numerics.fast
 
     def set(self, name: str, text: str) -> str:
-        """Read a value from text, or say what was expected; return the setting as it is now."""
-        name = name.lstrip("-").replace("-", "_")
-        name = "temp" if name == "temperature" else name
-        if name not in SETTINGS:
-            near = get_close_matches(name, SETTINGS, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SETTINGS)}."
-            raise SettingError(f"No setting is called {name!r}. {hint}")
+        """Read a value from text, if any, or say what was expected; return what holds now."""
+        name = self._known(name)
+        if not text:
+            return f"{name} = {self._show(name)}"
         try:
             value = SETTINGS[name].read(text)
         except ValueError:
@@ -100,6 +129,16 @@ class Settings:
             raise SettingError(f"{name} cannot be {text!r}; it takes {takes}.") from None
         setattr(self, name, value)
         return f"{name} = {self._show(name)}"
+
+    def _known(self, name: str) -> str:
+        """Find the setting that is meant."""
+        name = name.lstrip("-").replace("-", "_")
+        name = _ALIASES.get(name, name)
+        if name not in SETTINGS:
+            near = get_close_matches(name, SETTINGS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(SETTINGS)}."
+            raise SettingError(f"No setting is called {name!r}. {hint}")
+        return name
 
     def lines(self) -> list[str]:
         """List all settings and what they take."""

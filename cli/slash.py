@@ -15,6 +15,7 @@ from .conversation import Conversation
 from .reader import complete_path
 from .settings import SETTINGS, Settings
 from .stats import Totals, acceptance, plural, speed
+from .thinking import NO_SWITCH
 
 
 class Cache(Protocol):
@@ -23,6 +24,10 @@ class Cache(Protocol):
     @property
     def cached_tokens(self) -> int:
         """How many tokens the KV cache holds."""
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template lets one choose between thinking and not."""
 
     def reset(self) -> None:
         """Forget everything."""
@@ -46,7 +51,7 @@ class ChatState(Protocol):
 
 
 class CommandError(OrthrusError):
-    """A slash command that does not exist, or cannot do its work now."""
+    """A slash command that cannot do its work now."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +64,22 @@ class Command:
 
 
 COMMANDS = (
-    Command("/help", "", "show this list"),
-    Command("/reset", "", "forget the conversation, but not the system prompt"),
+    Command("/help", "COMMAND", "show this list, or one command; /? does too"),
+    Command("/clear", "", "forget the conversation, but not the system prompt"),
     Command("/undo", "", "take back the last question and its answer"),
     Command("/retry", "", "answer the last question again"),
     Command("/system", "TEXT", 'set the system prompt; alone, show it; "" removes it'),
-    Command("/set", "NAME VALUE", "change a setting; alone, show them all"),
+    Command("/set", "NAME VALUE", "change a setting; without VALUE show it, alone all"),
     Command("/stats", "", "show what the session cost so far"),
     Command("/save", "FILE", "save the conversation; /save! replaces a file"),
-    Command("/load", "FILE", "go on with a saved conversation"),
-    Command("/quit", "", "leave (or Ctrl-D)"),
+    Command("/load", "FILE", "go on with a saved conversation, or OpenAI messages"),
+    Command("/bye", "", "leave (or Ctrl-D); /quit and /exit too"),
 )
 NAMES = tuple(command.name for command in COMMANDS)
-_HIDDEN = {"/save!": "/save", "/exit": "/quit"}  # typed, but not listed
+# Typed, but not listed.
+_ALIASES = {"/?": "/help", "/reset": "/clear", "/quit": "/bye", "/exit": "/bye", "/save!": "/save"}
+_KNOWN = (*NAMES, *_ALIASES)
+_TAKES_NOTHING = {command.name for command in COMMANDS if not command.takes}
 
 _KEYS = (
     ('"""', "around several lines; pasting them, or Alt-Enter, works too"),
@@ -87,7 +95,8 @@ def complete(text: str) -> Iterable[str]:
     if not text.startswith("/") or "\n" in text:
         return []
     if not space:
-        return [c.name + " " * bool(c.takes) for c in COMMANDS if c.name.startswith(name)]
+        listed = [c.name + " " * bool(c.takes) for c in COMMANDS if c.name.startswith(name)]
+        return listed or [alias for alias in _ALIASES if alias.startswith(name)]
     if name in ("/save", "/save!", "/load"):
         return [f"{name} {path}" for path in complete_path(argument)]
     if name != "/set":
@@ -99,14 +108,27 @@ def complete(text: str) -> Iterable[str]:
     return [f"/set {setting} {choice}" for choice in choices if choice.startswith(value)]
 
 
+@dataclass(frozen=True)
+class _Doubt:
+    """A line that may be a message, and the command that may have been meant."""
+
+    line: str
+    command: str
+
+
 class SlashCommands:
-    """Runs slash commands on a chat."""
+    """Runs slash commands on a chat.
+
+    A command is a known name at the start of a line. A name that is nearly one, or a command that
+    takes nothing with more behind it, may be either: the person is asked.
+    """
 
     def __init__(self, chat: ChatState) -> None:
         self._chat = chat
+        self._doubt: _Doubt | None = None
         self._actions: dict[str, Callable[[str], None]] = {
             "/help": self._help,
-            "/reset": self._reset,
+            "/clear": self._clear,
             "/undo": self._undo,
             "/retry": self._retry,
             "/system": self._system,
@@ -117,34 +139,62 @@ class SlashCommands:
             "/load": self._load,
         }
 
-    def handles(self, text: str) -> bool:
-        """Whether the text is a command: it starts with a slash, and is one line or known."""
-        name = text.split(maxsplit=1)[0]
-        known = name in NAMES or name in _HIDDEN
-        return text.startswith("/") and (known or "\n" not in text.strip())
+    def take(self, text: str) -> str | None:
+        """Run a command, or give back the text that is a message.
 
-    def run(self, text: str) -> bool:
-        """Run a command; False says that the chat is over."""
-        name, _, argument = text.strip().partition(" ")
-        if "\n" in name:  # /system, then lines
-            name, _, argument = text.strip().partition("\n")
-        if _HIDDEN.get(name, name) == "/quit":
-            return False
-        if name not in self._actions:
-            raise CommandError(_unknown(name))
-        self._actions[name](argument.strip())
-        return True
+        Raises:
+            EOFError: the chat is over.
+        """
+        doubt, self._doubt = self._doubt, None
+        if doubt is not None:
+            match text.strip().lower():
+                case "y" | "yes":
+                    return self._run(doubt.command)
+                case "n" | "no":
+                    return doubt.line
+        if not text.strip():
+            return None
+        name, argument = _split(text)
+        if name not in _KNOWN:
+            near = _nearest(name) if "\n" not in text.strip() else None
+            if near is None:
+                return text
+            return self._ask(
+                f"No command is called {name}. Did you mean {near}?", text, f"{near} {argument}"
+            )
+        if argument and _ALIASES.get(name, name) in _TAKES_NOTHING:
+            return self._ask(f"{name} takes nothing behind it.", text, name)
+        return self._run(text)
+
+    def _ask(self, question: str, line: str, command: str) -> None:
+        command = command.strip()
+        self._doubt = _Doubt(line, command)
+        self._note(f"{question} y runs {_shorten(command)}, n sends your line as a message.")
+
+    def _run(self, text: str) -> None:
+        name, argument = _split(text)
+        name = name if name in self._actions else _ALIASES.get(name, name)
+        if name == "/bye":
+            raise EOFError
+        self._actions[name](argument)
 
     def _note(self, text: str) -> None:
         note(self._chat.notes, text)
 
-    def _help(self, _: str) -> None:
-        rows = [(f"{command.name} {command.takes}", command.help) for command in COMMANDS]
-        for left, right in (*rows, *_KEYS):
+    def _help(self, name: str) -> None:
+        rows = [
+            (f"{command.name} {command.takes}", command.help)
+            for command in COMMANDS
+            if not name or command.name.removeprefix("/") == name.removeprefix("/")
+        ]
+        if not rows:
+            raise CommandError(f"No command is called {name}. /help lists them all.")
+        for left, right in rows if name else (*rows, *_KEYS):
             self._note(f"  {left:<18}{right}")
-        self._note("  A message that starts with a slash: put a space before it.")
+        if not name:
+            self._note("  Any other text is a message, also one that starts with a slash.")
 
-    def _reset(self, _: str) -> None:
+    def _clear(self, _: str) -> None:
         self._chat.conversation.turns.clear()
         self._chat.conversation.path = None
         self._chat.session.reset()
@@ -178,8 +228,18 @@ class SlashCommands:
             for line in settings.lines():
                 self._note(f"  {line}")
             return
-        name, _, value = text.replace("=", " ").partition(" ")
+        text = text.removeprefix("parameter ").lstrip()  # as in Ollama
+        if text.split(maxsplit=1)[0] == "system":
+            self._system(text.removeprefix("system").strip())
+            return
+        name, _, value = text.replace("=", " ", 1).partition(" ")
+        if name == "nothink":
+            name, value = "thinking", "off"
+        elif name == "think" and not value.strip():
+            value = "on"
         self._note(settings.set(name, value.strip()))
+        if value and settings.thinking.wanted is not None and "think" in name:
+            note_missing_switch(self._chat.session, self._chat.notes)
 
     def _stats(self, _: str) -> None:
         totals = self._chat.totals
@@ -215,9 +275,17 @@ class SlashCommands:
 def describe_loaded(conversation: Conversation) -> str:
     """Say what was loaded, and where the conversation stopped."""
     line = f"Loaded {plural(len(conversation.turns), 'turn')} from {_shown(conversation.path)}"
-    if conversation.turns:
+    if conversation.pending is not None:
+        line += f"; now to answer: {_shorten(conversation.pending)}"
+    elif conversation.turns:
         line += f"; the last was: {_shorten(conversation.turns[-1].question)}"
     return line
+
+
+def note_missing_switch(session: Cache, notes: Console) -> None:
+    """Say so if the chat template takes no word on thinking."""
+    if not session.has_thinking_switch:
+        note(notes, NO_SWITCH)
 
 
 def _path(name: str) -> Path:
@@ -232,10 +300,19 @@ def _shown(path: Path | None) -> Path | None:
     return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path
 
 
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, NAMES, n=1)
-    hint = f"Did you mean {near[0]}?" if near else "/help lists them all."
-    return f"No command is called {name}. {hint}"
+def _split(text: str) -> tuple[str, str]:
+    """Split off the first word; what follows may be several lines."""
+    name, *rest = text.strip().split(maxsplit=1) if text.startswith("/") else ("", text)
+    return name, rest[0] if rest else ""
+
+
+def _nearest(name: str) -> str | None:
+    """Find the command that was probably meant: a slip behind the first letter, or a start."""
+    name = name.lower()
+    alike = [command for command in _KNOWN if name[:1] == "/" and command[:2] == name[:2]]
+    near = get_close_matches(name, alike, n=1, cutoff=0.75)
+    near += [command for command in _KNOWN if name and command.startswith(name)]
+    return near[0] if near else None
 
 
 def _shorten(text: str, width: int = 60) -> str:

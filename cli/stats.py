@@ -1,7 +1,47 @@
-"""What an answer cost, in words."""
+"""What an answer cost and what cut it, in words."""
 
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """What to do about what cuts an answer, in the words of the place where it was asked for."""
+
+    max_tokens: str
+    context: str
+    no_thinking: str
+
+
+BY_FLAG = Remedies("--max-tokens", "Send less", "--no-think")
+BY_COMMAND = Remedies("/set max_tokens", "/undo or /clear makes room", "/set thinking off")
+
+
+def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> str | None:
+    """Say what cut an answer short and what to do; None if it came to its own end.
+
+    Args:
+        last: the last response; None if there was none.
+        remedies: what to do about it.
+        stopped: whether Ctrl-C was pressed.
+        thinks: whether the model was still thinking.
+    """
+    where = " while thinking, before the answer began" if thinks else ""
+    cut = last.cut if last is not None else None
+    if cut == "max_tokens":
+        flag, count = remedies.max_tokens, last.generation_tokens
+        line = (
+            f"Cut off at max_tokens ({count}){where}: {flag} {2 * count} allows more, "
+            f"{flag} -1 what the context holds"
+        )
+        return f"{line}; {remedies.no_thinking} thinks less." if thinks else f"{line}."
+    if cut == "context":
+        return f"Cut off{where}: the context is full. {remedies.context}."
+    if cut is not None:
+        return f"Ended{where} by a {cut}."
+    if stopped and (last is None or last.finish_reason is None):
+        return f"Stopped by Ctrl-C{where}."
+    return None
 
 
 @dataclass

@@ -24,17 +24,67 @@ def encode_chat(
             "model's chat_template.jinja to the checkpoint, or send a raw prompt "
             "(orthrus-mlx generate --ignore-chat-template)."
         )
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            **(template_config or {}),
-        )
-    # A template is a program that came with the checkpoint: whatever it raises is a refusal.
-    except Exception as error:
-        raise ChatTemplateError(f"The chat template refused the messages: {error}") from error
+
+    def render(messages: Sequence[Mapping[str, str]]) -> str:
+        try:
+            return tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                **(template_config or {}),
+            )
+        # A template is a program that came with the checkpoint: whatever it raises is a refusal.
+        except Exception as error:
+            raise ChatTemplateError(f"The chat template refused the messages: {error}") from error
+
+    closes = getattr(tokenizer, "think_end", None) or "</think>"
+    text = render(_without_thinking(messages, closes))
+    if not _all_said(messages, text, closes):
+        text = render(_broken_tags(messages, closes))
     return list(tokenizer.encode(text, add_special_tokens=False)), text
+
+
+def _all_said(messages: Sequence[Mapping[str, str]], text: str, closes: str) -> bool:
+    """Whether a prompt holds every answer that quotes the tag at the end of the thinking.
+
+    Some templates take it for the end of that answer's own thinking and leave out what is before.
+    """
+    answers = [m["content"] for m in messages if m["role"] == "assistant"]
+    return all(answer.strip() in text for answer in answers if closes in answer)
+
+
+def _without_thinking(
+    messages: Sequence[Mapping[str, str]], closes: str
+) -> list[Mapping[str, str]]:
+    """The messages, saying in Qwen3's way of answers that quote the tag: no thinking is in them."""
+    return [
+        {**m, "reasoning_content": ""} if m["role"] == "assistant" and closes in m["content"] else m
+        for m in messages
+    ]
+
+
+def _broken_tags(messages: Sequence[Mapping[str, str]], closes: str) -> list[Mapping[str, str]]:
+    """The messages, with a space in the tags that answers quote: the last resort."""
+    broken = f"{closes[0]} {closes[1:]}"
+    return [
+        {**m, "content": m["content"].replace(closes, broken)} if m["role"] == "assistant" else m
+        for m in messages
+    ]
+
+
+def has_thinking_switch(tokenizer: Any, template_config: Mapping[str, Any]) -> bool:
+    """Whether the chat template lets one choose between thinking and not."""
+    question = [{"role": "user", "content": "?"}]
+    on, off = (
+        encode_chat(tokenizer, question, {**template_config, **thinking_config(thinking)})[1]
+        for thinking in (True, False)
+    )
+    return on != off
+
+
+def thinking_config(thinking: bool | None) -> dict[str, bool]:
+    """What a chat template takes to think or not; None leaves it to the template."""
+    return {} if thinking is None else {"enable_thinking": thinking}
 
 
 class ChatSession:
@@ -52,6 +102,7 @@ class ChatSession:
         self.model = model
         self.tokenizer = tokenizer
         self.template_config = dict(template_config or {})
+        self.thinking: bool | None = None  # whether to think; None as the template does by itself
         self.reused_tokens = 0  # how much of the last prompt was in the cache already
         self.prompt_text = ""  # the last prompt, as the chat template wrote it
         self.reset()
@@ -61,6 +112,11 @@ class ChatSession:
         self._cache: list[Any] = make_prompt_cache(self.model)
         self._held: list[int] = []  # the ids that the cache holds
         self._evidence = Evidence()  # how many drafts were accepted in this conversation
+
+    @property
+    def has_thinking_switch(self) -> bool:
+        """Whether the chat template lets one choose between thinking and not."""
+        return has_thinking_switch(self.tokenizer, self.template_config)
 
     @property
     def cached_tokens(self) -> int:
@@ -75,7 +131,8 @@ class ChatSession:
         Closing the iterator at any token keeps what was said in the cache. If it raises, the
         cache goes back to what it shared with the prompt before the call.
         """
-        ids, self.prompt_text = encode_chat(self.tokenizer, messages, self.template_config)
+        config = self.template_config | thinking_config(self.thinking)
+        ids, self.prompt_text = encode_chat(self.tokenizer, messages, config)
         # One id at least must be read again, for its logits.
         shared = min(common_prefix(self._held, ids), max(len(ids) - 1, 0))
         self._trim_to(shared)

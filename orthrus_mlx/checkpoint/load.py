@@ -260,6 +260,7 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
     del weights, content  # or `ready` could keep every weight in memory twice
     # After every change of parameters: measurements are looked up by it.
     model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
+    model.folder = checkpoint.folder
     return ready(model, lazy=lazy)
 
 

@@ -38,7 +38,10 @@ class FakeTokenizer:
         if config.get("refuse"):
             raise ValueError("roles must alternate")
         said = "".join(f"<{m['role']}>{m['content']}\n" for m in messages)
-        return f"{said}<assistant>{config.get('opening', '')}"
+        opening = config.get(
+            "opening", "<think>\n\n</think>" * (config.get("enable_thinking") is False)
+        )
+        return f"{said}<assistant>{opening}"
 
 
 class FakeModel:
@@ -122,6 +125,7 @@ def response(
         tokens_per_forward=n / max(n // 2, 1),
         seed=7 if seed is None else seed,
         near_ties=0,
+        cut="max_tokens" if finish == "length" else None,
     )
 
 
@@ -135,6 +139,8 @@ class FakeSession:
         self.cached_tokens = 0
         self.prompt_text = opening
         self.resets = 0
+        self.thinking: bool | None = None
+        self.has_thinking_switch = True
 
     def stream(
         self, messages: Sequence[Mapping[str, str]], **options: Any

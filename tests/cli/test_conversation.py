@@ -45,23 +45,30 @@ ANSWER = {"role": "assistant", "content": "ok"}
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        ([], 'no "format"'),
-        ({"messages": []}, 'no "format"'),
-        ({"format": "orthrus-mlx-chat", "version": 2}, "version 2, and this release reads 1"),
+        (7, 'no "messages"'),
+        ({}, 'no "messages"'),
+        ({"format": "other", "messages": []}, '"format" is not "orthrus-mlx-chat"'),
+        (
+            {"format": "orthrus-mlx-chat", "version": 2, "messages": []},
+            "version 2, and this release reads 1",
+        ),
         ({"format": "orthrus-mlx-chat", "messages": []}, "version None"),
         ({"messages": {}}, '"messages" must be a list'),
         ({"messages": ["hi"]}, "message 1 must be an object"),
         ({"messages": [USER, {"role": "assistant"}]}, 'message 2 needs "content", a string'),
         ({"messages": [{"role": 1, "content": ""}]}, 'message 1 needs "role", a string'),
         ({"messages": [USER, {**ANSWER, "thinking": 3}]}, '"thinking" of message 2'),
-        ({"messages": [USER]}, "the roles are: user"),
+        ([USER, ANSWER, {"role": "system", "content": "x"}], "the roles are: user, assistant, sys"),
+        ([1], "message 1 must be an object"),
+        ([{**USER, "content": None}], 'message 1 needs "content", a string'),
+        ([{**USER, "content": [{"type": "image_url"}]}], "message 1 has parts that are not text"),
         ({"messages": [ANSWER, USER]}, "the roles are: assistant, user"),
         ({"messages": [USER, USER]}, "the roles are: user, user"),
         ({"messages": [USER, {**ANSWER, "role": "tool"}]}, "the roles are: user, tool"),
     ],
 )
 def test_what_is_not_a_conversation_is_refused(tmp_path: Path, data: Any, problem: str) -> None:
-    if isinstance(data, dict) and set(data) == {"messages"} and data["messages"] != []:
+    if isinstance(data, dict) and set(data) == {"messages"}:
         data = {"format": "orthrus-mlx-chat", "version": 1, **data}
     path = tmp_path / "chat.json"
     path.write_text(json.dumps(data))
@@ -112,3 +119,33 @@ def test_saving_again_keeps_the_mode_of_the_file(tmp_path: Path) -> None:
     path.chmod(0o600)
     said.save(path, "demo")
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+THOUGHT = [Turn("hi", "Yes.", "hm")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "system", "turns", "pending"),
+    [
+        ([], None, [], None),
+        ([USER, ANSWER], None, [Turn("hi", "ok")], None),
+        ([USER], None, [], "hi"),
+        ([USER, ANSWER, USER], None, [Turn("hi", "ok")], "hi"),
+        ([{"role": "system", "content": "s"}, USER], "s", [], "hi"),
+        ([{"role": "developer", "content": "s"}, USER], "s", [], "hi"),
+        ([{**USER, "content": [{"type": "text", "text": "hi"}]}], None, [], "hi"),
+        ([{**USER, "name": "Ada"}, {**ANSWER, "tool_calls": None}], None, [Turn("hi", "ok")], None),
+        ([USER, {**ANSWER, "content": "Yes.", "reasoning_content": "hm"}], None, THOUGHT, None),
+        ([USER, {**ANSWER, "content": "<think>\nhm\n</think>\n\nYes."}], None, THOUGHT, None),
+        ([USER, {**ANSWER, "reasoning_content": None}], None, [Turn("hi", "ok")], None),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_openai_messages_are_read(
+    tmp_path: Path, messages: Any, system: Any, turns: Any, pending: Any, wrapped: bool
+) -> None:
+    path = tmp_path / "messages.json"
+    path.write_text(json.dumps({"model": "m", "messages": messages} if wrapped else messages))
+    loaded = Conversation.load(path)
+    assert (loaded.system, loaded.turns, loaded.pending) == (system, turns, pending)
+    assert loaded.path is None  # /save must not write over a file of another kind

@@ -1,8 +1,10 @@
 """`orthrus-mlx generate`: where the prompt comes from, and what goes where."""
 
+import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,7 @@ def test_ctrl_c_keeps_the_terminal_tidy(fake: Fake) -> None:
     result = invoke("generate", "hi")
     assert result.exit_code == 130
     assert result.stdout == "An ans\n"
+    assert result.stderr.splitlines()[-1] == "Stopped by Ctrl-C."
     assert fake.generate.closed == 1
 
 
@@ -187,7 +190,7 @@ def run(*args: str, stdin: str | None = None, **env: str) -> subprocess.Complete
         [sys.executable, "-m", "orthrus_mlx.cli", "generate", *args],
         capture_output=True,
         text=True,
-        input=stdin,
+        input=stdin or "",
         env=os.environ | env,
     )
 
@@ -213,10 +216,89 @@ def test_the_demo_answers_where_nothing_was_measured_before(tmp_path: Path) -> N
 
 
 def test_a_reader_that_goes_away_is_no_error(measured_tiny16: Path) -> None:
-    command = f"{sys.executable} -m orthrus_mlx.cli generate --model {measured_tiny16} hi -m 200"
+    command = (
+        f"{sys.executable} -m orthrus_mlx.cli generate --model {measured_tiny16} hi --no-stdin"
+    )
     result = subprocess.run(
         ["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
     )
     assert result.returncode == 141
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "environment", "message"),
+    [
+        (["Summarise"], "notes\n", {}, "notes\n\nSummarise"),
+        (["-p", "Summarise"], "  a\n  b\n\n", {}, "  a\n  b\n\nSummarise"),
+        (["Summarise"], "", {}, "Summarise"),
+        (["Summarise"], " \n", {}, "Summarise"),
+        (["Summarise", "--no-stdin"], "notes", {}, "Summarise"),
+        (["Summarise"], "notes", {"MLX_RANK": "0"}, "Summarise"),
+        (["-"], "notes", {"MLX_RANK": "0"}, "notes"),
+    ],
+)
+def test_what_a_pipe_brings_stands_before_the_prompt(
+    fake: Fake,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    stdin: str,
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = invoke("generate", *args, input=stdin)
+    assert result.exit_code == 0, result.output
+    assert fake.generate.prompts == [f"<user>{message}\n<assistant>"]
+
+
+@pytest.mark.parametrize(
+    ("args", "environment"),
+    [(["--no-stdin"], {}), ([], {"MLX_RANK": "1"}), (["-", "--no-stdin"], {})],
+)
+def test_without_prompt_or_standard_input_nothing_is_sent(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, args: list[str], environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert invoke("generate", *args, input="notes").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (["generate", "hi"], "; --no-stdin does without it"),
+        (["generate"], ""),
+        (["chat"], ""),
+    ],
+)
+def test_waiting_for_standard_input_is_said(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, command: list[str], hint: str
+) -> None:
+    monkeypatch.setattr("orthrus_mlx.session.stream_generate", fake.generate)
+    monkeypatch.setattr("orthrus_mlx.cli.console.PATIENCE", 0.05)
+
+    class Slow(io.BytesIO):
+        def read(self, *size: Any) -> bytes:
+            time.sleep(0.3)
+            return super().read(*size)
+
+        read1 = read
+
+    monkeypatch.setattr("typer.testing.make_input_stream", lambda *_: Slow(b"there\n"))
+    result = invoke(*command, "--model", "m")
+    assert result.exit_code == 0, result.output
+    assert f"Waiting for standard input to end{hint}." in result.stderr
+
+
+def test_an_answer_that_is_cut_says_why(fake: Fake) -> None:
+    result = invoke("generate", "hi", "-m", "3", "--model", "m")
+    assert result.stdout == "An \n"
+    assert result.stderr.splitlines()[-1] == (
+        "Cut off at max_tokens (3): --max-tokens 6 allows more, "
+        "--max-tokens -1 what the context holds."
+    )
+    fake.generate.answers = ["An answer"]
+    assert invoke("generate", "hi", "-m", "3", "--no-verbose").stderr == ""

@@ -9,10 +9,11 @@ import pytest
 from orthrus_mlx.cli.conversation import Conversation, Turn
 from orthrus_mlx.cli.repl import Chat
 from orthrus_mlx.cli.settings import Settings
+from orthrus_mlx.cli.stats import BY_FLAG, cut_line
 from orthrus_mlx.cli.thinking import Kind
 from orthrus_mlx.errors import ContextLengthError, PromptError
 
-from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes
+from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes, response
 
 
 class PressCtrlC(FakeScreen):
@@ -94,7 +95,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
     before = signal.getsignal(signal.SIGINT)
     chat.run()
     assert chat.conversation.turns == [Turn("talk", "A long"), Turn("go on", "ok")]
-    assert lines(chat.notes)[0].startswith("stopped · 6 tokens")
+    assert lines(chat.notes)[0].startswith("6 tokens")
+    assert lines(chat.notes)[1] == "Stopped by Ctrl-C."
     assert session.generate.closed == 2
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -123,6 +125,7 @@ def test_ctrl_c_ends_a_chat_that_nobody_watches() -> None:
     chat = make(FakeSession("A long answer"), "hi", "x", screen=PressCtrlC(2), interactive=False)
     with pytest.raises(KeyboardInterrupt):
         chat.run()
+    assert lines(chat.notes)[-1] == "Stopped by Ctrl-C."
 
 
 def test_a_failed_turn_is_rolled_back() -> None:
@@ -151,7 +154,10 @@ def test_an_answer_cut_off_says_so() -> None:
     chat = make(FakeSession("A long answer"), "hi", settings=Settings(max_tokens=4))
     chat.run()
     assert chat.conversation.turns == [Turn("hi", "A lo")]
-    assert lines(chat.notes)[0].startswith("cut off at max_tokens (4) · 4 tokens")
+    assert lines(chat.notes)[1] == (
+        "Cut off at max_tokens (4): /set max_tokens 8 allows more, "
+        "/set max_tokens -1 what the context holds."
+    )
 
 
 def test_the_seed_is_told_when_it_matters() -> None:
@@ -165,3 +171,55 @@ def test_quotes_make_several_lines_one_message() -> None:
     chat = make(session, '"""first', "", '/quit  second"""', '"""', "a", "b", '"""')
     chat.run()
     assert [turn.question for turn in chat.conversation.turns] == ["first\n\n/quit  second", "a\nb"]
+
+
+@pytest.mark.parametrize(
+    ("cut", "finish", "stopped", "thinks", "line"),
+    [
+        (None, "stop", False, False, None),
+        (None, "stop", True, False, None),  # Ctrl-C came too late to cut anything
+        (None, None, True, False, "Stopped by Ctrl-C."),
+        (None, None, True, True, "Stopped by Ctrl-C while thinking, before the answer began."),
+        ("stop string", "stop", False, False, "Ended by a stop string."),
+        ("context", "length", False, False, "Cut off: the context is full. Send less."),
+        (
+            "max_tokens",
+            "length",
+            True,
+            False,
+            "Cut off at max_tokens (3): --max-tokens 6 allows more, "
+            "--max-tokens -1 what the context holds.",
+        ),
+    ],
+)
+def test_what_cuts_an_answer_and_what_to_do(
+    cut: Any, finish: Any, stopped: bool, thinks: bool, line: Any
+) -> None:
+    last = response("a", 3, 10, finish)
+    last.cut = cut
+    assert cut_line(last, BY_FLAG, stopped=stopped, thinks=thinks) == line
+
+
+def test_an_answer_cut_inside_its_thinking_keeps_the_thought() -> None:
+    chat = make(FakeSession("<think>hmmm</think>Yes"), "well?", settings=Settings(max_tokens=9))
+    chat.run()
+    assert chat.conversation.turns == [Turn("well?", "", "hm")]
+    assert lines(chat.notes)[1].startswith("Cut off at max_tokens (9) while thinking")
+    assert lines(chat.notes)[1].endswith("; /set thinking off thinks less.")
+
+
+def test_set_thinking_reaches_the_template() -> None:
+    session = FakeSession("a", "b", "c")
+    wanted = []
+    session.stream = lambda *args, real=session.stream, **options: (  # type: ignore[method-assign]
+        wanted.append(session.thinking) or real(*args, **options)
+    )
+    make(session, "1", "/set thinking off", "2", "/set nothink", "/set think", "3").run()
+    assert wanted == [None, False, True]
+
+
+def test_a_message_that_waits_is_answered_first() -> None:
+    session = FakeSession("one", "two")
+    chat = make(session, "more", conversation=Conversation(pending="/help"))
+    chat.run()
+    assert chat.conversation.turns == [Turn("/help", "one"), Turn("more", "two")]

@@ -181,3 +181,30 @@ def said(session: ChatSession, talk: list[dict[str, str]], stop_after: int, mode
         if len(tokens) == stop_after:
             answer.close()
     return tokens
+
+
+class Quoting(FakeTokenizer):
+    """A template that takes what stands before `</think>` for thinking, as Qwen3's does."""
+
+    def __init__(self, heeds: bool) -> None:
+        super().__init__()
+        self.heeds = heeds  # whether it takes the thinking apart from the content too
+
+    def apply_chat_template(self, messages: Any, **how: Any) -> str:
+        def answer(message: Any) -> Any:
+            if message["role"] == "user" or (self.heeds and "reasoning_content" in message):
+                return message
+            return {**message, "content": message["content"].split("</think>")[-1]}
+
+        return super().apply_chat_template([answer(m) for m in messages], **how)
+
+
+@pytest.mark.parametrize(
+    ("heeds", "kept"),
+    [(True, "It ends with </think>, always."), (False, "It ends with < /think>, always.")],
+)
+def test_a_quoted_tag_does_not_eat_the_history(heeds: bool, kept: str) -> None:
+    talk = [user("How?"), assistant("It ends with </think>, always."), user("It ends </think>?")]
+    _, text = encode_chat(Quoting(heeds), talk)
+    said = f"<user>How?\n<assistant>{kept}\n<user>It ends </think>?\n<assistant>"
+    assert text == said

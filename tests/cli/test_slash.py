@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orthrus_mlx.cli.conversation import Turn
-from orthrus_mlx.cli.settings import Settings
+from orthrus_mlx.cli.settings import SETTINGS, Settings
 from orthrus_mlx.cli.slash import COMMANDS, complete
 from orthrus_mlx.errors import PromptError
 
@@ -88,7 +88,7 @@ def test_set_changes_a_setting_and_explains_itself() -> None:
         "error: temp cannot be 'hot'; it takes a number from 0 up.",
         "error: No setting is called 'tmep'. Did you mean temp?",
     ]
-    assert len(said) == 4 + 9
+    assert len(said) == 4 + 10
 
 
 def test_stats_sum_up_the_session() -> None:
@@ -143,26 +143,130 @@ def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("command", ["/quit", "/exit"])
+@pytest.mark.parametrize("command", ["/bye", "/quit", "/exit", "/bye "])
 def test_quit_leaves(command: str) -> None:
     session = FakeSession("one")
     run(session, command, "1")
     assert session.sent == []
 
 
-def test_an_unknown_command_names_the_nearest() -> None:
-    assert run(FakeSession(), "/sav x", "/xyzzy")[1] == [
-        "error: No command is called /sav. Did you mean /save?",
-        "error: No command is called /xyzzy. /help lists them all.",
+MESSAGES = [
+    "/no_think What is 2 + 2?",
+    "/think hard",
+    "/no_think",
+    "/usr/bin/python does not start",
+    "/etc",
+    "/home is full",
+    "/xyzzy",
+    "//",
+    " /help me",
+    "/usr/bin\npasted lines",
+    "/sav x\npasted lines",
+]
+
+
+@pytest.mark.parametrize("text", MESSAGES)
+def test_only_a_known_command_is_one(text: str) -> None:
+    chat, said = run(FakeSession("a"), text)
+    assert [turn.question for turn in chat.conversation.turns] == [text]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("/sav x", "/save x"),
+        ("/hlep", "/help"),
+        ("/HELP", "/help"),
+        ("/q", "/quit"),
+        ("/clera", "/clear"),
+        ("/byee", "/bye"),
+        ("/", "/help"),
+        ("/stat", "/stats"),
+    ],
+)
+def test_a_near_miss_asks(typed: str, near: str) -> None:
+    name = near.split()[0]
+    asked = (
+        f"No command is called {typed.split()[0]}. Did you mean {name}? "
+        f"y runs {near}, n sends your line as a message."
+    )
+    chat, said = run(FakeSession(), typed)
+    assert (said, chat.conversation.turns) == ([asked], [])
+    chat, said = run(FakeSession("a"), typed, "n")
+    assert (said, [turn.question for turn in chat.conversation.turns]) == ([asked], [typed])
+    # Any other line is what it always is, and the question is forgotten.
+    chat, _ = run(FakeSession("a", "b"), typed, "hello", "y")
+    assert [turn.question for turn in chat.conversation.turns] == ["hello", "y"]
+    chat, _ = run(FakeSession("a"), typed, "", "y")
+    assert [turn.question for turn in chat.conversation.turns] == ["y"]
+
+
+def test_yes_runs_what_was_meant(tmp_path: Path) -> None:
+    _, said = run(FakeSession("one"), "1", f"/sav {tmp_path / 'x'}", "y")
+    assert said[1] == f"Saved 1 turn to {tmp_path / 'x'}"
+
+
+@pytest.mark.parametrize("command", ["/clear", "/reset", "/undo", "/retry", "/bye", "/stats"])
+def test_a_command_that_takes_nothing_asks_before_it_drops_words(command: str) -> None:
+    typed = f"{command} the table, how?"
+    chat, said = run(FakeSession("one", "two", "three"), "1", typed, "n")
+    assert [turn.question for turn in chat.conversation.turns] == ["1", typed]
+    asked = f"{command} takes nothing behind it. y runs {command}, n sends your line as a message."
+    assert said == [asked]
+
+
+def test_clear_bye_and_question_mark_are_those_of_ollama() -> None:
+    session = FakeSession("one", "two")
+    chat, said = run(session, "/system Be kind.", "1", "/clear", "/? clear", "/bye", "2")
+    assert chat.conversation.system == "Be kind."
+    assert chat.conversation.turns == []
+    assert session.resets == 1
+    assert said[1:] == [
+        "The conversation starts anew.",
+        "  /clear            forget the conversation, but not the system prompt",
+    ]
+    assert run(FakeSession(), "/?")[1] == run(FakeSession(), "/help")[1]
+    assert run(FakeSession(), "/help nothing")[1] == [
+        "error: No command is called nothing. /help lists them all."
     ]
 
 
-def test_text_that_starts_with_a_slash_can_be_sent() -> None:
-    chat, _ = run(FakeSession("a", "b"), " /etc is what?", "/usr/bin\npasted lines")
-    assert [turn.question for turn in chat.conversation.turns] == [
-        " /etc is what?",
-        "/usr/bin\npasted lines",
+@pytest.mark.parametrize("name", [*SETTINGS, "temperature", "top-p", "num_predict", "think"])
+def test_set_with_a_name_shows_the_value(name: str) -> None:
+    before = Settings(seed=5)
+    chat, said = run(FakeSession(), f"/set {name}", settings=before)
+    names = {"temperature": "temp", "top-p": "top_p", "num_predict": "max_tokens"}
+    if name == "think":
+        assert said == ["thinking = on"]  # in Ollama it switches
+        return
+    name = names.get(name, name)
+    assert said == [f"{name} = {str(getattr(before, name)).lower()}"]
+    assert chat.settings == Settings(seed=5)
+
+
+def test_set_takes_what_is_typed_in_ollama() -> None:
+    typed = ("/set parameter temperature 0.5", "/set system Be=kind.", "/set nothink")
+    chat, said = run(FakeSession(), *typed)
+    assert said == ["temp = 0.5", "System prompt: Be=kind.", "thinking = off"]
+    assert (chat.settings.temp, chat.conversation.system) == (0.5, "Be=kind.")
+
+
+def test_set_thinking_says_where_it_changes_nothing() -> None:
+    session = FakeSession()
+    session.has_thinking_switch = False
+    assert run(session, "/set thinking off", "/set thinking auto")[1] == [
+        "thinking = off",
+        "This model's chat template has no switch for thinking: nothing changes.",
+        "thinking = auto",
     ]
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64), "1.5", "x"])
+def test_set_seed_refuses_what_the_flag_refuses(seed: str) -> None:
+    chat, said = run(FakeSession(), f"/set seed {seed}")
+    assert said[0].startswith(f"error: seed cannot be '{seed}'")
+    assert chat.settings.seed is None
 
 
 def test_help_lists_every_command() -> None:
@@ -177,6 +281,7 @@ def test_help_lists_every_command() -> None:
     [
         ("/s", ["/system ", "/set ", "/stats", "/save "]),
         ("/und", ["/undo"]),
+        ("/qu", ["/quit"]),
         ("/set m", ["/set min_p ", "/set max_tokens ", "/set mode "]),
         ("/set mode p", ["/set mode parallel"]),
         ("/set temp ", []),
