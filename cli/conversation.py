@@ -174,7 +174,7 @@ def _join_parts(parts: list[Any], number: int) -> str:
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise ConversationError(f"message {number} has parts that are not text")
-    return "\n".join(texts)
+    return "\n".join(map(str, texts))
 
 
 def _write_whole(path: Path, text: str) -> None:

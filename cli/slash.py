@@ -146,28 +146,27 @@ class SlashCommands:
             EOFError: the chat is over.
         """
         doubt, self._doubt = self._doubt, None
-        if doubt is not None:
-            match text.strip().lower():
-                case "y" | "yes":
-                    return self._run(doubt.command)
-                case "n" | "no":
-                    return doubt.line
-        if not text.strip():
+        reply = text.strip().lower()
+        if doubt is not None and reply in ("n", "no"):
+            return doubt.line
+        if doubt is not None and reply in ("y", "yes"):
+            self._run(doubt.command)
             return None
         name, argument = _split(text)
-        if name not in _KNOWN:
-            near = _nearest(name) if "\n" not in text.strip() else None
-            if near is None:
-                return text
-            return self._ask(
-                f"No command is called {name}. Did you mean {near}?", text, f"{near} {argument}"
-            )
-        if argument and _ALIASES.get(name, name) in _TAKES_NOTHING:
-            return self._ask(f"{name} takes nothing behind it.", text, name)
-        return self._run(text)
+        if name in _KNOWN:
+            if argument and _ALIASES.get(name, name) in _TAKES_NOTHING:
+                self._ask(f"{name} takes nothing behind it.", text, name)
+            else:
+                self._run(text)
+            return None
+        near = _nearest(name) if "\n" not in text.strip() else None
+        if near is not None:
+            question = f"No command is called {name}. Did you mean {near}?"
+            self._ask(question, text, f"{near} {argument}".strip())
+            return None
+        return text if reply else None
 
     def _ask(self, question: str, line: str, command: str) -> None:
-        command = command.strip()
         self._doubt = _Doubt(line, command)
         self._note(f"{question} y runs {_shorten(command)}, n sends your line as a message.")
 

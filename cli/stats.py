@@ -32,7 +32,7 @@ def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> s
         flag, count = remedies.max_tokens, last.generation_tokens
         line = (
             f"Cut off at max_tokens ({count}){where}: {flag} {2 * count} allows more, "
-            f"{flag} -1 what the context holds"
+            "-1 what the context holds"
         )
         return f"{line}; {remedies.no_thinking} thinks less." if thinks else f"{line}."
     if cut == "context":

@@ -297,8 +297,7 @@ def test_an_answer_that_is_cut_says_why(fake: Fake) -> None:
     result = invoke("generate", "hi", "-m", "3", "--model", "m")
     assert result.stdout == "An \n"
     assert result.stderr.splitlines()[-1] == (
-        "Cut off at max_tokens (3): --max-tokens 6 allows more, "
-        "--max-tokens -1 what the context holds."
+        "Cut off at max_tokens (3): --max-tokens 6 allows more, -1 what the context holds."
     )
     fake.generate.answers = ["An answer"]
     assert invoke("generate", "hi", "-m", "3", "--no-verbose").stderr == ""
