@@ -79,7 +79,7 @@ def chat(
     """
     from .console import note, stderr_console
     from .conversation import Conversation
-    from .last_chat import keep_last, load_last
+    from .last_chat import keep_cache, keep_last, load_cache, load_last
     from .settings import Settings
     from .slash import describe_loaded, note_missing_switch
     from .thinking import think_tags
@@ -112,6 +112,8 @@ def chat(
     flags = {"temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     _set_sampling(settings, {k: v for k, v in flags.items() if v is not None}, lm, notes)
     session = ChatSession(lm, tokenizer, template_config=template_config)
+    if go_on:
+        load_cache(session)
     if think is not None:
         note_missing_switch(session, notes)
     name = model or options.DEMO
@@ -132,6 +134,7 @@ def chat(
             "prefill_step_size": prefill_step_size,
         },
     ).run()
+    keep_cache(session)
 
 
 def _set_sampling(

@@ -273,7 +273,9 @@ class SlashCommands:
 
 def describe_loaded(conversation: Conversation) -> str:
     """Say what was loaded, and where the conversation stopped."""
-    line = f"Loaded {plural(len(conversation.turns), 'turn')} from {_shown(conversation.path)}"
+    line = f"Loaded {plural(len(conversation.turns), 'turn')}"
+    if conversation.path is not None:
+        line += f" from {_shown(conversation.path)}"
     if conversation.pending is not None:
         line += f"; now to answer: {_shorten(conversation.pending)}"
     elif conversation.turns:

@@ -1,10 +1,18 @@
 """A conversation's KV cache: each turn reads only what the cache does not hold yet."""
 
+import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
-from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    KVCache,
+    load_prompt_cache,
+    make_prompt_cache,
+    save_prompt_cache,
+    trim_prompt_cache,
+)
 
 from .decoding.consensus import common_prefix
 from .decoding.scheduler import Evidence
@@ -123,6 +131,11 @@ class ChatSession:
         """How many tokens the cache holds."""
         return len(self._held)
 
+    @property
+    def cache_bytes(self) -> int:
+        """How large the cache is."""
+        return sum(layer.nbytes for layer in self._cache)
+
     def stream(
         self, messages: Sequence[Mapping[str, str]], **options: Any
     ) -> Generator[GenerationResponse, None, None]:
@@ -161,6 +174,23 @@ class ChatSession:
             self._trim_to(shared)
             raise
         self._hold(ids + said)
+
+    def save_cache(self, path: Path, key: str) -> None:
+        """Write the cache to a file `*.safetensors`, for a session with the same `key`."""
+        layers = self._cache if self._held else []
+        save_prompt_cache(str(path), layers, {"key": key, "ids": json.dumps(self._held)})
+
+    def load_cache(self, path: Path, key: str) -> None:
+        """Take up a cache that `save_cache` wrote, if it fits; else it is all read again."""
+        try:
+            cache, metadata = load_prompt_cache(str(path), return_metadata=True)
+            ids = json.loads(metadata["ids"])
+        # Whatever is wrong with the file, doing without costs only time.
+        except Exception:
+            return
+        fits = metadata["key"] == key and len(cache) == len(self._cache)
+        if fits and all(type(c) is KVCache and c.offset == len(ids) for c in cache):
+            self._cache, self._held = cache, ids
 
     def _hold(self, ids: list[int]) -> None:
         """Note that the cache holds the start of `ids`: all but the last token said."""

@@ -207,6 +207,23 @@ def test_continue_takes_the_last_conversation_up_again(fake: Fake, tmp_path: Pat
     assert [m["content"] for m in last_chat(tmp_path)["messages"][1::2]] == ["hi", "more"]
 
 
+def test_continue_takes_the_cache_up_while_the_weights_are_the_same(
+    fake: Fake, tmp_path: Path
+) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    fake.model.folder = tmp_path
+    invoke("chat", "--model", "m", input="hi\n")
+    invoke("chat", "--model", "m", "--continue", input="more\n")
+    weights.write_text("other")
+    fake.generate.answers = ["three"]
+    invoke("chat", "--model", "m", "--continue", input="still\n")
+    assert fake.generate.prompts[1] == "\n<user>more\n<assistant>"
+    assert fake.generate.prompts[2].startswith("<user>hi\n<assistant>one\n<user>more\n")
+    kept = tmp_path / "state" / "last_chat.safetensors"
+    assert kept.stat().st_mode & 0o077 == 0
+
+
 def test_nothing_to_continue(fake: Fake, tmp_path: Path) -> None:
     result = invoke("chat", "--continue", input="hi\n")
     assert result.exit_code == 1

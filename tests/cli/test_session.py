@@ -208,3 +208,31 @@ def test_a_quoted_tag_does_not_eat_the_history(heeds: bool, kept: str) -> None:
     _, text = encode_chat(Quoting(heeds), talk)
     said = f"<user>How?\n<assistant>{kept}\n<user>It ends </think>?\n<assistant>"
     assert text == said
+
+
+def test_a_saved_cache_is_taken_up_where_it_fits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    session, _ = make(monkeypatch, "Hello")
+    session.save_cache(other, "weights")  # empty
+    say(session, user("hi"))
+    session.save_cache(path, "weights")
+    held = session.cached_tokens
+
+    def taken_up(file: Path, key: str) -> int:
+        session, generate = make(monkeypatch, "Fine")
+        session.load_cache(file, key)
+        say(session, user("hi"), assistant("Hello"), user("and?"))
+        check(session)
+        whole = "<user>hi\n<assistant>Hello\n<user>and?\n<assistant>"
+        assert generate.prompts == [whole[session.reused_tokens :]]
+        return session.reused_tokens
+
+    assert taken_up(path, "weights") == held == len("<user>hi\n<assistant>Hello")
+    assert taken_up(path, "other weights") == 0
+    assert taken_up(other, "weights") == 0
+    assert taken_up(tmp_path / "none.safetensors", "weights") == 0
+    for content in (b"", b"{", path.read_bytes()[:200]):
+        other.write_bytes(content)
+        assert taken_up(other, "weights") == 0
