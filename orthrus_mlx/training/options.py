@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checkpoint.config import LIMITS
 from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
+from ..decoding.consensus import MAX_SEED
 from ..errors import TrainingError
 
 DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
@@ -97,6 +98,8 @@ class TrainOptions:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}; expected true or false.")
         if self.block_size is not None and self.block_size > LIMITS["block_size"]:
             raise TrainingError(f"block_size is {self.block_size}; at most {LIMITS['block_size']}.")
+        if self.seed > MAX_SEED:
+            raise TrainingError(f"seed is {self.seed}; at most {MAX_SEED}.")
         if not self.learning_rate > 0 or not self.max_grad_norm > 0:
             raise TrainingError("learning_rate and max_grad_norm must be above 0.")
         if not 0 <= self.warmup < 1 or self.weight_decay < 0:

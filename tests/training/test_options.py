@@ -18,6 +18,8 @@ from orthrus_mlx.training.options import TrainOptions, read_config
         ("block_size", 1),
         ("block_size", 1 << 20),
         ("anchors", 0),
+        ("seed", -1),
+        ("seed", 2**64),
         ("learning_rate", "fast"),
         ("learning_rate", -1e-4),
         ("learning_rate", float("nan")),
