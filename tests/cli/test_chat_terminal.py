@@ -127,7 +127,7 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
     me.type(f"{QUESTION}\r")
     me.sees("Length = 12", times=2)
     me.type("\x03")
-    me.sees("stopped · ")
+    me.sees("Stopped by Ctrl-C.")
     me.awaits_prompt()
 
     # 3. /undo takes the stopped turn back.
@@ -147,7 +147,7 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
     me.type("/save talk.json\r")
     me.sees("Saved 2 turns")
     me.awaits_prompt()
-    me.type("/reset\r")
+    me.type("/clear\r")
     me.sees("The conversation starts anew.")
     me.awaits_prompt()
     me.type("/load talk.json\r")
@@ -179,7 +179,6 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
     stopped = screen.index(stats[1])
     pasted = screen.index("> A rectangle measures 24 by 52.")
     saved = screen.index("> /save talk.json")
-    assert stats[1].startswith("stopped · ")
     assert screen[:10] == [
         "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave",
         f"> {QUESTION}",
@@ -189,7 +188,12 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
         f"> {QUESTION}",
     ]
     assert "\n".join(answer).startswith("\n".join(screen[10:stopped]))
-    assert screen[stopped + 1 : pasted] == ["", "> /undo", f"Taken back: {QUESTION}"]
+    assert screen[stopped + 1 : pasted] == [
+        "Stopped by Ctrl-C.",
+        "",
+        "> /undo",
+        f"Taken back: {QUESTION}",
+    ]
     assert screen[pasted + 1].strip() == "Find its area."
     assert "\n".join(screen[pasted + 2 : saved - 2]) == talk[3]["content"].strip()
     assert screen[saved - 2 :] == [
@@ -197,7 +201,7 @@ def test_a_session(chat: Any, tmp_path: Path) -> None:
         "",
         "> /save talk.json",
         "Saved 2 turns to talk.json",
-        "> /reset",
+        "> /clear",
         "The conversation starts anew.",
         "> /load talk.json",
         "Loaded 2 turns from talk.json; the last was: "
