@@ -6,7 +6,7 @@ QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 .PHONY: demo chat test test-all fuzz lint types check clean
 
 demo: .venv/installed
-	$(BIN)/orthrus-mlx generate --mode parallel "$(QUESTION)"
+	$(BIN)/orthrus-mlx generate --no-stdin --mode parallel "$(QUESTION)"
 
 chat: .venv/installed
 	$(BIN)/orthrus-mlx chat

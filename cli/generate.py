@@ -137,8 +137,7 @@ def generate(
     notes = stderr_console()
     aside = None if show_thinking else stderr_console(quiet=not verbose)
     printer = _Printer(aside, sent, think_tags(tokenizer))
-    stopped = False
-    with prefill_bar(notes) as reading, probe_bar(notes) as probing:
+    with _Interrupt() as interrupt, prefill_bar(notes) as reading, probe_bar(notes) as probing:
         answer = stream_generate(
             lm,
             tokenizer,
@@ -159,18 +158,15 @@ def generate(
             prompt_progress_callback=reading,
             probe_progress_callback=probing,
         )
-        try:
-            printer.print(answer)
-        except KeyboardInterrupt:
-            stopped = True
+        printer.print(answer)
     last = printer.last
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
             note(notes, line)
-    cut = cut_line(last, BY_FLAG, stopped=stopped, thinks=printer.thinks)
+    cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks)
     if verbose and cut is not None:
         note(notes, cut)
-    if stopped:
+    if interrupt.noted:
         raise KeyboardInterrupt
 
 
@@ -238,6 +234,19 @@ def _encode(
     if not raw and not quiet:
         note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
     return list(tokenizer.encode(message)), message
+
+
+class _Interrupt:
+    """Notes a Ctrl-C that ends its block, which can then be told after the figures."""
+
+    noted = False
+
+    def __enter__(self) -> "_Interrupt":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.noted = kind is KeyboardInterrupt
+        return self.noted
 
 
 class _Printer:

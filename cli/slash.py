@@ -168,7 +168,8 @@ class SlashCommands:
 
     def _ask(self, question: str, line: str, command: str) -> None:
         self._doubt = _Doubt(line, command)
-        self._note(f"{question} y runs {_shorten(command)}, n sends your line as a message.")
+        self._note(question)
+        self._note(f"y runs {_shorten(command)}, n sends your line as a message.")
 
     def _run(self, text: str) -> None:
         name, argument = _split(text)

@@ -31,8 +31,8 @@ def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> s
     if cut == "max_tokens":
         flag, count = remedies.max_tokens, last.generation_tokens
         line = (
-            f"Cut off at max_tokens ({count}){where}: {flag} {2 * count} allows more, "
-            "-1 what the context holds"
+            f"Cut off at max_tokens ({count}){where}: {flag} {2 * count} for more, "
+            "-1 for all that fits"
         )
         return f"{line}; {remedies.no_thinking} thinks less." if thinks else f"{line}."
     if cut == "context":

@@ -163,7 +163,7 @@ def test_an_answer_cut_inside_its_thinking_says_so(fake: Fake, command: str) -> 
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1] == (
         "Cut off at max_tokens (10) while thinking, before the answer began: --max-tokens 20 "
-        "allows more, -1 what the context holds; --no-think thinks less."
+        "for more, -1 for all that fits; --no-think thinks less."
     )
 
 

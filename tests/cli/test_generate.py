@@ -297,7 +297,7 @@ def test_an_answer_that_is_cut_says_why(fake: Fake) -> None:
     result = invoke("generate", "hi", "-m", "3", "--model", "m")
     assert result.stdout == "An \n"
     assert result.stderr.splitlines()[-1] == (
-        "Cut off at max_tokens (3): --max-tokens 6 allows more, -1 what the context holds."
+        "Cut off at max_tokens (3): --max-tokens 6 for more, -1 for all that fits."
     )
     fake.generate.answers = ["An answer"]
     assert invoke("generate", "hi", "-m", "3", "--no-verbose").stderr == ""

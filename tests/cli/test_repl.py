@@ -155,7 +155,7 @@ def test_an_answer_cut_off_says_so() -> None:
     chat.run()
     assert chat.conversation.turns == [Turn("hi", "A lo")]
     assert lines(chat.notes)[1] == (
-        "Cut off at max_tokens (4): /set max_tokens 8 allows more, -1 what the context holds."
+        "Cut off at max_tokens (4): /set max_tokens 8 for more, -1 for all that fits."
     )
 
 
@@ -186,7 +186,7 @@ def test_quotes_make_several_lines_one_message() -> None:
             "length",
             True,
             False,
-            "Cut off at max_tokens (3): --max-tokens 6 allows more, -1 what the context holds.",
+            "Cut off at max_tokens (3): --max-tokens 6 for more, -1 for all that fits.",
         ),
     ],
 )

@@ -187,14 +187,14 @@ def test_only_a_known_command_is_one(text: str) -> None:
 )
 def test_a_near_miss_asks(typed: str, near: str) -> None:
     name = near.split()[0]
-    asked = (
-        f"No command is called {typed.split()[0]}. Did you mean {name}? "
-        f"y runs {near}, n sends your line as a message."
-    )
+    asked = [
+        f"No command is called {typed.split()[0]}. Did you mean {name}?",
+        f"y runs {near}, n sends your line as a message.",
+    ]
     chat, said = run(FakeSession(), typed)
-    assert (said, chat.conversation.turns) == ([asked], [])
+    assert (said, chat.conversation.turns) == (asked, [])
     chat, said = run(FakeSession("a"), typed, "n")
-    assert (said, [turn.question for turn in chat.conversation.turns]) == ([asked], [typed])
+    assert (said, [turn.question for turn in chat.conversation.turns]) == (asked, [typed])
     # Any other line is what it always is, and the question is forgotten.
     chat, _ = run(FakeSession("a", "b"), typed, "hello", "y")
     assert [turn.question for turn in chat.conversation.turns] == ["hello", "y"]
@@ -204,7 +204,7 @@ def test_a_near_miss_asks(typed: str, near: str) -> None:
 
 def test_yes_runs_what_was_meant(tmp_path: Path) -> None:
     _, said = run(FakeSession("one"), "1", f"/sav {tmp_path / 'x'}", "y")
-    assert said[1] == f"Saved 1 turn to {tmp_path / 'x'}"
+    assert said[2] == f"Saved 1 turn to {tmp_path / 'x'}"
 
 
 @pytest.mark.parametrize("command", ["/clear", "/reset", "/undo", "/retry", "/bye", "/stats"])
@@ -212,8 +212,10 @@ def test_a_command_that_takes_nothing_asks_before_it_drops_words(command: str) -
     typed = f"{command} the table, how?"
     chat, said = run(FakeSession("one", "two", "three"), "1", typed, "n")
     assert [turn.question for turn in chat.conversation.turns] == ["1", typed]
-    asked = f"{command} takes nothing behind it. y runs {command}, n sends your line as a message."
-    assert said == [asked]
+    assert said == [
+        f"{command} takes nothing behind it.",
+        f"y runs {command}, n sends your line as a message.",
+    ]
 
 
 def test_clear_bye_and_question_mark_are_those_of_ollama() -> None:
