@@ -1,7 +1,9 @@
 """The last conversation and its cache, kept beside the history of lines for `chat --continue`."""
 
 import hashlib
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +20,39 @@ from .reader import history_path
 LARGEST_CACHE = 1 << 30  # bytes on disk; reading a longer conversation again is the lesser evil
 
 
-def last_chat_path() -> Path:
-    """Say where the last conversation is kept; its cache is beside it."""
-    return history_path().with_name("last_chat.json")
-
-
-def _cache_path() -> Path:
-    return last_chat_path().with_suffix(".safetensors")
+def last_chat_path() -> Path | None:
+    """Say where the last conversation is kept, its cache beside it; None if no history is."""
+    path = history_path()
+    return None if path == Path(os.devnull) else path.with_name("last_chat.json")
 
 
 def load_last() -> Conversation:
     """Read the last conversation; where /save put it, if anywhere, is not known any more."""
     path = last_chat_path()
-    if not path.exists():
-        raise ConversationError(f"There is no conversation to go on with: {path} does not exist.")
+    if path is None or not path.exists():
+        where = path or "ORTHRUS_MLX_HISTORY"
+        raise ConversationError(f"There is no conversation to go on with: none is kept at {where}.")
     conversation = Conversation.load(path)
     conversation.path = None
     return conversation
 
 
 def keep_last(model: str, notes: Console) -> Callable[[Conversation], None]:
-    """Make what keeps a conversation after each turn, and says so once if it cannot."""
+    """Make what keeps a conversation when it has changed, and says so once if it cannot."""
     path = last_chat_path()
     folder = Path(model)
     name = str(folder.resolve()) if model != DEMO and folder.is_dir() else model
     failed = False
+    kept: Conversation | None = None
 
     def keep(conversation: Conversation) -> None:
-        nonlocal failed
-        copy = Conversation(conversation.system, conversation.turns)
+        nonlocal failed, kept
+        copy = Conversation(conversation.system, [*conversation.turns])
+        if (
+            path is None or not copy.turns or copy == kept
+        ):  # /clear does not take the last conversation away
+            return
+        kept = replace(copy)
         try:
             _make_private(path)
             copy.save(path, name, overwrite=True)
@@ -60,9 +66,10 @@ def keep_last(model: str, notes: Console) -> Callable[[Conversation], None]:
 
 def keep_cache(session: ChatSession) -> None:
     """Keep the cache of the last conversation, where it is not too large."""
-    key, path = _weights(session.model), _cache_path()
-    if key is None or session.cache_bytes > LARGEST_CACHE:
+    key, path = _weights(session.model), last_chat_path()
+    if key is None or path is None or session.cache_bytes > LARGEST_CACHE:
         return
+    path = path.with_suffix(".safetensors")
     partial = path.with_name(f"partial-{path.name}")
     try:
         _make_private(partial)
@@ -74,9 +81,9 @@ def keep_cache(session: ChatSession) -> None:
 
 def load_cache(session: ChatSession) -> None:
     """Take up the cache of the last conversation, if it was made by the same weights."""
-    key = _weights(session.model)
-    if key is not None:
-        session.load_cache(_cache_path(), key)
+    key, path = _weights(session.model), last_chat_path()
+    if key is not None and path is not None:
+        session.load_cache(path.with_suffix(".safetensors"), key)
 
 
 def _make_private(path: Path) -> None:

@@ -49,7 +49,7 @@ class Chat:
 
     When nobody is there to react (`interactive=False`, input from a pipe), every line is a message,
     but for /bye, and the first error or Ctrl-C ends the chat; otherwise it goes on.
-    `keep` is called after each turn.
+    `keep` is called after each line that was dealt with.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Chat:
                 text = self._next_message()
                 if text is not None:
                     self.ask(text)
+                self._keep(self.conversation)
             except EOFError:
                 return
             except KeyboardInterrupt:  # the line was cleared
@@ -120,7 +121,6 @@ class Chat:
         if turn is not None:
             self.conversation.turns.append(turn)
             self._attempt = 0
-            self._keep(self.conversation)
 
     def retry(self) -> None:
         """Answer the last question again; the old answer stays if that fails."""
@@ -132,7 +132,6 @@ class Chat:
             self.conversation.turns.append(turn or last)
         if turn is not None:
             self._attempt += 1
-            self._keep(self.conversation)
 
     def _answer(self, question: str, attempt: int) -> Turn | None:
         """Stream an answer to the screen; None if it was stopped before its first token."""

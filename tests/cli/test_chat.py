@@ -1,6 +1,7 @@
 """`orthrus-mlx chat` without a terminal: lines in, answers out."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import orthrus_mlx
 import orthrus_mlx.session
 from orthrus_mlx.cli.conversation import Conversation, Turn
+from orthrus_mlx.cli.last_chat import keep_last, last_chat_path
 from orthrus_mlx.errors import PromptError
 
-from .fakes import FakeGenerate, FakeModel, FakeTokenizer
+from .fakes import FakeGenerate, FakeModel, FakeSession, FakeTokenizer, notes
 from .test_app import invoke, plain
+from .test_repl import make
 
 
 class Fake:
@@ -229,6 +232,27 @@ def test_nothing_to_continue(fake: Fake, tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("error: There is no conversation to go on with")
     assert invoke("chat", "--continue", "--load", "x.json").exit_code == 2
+
+
+def test_what_is_kept_is_what_was_said_last(tmp_path: Path) -> None:
+    console, path = notes(), tmp_path / "state" / "last_chat.json"
+    chat = make(
+        FakeSession("one", "two"), "1", "2", "/undo", "/clear", keep=keep_last("m", console)
+    )
+    chat.run()
+    assert [m["content"] for m in json.loads(path.read_text())["messages"]] == ["1", "one"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_history_nothing_is_kept(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTHRUS_MLX_HISTORY", os.devnull)
+    fake.model.folder = tmp_path
+    assert last_chat_path() is None
+    result = invoke("chat", "--model", "m", input="hi\n")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (0, 1)
+    assert "none is kept at ORTHRUS_MLX_HISTORY" in invoke("chat", "--continue").stderr
 
 
 def test_a_conversation_that_cannot_be_kept_goes_on(
