@@ -6,6 +6,7 @@ Each block between `<!-- session NAME -->` and `<!-- end -->` is replaced. Needs
 (pexpect). The figures are those of the machine that it runs on.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -64,6 +65,7 @@ PIPES = {
 
 def main() -> None:
     """Run every session, in a folder of its own."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "notes.txt").write_text("A rectangle measures 24 by 52.\n")

@@ -41,7 +41,7 @@ def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> s
         return f"Ended{where} by a {cut}."
     if stopped and (last is None or last.finish_reason is None):
         return f"Stopped by Ctrl-C{where}."
-    return None
+    return f"The model ended{where}." if thinks else None
 
 
 @dataclass

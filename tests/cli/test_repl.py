@@ -177,6 +177,7 @@ def test_quotes_make_several_lines_one_message() -> None:
     [
         (None, "stop", False, False, None),
         (None, "stop", True, False, None),  # Ctrl-C came too late to cut anything
+        (None, "stop", False, True, "The model ended while thinking, before the answer began."),
         (None, None, True, False, "Stopped by Ctrl-C."),
         (None, None, True, True, "Stopped by Ctrl-C while thinking, before the answer began."),
         ("stop string", "stop", False, False, "Ended by a stop string."),
