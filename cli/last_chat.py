@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from orthrus_mlx.checkpoint.fingerprint import of_parameters
 from orthrus_mlx.errors import OutputError
 from orthrus_mlx.session import ChatSession
 
@@ -93,9 +94,11 @@ def _make_private(path: Path) -> None:
 
 
 def _weights(model: Any) -> str | None:
-    """Name the weight files of a model and the state they are in."""
+    """Name the weight files of a model and their state; None if the model is not what they hold."""
     folder = getattr(model, "folder", None)  # of a checkpoint that `load` read
-    if folder is None:
+    origin = getattr(model, "origin", None)
+    changed = origin is not None and of_parameters(model) != origin.loaded  # since, by an adapter
+    if folder is None or changed:
         return None
     files = [(str(file.resolve()), file.stat()) for file in sorted(folder.glob("*.safetensors"))]
     states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]

@@ -18,6 +18,7 @@ from .decoding.consensus import common_prefix
 from .decoding.scheduler import Evidence
 from .errors import ChatTemplateError
 from .generate import GenerationResponse, stream_generate
+from .quoting import render_whole
 
 
 def encode_chat(
@@ -46,38 +47,8 @@ def encode_chat(
             raise ChatTemplateError(f"The chat template refused the messages: {error}") from error
 
     closes = getattr(tokenizer, "think_end", None) or "</think>"
-    text = render(_without_thinking(messages, closes))
-    if not _all_said(messages, text, closes):
-        text = render(_broken_tags(messages, closes))
+    text = render_whole(render, messages, closes)
     return list(tokenizer.encode(text, add_special_tokens=False)), text
-
-
-def _all_said(messages: Sequence[Mapping[str, str]], text: str, closes: str) -> bool:
-    """Whether a prompt holds every answer that quotes the tag at the end of the thinking.
-
-    Some templates take it for the end of that answer's own thinking and leave out what is before.
-    """
-    answers = [m["content"] for m in messages if m["role"] == "assistant"]
-    return all(answer.strip() in text for answer in answers if closes in answer)
-
-
-def _without_thinking(
-    messages: Sequence[Mapping[str, str]], closes: str
-) -> list[Mapping[str, str]]:
-    """The messages, saying in Qwen3's way of answers that quote the tag: no thinking is in them."""
-    return [
-        {**m, "reasoning_content": ""} if m["role"] == "assistant" and closes in m["content"] else m
-        for m in messages
-    ]
-
-
-def _broken_tags(messages: Sequence[Mapping[str, str]], closes: str) -> list[Mapping[str, str]]:
-    """The messages, with a space in the tags that answers quote: the last resort."""
-    broken = f"{closes[0]} {closes[1:]}"
-    return [
-        {**m, "content": m["content"].replace(closes, broken)} if m["role"] == "assistant" else m
-        for m in messages
-    ]
 
 
 def has_thinking_switch(tokenizer: Any, template_config: Mapping[str, Any]) -> bool:

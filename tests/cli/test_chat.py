@@ -12,7 +12,7 @@ import pytest
 import orthrus_mlx
 import orthrus_mlx.session
 from orthrus_mlx.cli.conversation import Conversation, Turn
-from orthrus_mlx.cli.last_chat import keep_last, last_chat_path
+from orthrus_mlx.cli.last_chat import _weights, keep_last, last_chat_path
 from orthrus_mlx.errors import PromptError
 
 from .fakes import FakeGenerate, FakeModel, FakeSession, FakeTokenizer, notes
@@ -225,6 +225,16 @@ def test_continue_takes_the_cache_up_while_the_weights_are_the_same(
     assert fake.generate.prompts[2].startswith("<user>hi\n<assistant>one\n<user>more\n")
     kept = tmp_path / "state" / "last_chat.safetensors"
     assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_model_that_was_changed_since_it_was_loaded_shares_no_cache() -> None:
+    import mlx.nn as nn
+
+    model, _ = orthrus_mlx.load("demo", lazy=True)
+    key = _weights(model)
+    assert key == _weights(orthrus_mlx.load("demo", lazy=True)[0]) is not None
+    model.model.layers[0].self_attn.q_proj = nn.Linear(1, 1)
+    assert _weights(model) is None
 
 
 def test_nothing_to_continue(fake: Fake, tmp_path: Path) -> None:
