@@ -2,6 +2,7 @@
 
 import sys
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -160,7 +161,11 @@ def _reader(interactive: bool) -> "Reader":
     from .reader import EditingReader, LineReader
     from .slash import complete
 
-    return EditingReader(complete) if interactive else LineReader(waits=waiting)
+    return (
+        EditingReader(complete)
+        if interactive
+        else LineReader(waits=partial(waiting, "Waiting for a message on standard input."))
+    )
 
 
 def _screen(plain: bool, show_thinking: bool, notes: "Console") -> "Screen":

@@ -55,7 +55,7 @@ def read_stdin(hint: str = "") -> str:
         return ""
     if hasattr(sys.stdin, "reconfigure"):  # not so for a stand-in
         sys.stdin.reconfigure(errors="replace")
-    with waiting(hint):
+    with waiting(f"Waiting for standard input to end{hint and f'; {hint}'}."):
         try:
             return sys.stdin.read()
         except OSError as error:
@@ -63,9 +63,8 @@ def read_stdin(hint: str = "") -> str:
 
 
 @contextmanager
-def waiting(hint: str = "") -> Iterator[None]:
-    """Say on stderr that standard input is awaited, if that takes longer than a moment."""
-    line = f"Waiting for standard input to end{hint and f'; {hint}'}."
+def waiting(line: str) -> Iterator[None]:
+    """Say on stderr what is waited for, if that takes longer than a moment."""
     timer = threading.Timer(PATIENCE, note, (stderr_console(), line))
     timer.daemon = True
     timer.start()
