@@ -31,7 +31,8 @@ EXAMPLES = examples(
 def _own_default(option: Any) -> Any:
     """Take an option whose default is the checkpoint's own."""
     info = copy(get_args(option)[1])
-    info.show_default = "the model's own"
+    info.help += " [dim]\\[default: the model's own][/dim]"
+    info.show_default = False
     return info
 
 
@@ -75,8 +76,8 @@ def chat(
 ) -> None:
     """Talk with a model, turn by turn.
 
-    Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message and /bye ends;
-    into a pipe, the answers are plain text, and reasoning goes to stderr.
+    Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message;
+    /bye ends. Into a pipe, answers are plain text, and reasoning goes to stderr.
     """
     from .console import note, stderr_console
     from .conversation import Conversation

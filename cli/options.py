@@ -64,6 +64,12 @@ def _not_zero(tokens: int) -> int:
     return tokens
 
 
+def _in_range_of_seeds(seed: int | None) -> int | None:
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise typer.BadParameter(f"{seed} is not in the range from 0 to 2^64 - 1")
+    return seed
+
+
 _MODEL, _SAMPLING, _DECODING = "Model", "Sampling", "Decoding"
 
 ModelOption = Annotated[
@@ -179,8 +185,7 @@ SeedOption = Annotated[
     typer.Option(
         "--seed",
         metavar="N",
-        min=0,
-        max=MAX_SEED,
+        callback=_in_range_of_seeds,
         help="Same seed, same answer, in every mode. [dim]\\[default: a fresh one][/dim]",
         show_default=False,
         rich_help_panel=_SAMPLING,
