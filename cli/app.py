@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import bench, chat, convert, generate, info, train, verify
+from . import bench, chat, convert, generate, info, models, train, verify
 
 
 class _Commands(TyperGroup):
@@ -79,6 +79,8 @@ def _root(
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=info.EXAMPLES)(info.info)
+app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
+app.command("rm", epilog=models.REMOVE_EXAMPLES)(models.remove_models)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=convert.EXAMPLES)(convert.convert)

@@ -167,7 +167,7 @@ def bench(
             against=against is not None,
             progress=bar,
         )
-    name = model or options.DEMO
+    name = options.DEMO if model is None else model
     if as_json:
         typer.echo(json.dumps({"model": name, **report.to_dict()}, indent=2))
     else:

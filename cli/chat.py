@@ -118,7 +118,7 @@ def chat(
         load_cache(session)
     if think is not None:
         note_missing_switch(session, notes)
-    name = model or options.DEMO
+    name = options.DEMO if model is None else model
     Chat(
         session,
         _reader(interactive),

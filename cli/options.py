@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,8 +78,8 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="ORTHRUS_MLX_MODEL",
-        help=f"A folder, a Hugging Face id such as {REAL_MODEL}, or 'demo', the small "
-        "checkpoint that comes with the package and the default.",
+        help=f"A folder, a Hugging Face id such as {REAL_MODEL}, the address of its page, or "
+        "'demo', the small checkpoint that comes with the package and the default.",
         show_default=False,
         rich_help_panel=_MODEL,
     ),
@@ -267,9 +268,12 @@ def _bad_template_config(problem: str) -> typer.BadParameter:
 
 def load_model(model: str | None, revision: str | None, *, quiet: bool = False) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
+    import warnings
+
     from rich.markup import escape
 
     from orthrus_mlx import load
+    from orthrus_mlx.device.memory import MemoryWarning
 
     from .console import is_screen, note, stderr_console
     from .terminal import no_echo
@@ -277,12 +281,17 @@ def load_model(model: str | None, revision: str | None, *, quiet: bool = False) 
     # It warns of long prompts; whether they fit the context is checked, and said, later on.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     notes = stderr_console()
-    if not model:
+    if model is None:
         model = DEMO
         if not quiet:
             note(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
     on_disk = model == DEMO or Path(model).exists()
-    if quiet or not on_disk or not is_screen(notes):  # a download draws its own progress
-        return load(model, revision=revision)
-    with no_echo(), notes.status(f"[dim]Loading {escape(Path(model).name)}[/dim]"):
+    spin = on_disk and not quiet and is_screen(notes)  # a download draws its own progress
+    status = notes.status(f"[dim]Loading {escape(Path(model).name)}[/dim]")
+    with warnings.catch_warnings(), ExitStack() as waiting:
+        warnings.simplefilter("always", MemoryWarning)
+        warnings.showwarning = lambda message, *_: note(notes, f"warning: {message}", "yellow")
+        if spin:
+            waiting.enter_context(no_echo())
+            waiting.enter_context(status)
         return load(model, revision=revision)

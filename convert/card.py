@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import Quantization
-from ..checkpoint.hub import is_hub_id
+from ..checkpoint.hub import parse
 from ..checkpoint.load import Checkpoint
 from .options import Options
 
@@ -69,9 +69,9 @@ def model_card(checkpoint: Checkpoint, source: str, name: str, options: Options)
     if options.ar is not None:
         tags.append(f"{options.ar.bits}-bit")
     origin = ""
-    if is_hub_id(source) and not Path(source).is_dir():
-        fields["base_model"] = source
-        origin = f", [{source}](https://huggingface.co/{source}),"
+    if not Path(source).is_dir() and (base := parse(source)):
+        fields["base_model"] = base.repo_id
+        origin = f", [{base.repo_id}]({base.url}),"
     data = ModelCardData(library_name="mlx", pipeline_tag="text-generation", tags=tags, **fields)
     text = TEXT.format(
         name=name,

@@ -13,6 +13,7 @@ def output_config(config: ModelConfig, options: Options) -> dict[str, Any]:
     """The source's fields without its remote code, the inferred fields, and the quantization."""
     output = {k: v for k, v in config.raw.items() if k != "auto_map"}
     output["architectures"] = ["Qwen3ForCausalLM"]
+    output["model_type"] = config.model_type
     # Fields that stock mlx-lm requires and a config may leave to defaults.
     for name in ("num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"):
         output[name] = getattr(config, name)

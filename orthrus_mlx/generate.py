@@ -25,6 +25,7 @@ from .decoding.plan import RowCounts
 from .decoding.scheduler import CYCLES, MODES, CycleKind, Evidence, Mode, make_scheduler
 from .decoding.sequence import Decoded, DecodeStats, Progress, Request
 from .device.calibrate import device_costs
+from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
 from .errors import ContextLengthError, GenerationError, PromptError
 
@@ -447,8 +448,6 @@ def _respond(
     watch: _Watch,
     receipt: Receipt,
 ) -> Generator[GenerationResponse, None, None]:
-    from mlx_lm.generate import wired_limit
-
     def response(text: str, finish_reason: str | None) -> GenerationResponse:
         return GenerationResponse(
             text=text,
@@ -479,7 +478,7 @@ def _respond(
             return "context" if held >= model.config.max_position_embeddings else "max_tokens"
         return "stop string" if stops.found else None
 
-    with wired_limit(model), contextlib.closing(run):
+    with wired(), contextlib.closing(run):
         started, first = time.perf_counter(), 0.0
         for decided, stats in run:
             first = first or time.perf_counter()

@@ -7,6 +7,7 @@ written against mlx-lm's models.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -33,6 +34,9 @@ ROPE_NUMBERS = {
     "mscale": -1,
     "mscale_all_dim": -1,
 }
+MODEL_TYPES = ("qwen3", "orthrus")  # two names of one architecture
+# Types with a recurrent state, which no KV cache rolls back: qwen3_next, qwen3_5, qwen3_5_moe...
+HYBRID = re.compile(r"qwen3_(next|[5-9])")
 QUANTIZATION_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
 
 # Upper bounds: far above every real model, far below what would exhaust memory.
@@ -97,19 +101,17 @@ class ModelConfig:
             NotOrthrusError: for a config without `block_size` and `mask_token_id`.
         """
         read = _Reader(raw, where)
-        model_type = raw.get("model_type")
-        if not isinstance(model_type, str):
-            raise ConfigError(
-                f"{where}: model_type is {model_type!r}; an Orthrus checkpoint says 'qwen3'."
-            )
-        if raw.get("block_size") is None or raw.get("mask_token_id") is None:
+        check_architecture(raw, where)
+        model_type = raw["model_type"]
+        if not is_orthrus(raw):
+            plain = model_type in MODEL_TYPES
             raise NotOrthrusError(
                 f"{where} names no block_size and mask_token_id: this is a plain {model_type} "
-                "checkpoint without a diffusion view. Use mlx-lm for it, give it a view with "
-                "`orthrus-mlx train`, or load an Orthrus checkpoint such as "
-                "chiennv/Orthrus-Qwen3-1.7B."
+                "checkpoint without a diffusion view. Use mlx-lm for it, "
+                + ("give it a view with `orthrus-mlx train`, " if plain else "")
+                + "or load an Orthrus checkpoint such as chiennv/Orthrus-Qwen3-1.7B."
             )
-        if model_type != "qwen3":
+        if model_type not in MODEL_TYPES:
             raise ConfigError(
                 f"{where}: model_type is {model_type!r}; Orthrus checkpoints are built on 'qwen3'."
             )
@@ -156,6 +158,31 @@ class ModelConfig:
     def from_folder(cls, folder: Path) -> ModelConfig:
         """Read and check `folder/config.json`."""
         return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def is_orthrus(raw: dict[str, Any]) -> bool:
+    """Whether a `config.json` speaks of a diffusion view."""
+    return raw.get("block_size") is not None and raw.get("mask_token_id") is not None
+
+
+def check_architecture(raw: dict[str, Any], where: str) -> None:
+    """Refuse a `config.json` without a model type, and the hybrids of Qwen3.5 by name.
+
+    Raises:
+        ConfigError: saying what the checkpoint is, and what runs it.
+    """
+    model_type, layers = raw.get("model_type"), raw.get("layer_types")
+    if not isinstance(model_type, str):
+        raise ConfigError(
+            f"{where}: model_type is {model_type!r}; an Orthrus checkpoint says 'qwen3'."
+        )
+    linear = isinstance(layers, list) and "linear_attention" in layers
+    if linear or HYBRID.match(model_type):
+        raise ConfigError(
+            f"{where}: {model_type!r} with linear-attention layers, as in Qwen3-Next and Qwen3.5, "
+            "is not supported yet: such layers keep a state that cannot be rolled back when a "
+            "draft is rejected. Use mlx-lm to run it without drafts."
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -42,6 +42,19 @@ DESCRIPTION_PATTERNS = (
 
 
 @dataclass(frozen=True)
+class HubModel:
+    """A model on the Hub, as it was asked for: its id, and a branch, tag or commit."""
+
+    repo_id: str
+    revision: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The address of its page."""
+        return f"https://huggingface.co/{self.repo_id}"
+
+
+@dataclass(frozen=True)
 class Description:
     """A repository on the Hub: its small files in `folder`, and the names of all its files."""
 
@@ -61,6 +74,32 @@ def is_hub_id(name: str) -> bool:
     except HFValidationError:
         return False
     return name.count("/") == 1 and not name.startswith((".", "~"))
+
+
+def parse(name: str) -> HubModel | None:
+    """The model that a Hub id or the address of a Hub page names; None for any other text.
+
+    Raises:
+        CheckpointNotFoundError: for an address that names no model.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfUriError
+    from huggingface_hub.utils import parse_hf_uri
+
+    name = name.strip()
+    host = name.partition("/")[0].lower()
+    if "://" not in name and host not in constants.HF_URL_HOSTS:
+        return HubModel(name) if is_hub_id(name) else None
+    try:
+        found = parse_hf_uri(name.removesuffix(".git"), constants.ENDPOINT)
+    except HfUriError as e:
+        raise CheckpointNotFoundError(
+            f"{name} is not the address of a model on the Hub. Give its id, owner/name, such as "
+            f"{EXAMPLE_HUB_ID}, or the address of its page."
+        ) from e
+    if found.type != "model":
+        raise CheckpointNotFoundError(f"{name} is a {found.type} on the Hub, not a model.")
+    return HubModel(found.id, found.revision)
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -150,10 +189,12 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             f"spelling, or give a folder. A public one is {EXAMPLE_HUB_ID}."
         ) from e
     except Exception as e:  # the HTTP client's own errors
+        from .hub_cache import hint_for
+
         raise CheckpointNotFoundError(
             f"{repo_id} is not (wholly) in the local cache and cannot be downloaded: {brief(e)}. "
             "Check the network and the free disk space, then run the same command again; files "
-            "that are complete are not fetched twice."
+            f"that are complete are not fetched twice. {hint_for(repo_id)}".rstrip()
         ) from e
 
 

@@ -18,7 +18,7 @@ from ..errors import CheckpointNotFoundError, NumericsError
 from ..model import is_diffusion
 from . import hub
 from .config import ModelConfig, read_json
-from .load import Checkpoint, check, inspect, local_folder, weight_names
+from .load import Checkpoint, check, inspect, locate, weight_names
 from .tensors import (
     DIFFUSION_FILE,
     DTYPE_NAMES,
@@ -144,17 +144,17 @@ def describe(path_or_hf_repo: str | Path, revision: str | None = None) -> ModelI
     Raises:
         CheckpointError: if it cannot be found, or is not a sound Orthrus checkpoint.
     """
-    name, folder = str(path_or_hf_repo), local_folder(path_or_hf_repo)
-    if folder is not None:
-        return _describe_folder(name, folder)
+    found = locate(path_or_hf_repo, revision)
+    if isinstance(found, Path):
+        return _describe_folder(str(path_or_hf_repo), found)
     try:
-        repo = hub.describe(name, revision)
+        repo = hub.describe(found.repo_id, found.revision)
     except CheckpointNotFoundError:
-        cached = hub.cached(name, revision)  # if it is not complete, the error says so
+        cached = hub.cached(found.repo_id, found.revision)  # if not complete, the error says so
         if cached is None:
             raise
-        return _describe_folder(name, cached)
-    return _describe_remote(name, repo)
+        return _describe_folder(found.repo_id, cached)
+    return _describe_remote(found.repo_id, repo)
 
 
 def _describe_folder(name: str, folder: Path) -> ModelInfo:

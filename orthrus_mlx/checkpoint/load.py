@@ -8,7 +8,10 @@ is read; nothing is unpickled and no code of the checkpoint is run.
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..device.memory import check_memory
 from ..errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -26,7 +30,7 @@ from ..errors import (
 )
 from .config import ModelConfig, read_json
 from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors
-from .hub import brief, download, is_hub_id
+from .hub import HubModel, brief, download, parse
 from .tensors import (
     DIFFUSION_FILE,
     TensorInfo,
@@ -72,8 +76,8 @@ def load(
     """Load a dual-view model and its tokenizer.
 
     Args:
-        path_or_hf_repo: "demo" (the bundled checkpoint), a folder, or a Hub id such as
-            "chiennv/Orthrus-Qwen3-1.7B".
+        path_or_hf_repo: "demo" (the bundled checkpoint), a folder, a Hub id such as
+            "chiennv/Orthrus-Qwen3-1.7B", or the address of its page.
         revision: branch, tag or commit of a Hub id.
         lazy: leave weights on disk until they are first used.
 
@@ -84,38 +88,95 @@ def load(
         CheckpointError: saying what is wrong, where, and what to do.
     """
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
+    if not lazy:
+        check_memory(sum(info.nbytes for info in checkpoint.tensors.values()), str(path_or_hf_repo))
     return load_model(checkpoint, lazy=lazy), load_tokenizer(checkpoint.folder)
 
 
 def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloading what is missing of a Hub id.
+    """The local folder of a checkpoint, downloading what is missing of a Hub model.
 
     Raises:
         CheckpointNotFoundError: if there is no such folder or repository, or no network.
     """
-    folder = local_folder(path_or_hf_repo)
-    return download(str(path_or_hf_repo), revision) if folder is None else folder
+    found = locate(path_or_hf_repo, revision)
+    return found if isinstance(found, Path) else download(found.repo_id, found.revision)
 
 
-def local_folder(path_or_hf_repo: str | Path) -> Path | None:
-    """The folder that `path_or_hf_repo` names; None for a Hub id.
+def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path | HubModel:
+    """The folder or the Hub model that is meant: "demo", a folder, a Hub id or a Hub address.
 
     Raises:
-        CheckpointNotFoundError: if it is neither.
+        CheckpointNotFoundError: if it is none of these, or has no such revision.
     """
-    name = str(path_or_hf_repo)
-    if name == DEMO:
-        return Path(__file__).parents[1] / "demo"
-    path = Path(path_or_hf_repo).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise CheckpointNotFoundError(f"{path} is a file; give the folder that holds it.")
-    if not is_hub_id(name):
+    if not isinstance(path_or_hf_repo, str | os.PathLike):
+        raise CheckpointNotFoundError(
+            f"The model is {path_or_hf_repo!r}; expected the name of a folder or a Hub id."
+        )
+    name = os.fspath(path_or_hf_repo)
+    if not name.strip():
+        raise CheckpointNotFoundError(
+            "The name of the model is empty. Give a folder, a Hub id or 'demo'."
+        )
+    if revision is not None and not revision.strip():
+        raise CheckpointNotFoundError(
+            "The name of the revision is empty. Give a branch, a tag or a commit, or leave it out."
+        )
+    folder = _local_folder(name)
+    if folder is not None:
+        if revision is not None:
+            which = "the bundled demo has none" if name == DEMO else f"{folder} is a folder"
+            raise CheckpointNotFoundError(
+                f"A revision ({revision!r}) is that of a Hub model, and {which}. Leave the "
+                f"revision out. {_hides(folder)}".rstrip()
+            )
+        return folder
+    found = parse(name)
+    if found is None:
         raise CheckpointNotFoundError(
             f"There is no folder {name}, and it is not a Hub id of the form owner/name."
         )
+    if revision is None or found.revision in (None, revision):
+        return HubModel(found.repo_id, revision or found.revision)
+    raise CheckpointNotFoundError(
+        f"{name} names revision {found.revision!r}, and {revision!r} was asked for. Give one."
+    )
+
+
+def _local_folder(name: str) -> Path | None:
+    if name == DEMO:
+        return Path(__file__).parents[1] / "demo"
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.is_file()
+    except (OSError, RuntimeError):  # too long for a file name; a user without a home
+        return None
+    if is_file:
+        raise CheckpointNotFoundError(f"{path} is a file; give the folder that holds it.")
     return None
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Add to what is wrong with a checkpoint what its place tells: a Hub cache, a hidden Hub id."""
+    try:
+        yield
+    except CheckpointError as e:
+        from .hub_cache import hint_at
+
+        if hint := hint_at(folder) or _hides(folder):
+            raise type(e)(f"{e} {hint}") from e
+        raise
+
+
+def _hides(folder: Path) -> str:
+    """How to get at the Hub model whose id is also the name of a folder here."""
+    hidden = parse(str(folder))
+    if hidden is None:
+        return ""
+    return f"The folder {folder} hides the Hub's model of that name: {hidden.url} loads that."
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -124,7 +185,8 @@ def inspect(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: naming the file or tensors at fault.
     """
-    return check(folder, read_headers(weight_files(folder)))
+    with explained(folder):
+        return check(folder, read_headers(weight_files(folder)))
 
 
 def check(folder: Path, tensors: dict[str, TensorInfo]) -> Checkpoint:
@@ -286,10 +348,11 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from mlx_lm import tokenizer_utils
 
-    if not (folder / "tokenizer.json").exists():
-        raise IncompleteCheckpointError(
-            f"{folder} has no tokenizer.json. Copy it from the base model's folder."
-        )
+    with explained(folder):
+        if not (folder / "tokenizer.json").exists():
+            raise IncompleteCheckpointError(
+                f"{folder} has no tokenizer.json. Copy it from the base model's folder."
+            )
     try:
         tokenizer = tokenizer_utils.load(
             folder, {"trust_remote_code": False, "local_files_only": True}

@@ -8,8 +8,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..checkpoint.config import ModelConfig, read_json
-from ..checkpoint.load import load_tokenizer, resolve, weight_files
+from ..checkpoint.config import MODEL_TYPES, ModelConfig, check_architecture, is_orthrus, read_json
+from ..checkpoint.load import explained, load_tokenizer, resolve, weight_files
 from ..checkpoint.tensors import MX_DTYPES, TensorInfo, check_tensors, plain_shapes, read_headers
 from ..errors import ConfigError, TrainingError
 from ..model import DIFFUSION_GROUPS, Model, is_diffusion, sanitize
@@ -51,9 +51,10 @@ def load_base(options: TrainOptions) -> Base:
         TrainingError: if it is valid but cannot be trained.
     """
     folder = resolve(options.model, options.revision)
-    files = weight_files(folder)
-    raw = read_json(folder / "config.json")
-    found = read_headers(files)
+    with explained(folder):
+        files = weight_files(folder)
+        raw = read_json(folder / "config.json")
+        found = read_headers(files)
     has_view = any(map(is_diffusion, found))
     # 1. Check that the files hold a base, before any weight is read.
     _check_kind(raw, found, has_view, folder)
@@ -83,9 +84,10 @@ def load_base(options: TrainOptions) -> Base:
 def _check_kind(
     raw: dict[str, Any], found: dict[str, TensorInfo], has_view: bool, folder: Path
 ) -> None:
-    if raw.get("model_type") != "qwen3":
+    check_architecture(raw, str(folder / "config.json"))
+    if raw["model_type"] not in MODEL_TYPES:
         raise ConfigError(
-            f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}; a diffusion view "
+            f"{folder / 'config.json'}: model_type is {raw['model_type']!r}; a diffusion view "
             "is trained for a Qwen3 checkpoint, such as Qwen/Qwen3-0.6B."
         )
     quantized = raw.get("quantization") or raw.get("quantization_config")
@@ -95,7 +97,7 @@ def _check_kind(
             "copied into the result bit for bit. Train on the unquantized checkpoint, then "
             "quantize the result with `orthrus-mlx convert -q`."
         )
-    if has_view and (raw.get("block_size") is None or raw.get("mask_token_id") is None):
+    if has_view and not is_orthrus(raw):
         raise ConfigError(
             f"{folder / 'config.json'} names no block_size and mask_token_id, but the weights hold "
             "a diffusion view: config.json has been replaced. Restore the original."

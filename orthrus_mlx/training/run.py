@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
+from ..device.memory import wired
 from ..errors import TrainingError
 from .base import Base, view_names
 from .batches import Batch, Batches
@@ -96,11 +97,9 @@ class Run:
 
     def run(self) -> bool:
         """Take all remaining steps; return whether the run reached its end."""
-        from mlx_lm.generate import wired_limit
-
         self._announce()
         mx.reset_peak_memory()
-        with wired_limit(self.base.model), _interrupts(self.stop):
+        with wired(), _interrupts(self.stop):
             if self.step == 0:
                 self._validate()
             self._train()

@@ -140,6 +140,35 @@ def test_plain_language_models_are_told_apart(field):
     refused("plain llama checkpoint", NotOrthrusError, **{field: None, "model_type": "llama"})
 
 
+def test_the_two_names_of_the_architecture():
+    for name in ("qwen3", "orthrus"):
+        assert ModelConfig.from_dict({**random_config(), "model_type": name}).model_type == "qwen3"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "qwen3_5"},
+        {"model_type": "qwen3_5_moe"},
+        {"model_type": "qwen3_5_text"},
+        {"model_type": "qwen3_next"},
+        {"layer_types": ["linear_attention", "full_attention"]},
+        {"model_type": "orthrus", "layer_types": ["linear_attention"]},
+    ],
+)
+@pytest.mark.parametrize("with_view", [True, False])
+def test_hybrids_are_not_supported_yet(fields, with_view):
+    fields = fields if with_view else {**fields, "block_size": None}
+    refused(f"{fields.get('model_type', 'qwen3')}'.*not supported yet.*mlx-lm", **fields)
+
+
+def test_only_a_base_that_can_be_trained_is_sent_to_train():
+    refused("orthrus-mlx train", NotOrthrusError, block_size=None)
+    with pytest.raises(NotOrthrusError) as caught:
+        ModelConfig.from_dict({"model_type": "llama"})
+    assert "train" not in str(caught.value)
+
+
 def test_a_billion_layers_are_refused_at_once():
     start = time.process_time()
     refused("num_hidden_layers", num_hidden_layers=10**9)

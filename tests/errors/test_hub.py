@@ -1,14 +1,22 @@
 """Checkpoints from the Hub: only what is needed comes, and every way to fail is told apart."""
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from orthrus_mlx import CheckpointNotFoundError, IncompleteCheckpointError, UnsafeCheckpointError
+from orthrus_mlx import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    IncompleteCheckpointError,
+    UnsafeCheckpointError,
+)
+from orthrus_mlx.checkpoint.hub import HubModel
+from orthrus_mlx.checkpoint.hub_cache import cached_models, remove
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_model, resolve
+from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, locate, resolve
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import random_config, random_weights, write_checkpoint
 
@@ -184,3 +192,142 @@ def test_the_card_names_the_base_model_and_keeps_its_licence(published, tmp_path
     assert card.data.base_model == REPO
     assert "Theirs" not in card.text
     assert (out / "LICENSE").read_text() == "MIT License"
+
+
+@pytest.mark.parametrize(
+    ("address", "revision"),
+    [
+        (f"https://huggingface.co/{REPO}", None),
+        (f" https://huggingface.co/{REPO}/ ", None),
+        (f"https://huggingface.co/{REPO}?library=mlx#files", None),
+        (f"https://huggingface.co/{REPO}/tree/main", "main"),
+        (f"https://huggingface.co/{REPO}/blob/main/config.json", "main"),
+        (f"https://huggingface.co/{REPO}.git", None),
+        (f"http://hf.co/{REPO}", None),
+        (f"huggingface.co/{REPO}", None),
+        (f"hf://{REPO}@{COMMIT}", COMMIT),
+        (f" {REPO}\n", None),
+    ],
+)
+def test_an_address_is_a_name(address, revision):
+    assert locate(address) == HubModel(REPO, revision)
+
+
+def test_an_address_of_the_hub_in_use(published):
+    assert resolve(f"{published.url}/{REPO}/tree/{COMMIT}") == resolve(REPO)
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("https://github.com/someone/orthrus", "not the address of a model on the Hub"),
+        ("https://huggingface.co/someone", "not the address of a model on the Hub"),
+        ("https://huggingface.co/datasets/someone/data", "is a dataset on the Hub, not a model"),
+        ("hf://", "not the address of a model on the Hub"),
+    ],
+)
+def test_an_address_of_something_else(address, problem):
+    with pytest.raises(CheckpointNotFoundError, match=problem):
+        locate(address)
+
+
+@pytest.mark.parametrize("name", ["", "  ", None, 7, "x" * 300, "~nobody-here/model/x"])
+def test_a_name_that_names_nothing(name):
+    with pytest.raises(CheckpointNotFoundError, match=r"model is empty|expected|no folder"):
+        locate(name)
+
+
+def test_a_revision_is_that_of_a_hub_model(tmp_path):
+    for name in ("demo", tmp_path):
+        with pytest.raises(CheckpointNotFoundError, match=r"'v1'.*Leave the revision out"):
+            locate(name, "v1")
+    with pytest.raises(CheckpointNotFoundError, match="revision is empty"):
+        locate(REPO, "")
+    with pytest.raises(CheckpointNotFoundError, match=r"'main'.*'v1'"):
+        locate(f"https://huggingface.co/{REPO}/tree/main", "v1")
+    assert locate(f"https://huggingface.co/{REPO}", "v1") == HubModel(REPO, "v1")
+
+
+def test_a_local_folder_hides_a_hub_id_and_errors_say_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path(REPO)
+    folder.mkdir(parents=True)
+    for attempt in (inspect, load_tokenizer):
+        with pytest.raises(CheckpointError, match=f"hides .*https://huggingface.co/{REPO}"):
+            attempt(locate(REPO))
+    with pytest.raises(CheckpointNotFoundError, match=f"hides .*https://huggingface.co/{REPO}"):
+        locate(REPO, "v1")
+    assert locate(f"https://huggingface.co/{REPO}") == HubModel(REPO)
+
+
+def broken(folder: Path, name: str) -> Path:
+    """Let the link `name` of a snapshot lead nowhere; give what it led to."""
+    blob = (folder / name).resolve()
+    blob.unlink()
+    return blob
+
+
+def other_snapshot(folder: Path, commit: str) -> Path:
+    """A second revision in the cache, with the same links."""
+    return shutil.copytree(folder, folder.parent / commit, symlinks=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00003.safetensors"])
+def test_a_broken_cache_names_the_link_and_the_whole_snapshot(published, monkeypatch, name):
+    folder = resolve(REPO)
+    other = other_snapshot(folder, "b" * 40)
+    (other / name).unlink()
+    shutil.copyfile(folder / name, other / name)
+    blob = broken(folder, name)
+    offline(monkeypatch)
+    with pytest.raises(CheckpointError) as caught:
+        inspect(resolve(REPO))
+    assert f"{folder / name} links to {blob.name}, which is gone" in str(caught.value)
+    assert f"--revision {'b' * 40}" in str(caught.value)
+    inspect(resolve(REPO, "b" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    inspect(resolve(REPO))  # the network mends it
+
+
+def test_a_revision_that_is_not_cached_names_one_that_is(published, monkeypatch):
+    folder = resolve(REPO)
+    offline(monkeypatch)
+    with pytest.raises(CheckpointNotFoundError, match=f"--revision {folder.name}"):
+        resolve(REPO, "v2")
+
+
+def test_the_cache_is_listed_and_emptied(published, monkeypatch):
+    folder = resolve(REPO)
+    other = other_snapshot(folder, "b" * 40)
+    (found,) = cached_models()
+    assert (found.repo_id, found.orthrus) == (REPO, True)
+    assert [s.complete for s in found.snapshots] == [True, True]
+    weights = [f for f in published.repos[REPO].rglob("*") if (folder / f.name).exists()]
+    assert found.size == sum(f.stat().st_size for f in weights)
+
+    with pytest.raises(CheckpointNotFoundError, match="holds no someone/else"):
+        remove(["someone/else"])
+    with pytest.raises(CheckpointNotFoundError, match=r"no revision 'v9'.*bbbbbbbb"):
+        remove([REPO], "v9")
+    with pytest.raises(CheckpointNotFoundError, match="demo belongs to the package"):
+        remove(["demo"])
+    part = remove([REPO], "bbbb")
+    assert ([s.folder for _, gone in part.parts for s in gone], part.size) == ([other], 0)
+    part.execute()
+    assert not other.exists()
+    inspect(resolve(REPO))
+    whole = remove([f"https://huggingface.co/{REPO}"])
+    assert whole.size == found.size
+    whole.execute()
+    assert cached_models() == []
+    assert not folder.parents[1].exists()
+
+
+def test_a_broken_model_is_listed_and_can_be_removed(published):
+    folder = resolve(REPO)
+    broken(folder, "tokenizer.json")
+    (found,) = cached_models()
+    assert (found.repo_id, found.orthrus, found.snapshots[0].complete) == (REPO, True, False)
+    assert found.size > 10_000
+    remove([REPO]).execute()
+    assert not folder.parents[1].exists()

@@ -1,0 +1,62 @@
+"""Does a model fit? What it needs, beside what the device recommends and has."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from ..errors import CheckpointError
+
+CLOSE = 0.9  # of what is recommended: caches and activations come on top (mlx-lm warns there too)
+
+
+class MemoryWarning(UserWarning):
+    """A model that fits, but not within what its device recommends."""
+
+
+def check_memory(needed: int, name: str) -> None:
+    """Compare the weights of a model, in bytes, with the memory of the device.
+
+    Says nothing where MLX computes on a CPU, or on a device that recommends no size.
+
+    Raises:
+        CheckpointError: if the weights alone are larger than all memory.
+    """
+    info = device_info()
+    recommended = info.get("max_recommended_working_set_size")
+    if not recommended:
+        return
+    weights = f"The weights of {name} need {needed / 1e9:.1f} GB"
+    advice = "Quantize them (orthrus-mlx convert -q), or take a smaller model."
+    total = info.get("memory_size") or 0
+    if total and needed > total:
+        raise CheckpointError(f"{weights}, and this machine has {total / 1e9:.1f} GB. {advice}")
+    if needed > CLOSE * recommended:
+        limit = f"this device recommends to use {recommended / 1e9:.1f} GB at most"
+        text = f"{weights}, and {limit}. It can become very slow. {advice}"
+        warnings.warn(text, MemoryWarning, stacklevel=3)
+
+
+def device_info() -> Mapping[str, Any]:
+    """What MLX tells of the GPU that it computes on; nothing of a CPU."""
+    if mx.default_device().type != mx.DeviceType.gpu:
+        return {}
+    return mx.device_info()
+
+
+@contextmanager
+def wired() -> Iterator[None]:
+    """Keep as much memory resident as the device recommends, as mlx-lm does while it generates."""
+    from mlx_lm.utils import maybe_set_recommended_wired_limit
+
+    before = maybe_set_recommended_wired_limit()
+    try:
+        yield
+    finally:
+        if before is not None:
+            mx.synchronize()
+            mx.set_wired_limit(before)
