@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import bench, chat, convert, generate, info, models, train, verify
+from . import bench, cache_prompt, chat, convert, generate, habits, info, models, train, verify
 
 
 class _Commands(TyperGroup):
@@ -33,6 +33,12 @@ class _Commands(TyperGroup):
         except BrokenPipeError:
             _discard_stdout()
             raise typer.Exit(141) from None  # as a shell reports a process that SIGPIPE ended
+        except Exception as error:
+            flag = getattr(error, "option_name", "")  # of an option that does not exist
+            if reason := habits.REFUSED.get(flag):
+                ctx = getattr(error, "ctx", None)
+                raise typer.BadParameter(reason, ctx, param_hint=flag) from None
+            raise
 
 
 def _discard_stdout() -> None:
@@ -77,7 +83,8 @@ def _root(
 
 # The commands, in the order of `orthrus-mlx --help`.
 app.command(epilog=chat.EXAMPLES)(chat.chat)
-app.command(epilog=generate.EXAMPLES)(generate.generate)
+app.command(epilog=generate.EXAMPLES, cls=habits.MlxLmCommand)(generate.generate)
+app.command(epilog=cache_prompt.EXAMPLES)(cache_prompt.cache_prompt)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("rm", epilog=models.REMOVE_EXAMPLES)(models.remove_models)

@@ -3,11 +3,13 @@
 import os
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import habits, options, penalties
+from .cache_prompt import open_cached
 from .options import examples
 
 if TYPE_CHECKING:
@@ -58,6 +60,28 @@ def generate(
             help="Do not read standard input; nor does a rank of mlx.launch (MLX_RANK).",
         ),
     ] = False,
+    use_default_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--use-default-chat-template",
+            help="Where the checkpoint has no chat template, use that of Qwen3's chats (ChatML).",
+        ),
+    ] = False,
+    prefill_response: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="How the answer begins; it is not printed.", show_default=False
+        ),
+    ] = None,
+    prompt_cache_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Go on with a prompt that cache-prompt read: the prompt is the rest of its "
+            "message, and --model may be left out.",
+            show_default=False,
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option(help="Report speed, drafting, memory and reasoning on stderr.")
     ] = True,
@@ -65,12 +89,20 @@ def generate(
     show_thinking: options.ShowThinkingOption = False,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
+    adapter_path: options.AdapterPathOption = None,
     chat_template_config: options.ChatTemplateConfigOption = None,
     temp: options.TempOption = 0.0,
     top_p: options.TopPOption = 1.0,
     min_p: options.MinPOption = 0.0,
     top_k: options.TopKOption = 0,
     seed: options.SeedOption = None,
+    repetition_penalty: penalties.RepetitionPenaltyOption = None,
+    repetition_context_size: penalties.RepetitionContextOption = 20,
+    presence_penalty: penalties.PresencePenaltyOption = None,
+    presence_context_size: penalties.PresenceContextOption = 20,
+    frequency_penalty: penalties.FrequencyPenaltyOption = None,
+    frequency_context_size: penalties.FrequencyContextOption = 20,
+    logit_bias: penalties.LogitBiasOption = None,
     max_tokens: options.MaxTokensOption = 100,
     stop: Annotated[
         list[str] | None,
@@ -85,7 +117,8 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="TOKEN",
-            help="A further token that ends the answer; may be repeated.",
+            help="A further token that ends the answer; may be repeated. With --prompt, several "
+            "may follow at once.",
             show_default=False,
             rich_help_panel="Decoding",
         ),
@@ -102,19 +135,32 @@ def generate(
     The answer streams to stdout, and nothing else goes there: it can be piped.
     """
     template_config = options.parse_template_config(chat_template_config)
-    if ignore_chat_template and think is not None:
+    bias = penalties.parse_logit_bias(logit_bias)
+    for flag, value in (
+        ("--system-prompt", system_prompt),
+        ("--prefill-response", prefill_response),
+        ("--think" if think else "--no-think", think),
+    ):
+        if ignore_chat_template and value is not None:
+            raise typer.BadParameter(
+                "needs the chat template that --ignore-chat-template leaves out", param_hint=flag
+            )
+    if prompt_cache_file is not None and system_prompt is not None:
         raise typer.BadParameter(
-            "needs the chat template that --ignore-chat-template leaves out",
-            param_hint="--think" if think else "--no-think",
-        )
-    if ignore_chat_template and system_prompt is not None:
-        raise typer.BadParameter(
-            "needs the chat template that --ignore-chat-template leaves out",
-            param_hint="--system-prompt",
+            "stands before what was cached: give it to cache-prompt", param_hint="--system-prompt"
         )
     message = _read_prompt(text, prompt, no_stdin)
 
-    lm, tokenizer = options.load_model(model, revision, quiet=not verbose)
+    cached: Any = None
+    if prompt_cache_file is not None:
+        cached, model, revision, adapter_path = open_cached(
+            prompt_cache_file, model, revision, adapter_path
+        )
+    lm, tokenizer = options.load_model(
+        model, revision, quiet=not verbose, adapter_path=adapter_path
+    )
+    if use_default_chat_template:
+        habits.use_default_chat_template(tokenizer)
     for token in extra_eos_token or ():
         _add_eos_token(tokenizer, token)
     ids, sent = _encode(
@@ -123,9 +169,26 @@ def generate(
         system_prompt,
         template_config,
         think,
-        raw=ignore_chat_template,
+        prefill_response,
+        cached=cached is not None,
+        raw=ignore_chat_template or (cached is not None and cached.raw),
         quiet=not verbose,
     )
+    more: dict[str, Any] = {}
+    if cached is not None:
+        more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
+    processors = penalties.make_processors(
+        bias,
+        lm,
+        repetition_penalty=repetition_penalty,
+        repetition_context_size=repetition_context_size,
+        presence_penalty=presence_penalty,
+        presence_context_size=presence_context_size,
+        frequency_penalty=frequency_penalty,
+        frequency_context_size=frequency_context_size,
+    )
+    if processors:
+        more["logits_processors"] = processors
 
     from orthrus_mlx.generate import stream_generate
 
@@ -157,6 +220,7 @@ def generate(
             prefill_step_size=prefill_step_size,
             prompt_progress_callback=reading,
             probe_progress_callback=probing,
+            **more,
         )
         printer.print(answer)
     last = printer.last
@@ -213,27 +277,38 @@ def _encode(
     system_prompt: str | None,
     template_config: dict[str, Any],
     think: bool | None,
+    prefill: str | None,
     *,
+    cached: bool,
     raw: bool,
     quiet: bool,
 ) -> tuple[list[int], str]:
     """Turn the message into ids and text, through the chat template if there is one."""
+    from orthrus_mlx.prompt_cache import continue_chat
     from orthrus_mlx.session import encode_chat, has_thinking_switch, thinking_config
 
     from .console import note, stderr_console
     from .thinking import NO_SWITCH
 
     # Without a template a lone message can still be sent raw; a system prompt cannot.
-    if not raw and (tokenizer.has_chat_template or system_prompt is not None):
+    parts = system_prompt is not None or prefill is not None
+    if not raw and (tokenizer.has_chat_template or parts):
+        if cached:
+            return continue_chat(tokenizer, message, template_config, prefill)
         messages = [{"role": "user", "content": message}]
         if system_prompt is not None:
             messages.insert(0, {"role": "system", "content": system_prompt})
         if think is not None and not quiet and not has_thinking_switch(tokenizer, template_config):
             note(stderr_console(), NO_SWITCH)
-        return encode_chat(tokenizer, messages, {**template_config, **thinking_config(think)})
+        if prefill is not None:
+            messages.append({"role": "assistant", "content": prefill})
+        unfinished = prefill is not None
+        config = {**template_config, **thinking_config(think)}
+        return encode_chat(tokenizer, messages, config, unfinished=unfinished)
     if not raw and not quiet:
         note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
-    return list(tokenizer.encode(message)), message
+    # What is cached has the special token that a text begins with.
+    return list(tokenizer.encode(message, add_special_tokens=not cached)), message
 
 
 class _Interrupt:

@@ -111,6 +111,16 @@ ThinkOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+AdapterPathOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="A LoRA adapter for the model, as mlx_lm.lora writes it. Drafts come from the view "
+        "that it leaves alone, so fewer are accepted.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
 ShowThinkingOption = Annotated[
     bool,
     typer.Option(
@@ -266,7 +276,13 @@ def _bad_template_config(problem: str) -> typer.BadParameter:
     return typer.BadParameter(problem, param_hint="--chat-template-config")
 
 
-def load_model(model: str | None, revision: str | None, *, quiet: bool = False) -> tuple[Any, Any]:
+def load_model(
+    model: str | None,
+    revision: str | None,
+    *,
+    quiet: bool = False,
+    adapter_path: Path | None = None,
+) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
     import warnings
 
@@ -294,4 +310,5 @@ def load_model(model: str | None, revision: str | None, *, quiet: bool = False) 
         if spin:
             waiting.enter_context(no_echo())
             waiting.enter_context(status)
-        return load(model, revision=revision)
+        adapter: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
+        return load(model, revision=revision, **adapter)

@@ -25,8 +25,13 @@ def encode_chat(
     tokenizer: Any,
     messages: Sequence[Mapping[str, str]],
     template_config: Mapping[str, Any] | None = None,
+    *,
+    unfinished: bool = False,
 ) -> tuple[list[int], str]:
-    """Turn messages into the prompt for the next answer: its ids, and its text."""
+    """Turn messages into the prompt for the next answer: its ids, and its text.
+
+    If `unfinished`, the last message is not over, and the prompt ends with it.
+    """
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
             "This tokenizer has no chat template, so it cannot tell who says what. Add the base "
@@ -34,12 +39,16 @@ def encode_chat(
             "(orthrus-mlx generate --ignore-chat-template)."
         )
 
+    ending = {"add_generation_prompt": not unfinished}
+    if unfinished:
+        ending["continue_final_message"] = True
+
     def render(messages: Sequence[Mapping[str, str]]) -> str:
         try:
             return tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
-                add_generation_prompt=True,
+                **ending,
                 **(template_config or {}),
             )
         # A template is a program that came with the checkpoint: whatever it raises is a refusal.

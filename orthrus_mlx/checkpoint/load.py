@@ -28,6 +28,7 @@ from ..errors import (
     NotOrthrusError,
     UnsafeCheckpointError,
 )
+from .adapter import adapter_folder, apply_adapter
 from .config import ModelConfig, read_json
 from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors
 from .hub import HubModel, brief, download, parse
@@ -71,7 +72,11 @@ class Checkpoint:
 
 
 def load(
-    path_or_hf_repo: str | Path, revision: str | None = None, *, lazy: bool = False
+    path_or_hf_repo: str | Path,
+    revision: str | None = None,
+    *,
+    lazy: bool = False,
+    adapter_path: str | Path | None = None,
 ) -> tuple[Any, Any]:
     """Load a dual-view model and its tokenizer.
 
@@ -80,6 +85,7 @@ def load(
             "chiennv/Orthrus-Qwen3-1.7B", or the address of its page.
         revision: branch, tag or commit of a Hub id.
         lazy: leave weights on disk until they are first used.
+        adapter_path: the folder of an adapter for the AR view, as `mlx_lm.lora` writes it.
 
     Returns:
         (model, tokenizer): an `orthrus_mlx.model.Model` and mlx-lm's `TokenizerWrapper`.
@@ -87,10 +93,15 @@ def load(
     Raises:
         CheckpointError: saying what is wrong, where, and what to do.
     """
+    adapter = None if adapter_path is None else adapter_folder(adapter_path)
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
     if not lazy:
         check_memory(sum(info.nbytes for info in checkpoint.tensors.values()), str(path_or_hf_repo))
-    return load_model(checkpoint, lazy=lazy), load_tokenizer(checkpoint.folder)
+    model = load_model(checkpoint, lazy=lazy)
+    if adapter is not None:
+        apply_adapter(model, adapter)
+        model = ready(model, lazy=lazy)
+    return model, load_tokenizer(checkpoint.folder)
 
 
 def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:

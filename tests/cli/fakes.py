@@ -34,14 +34,14 @@ class FakeTokenizer:
         self, messages: Any, *, tokenize: bool, add_generation_prompt: bool, **config: Any
     ) -> str:
         assert not tokenize
-        assert add_generation_prompt
+        assert add_generation_prompt != config.get("continue_final_message", False)
         if config.get("refuse"):
             raise ValueError("roles must alternate")
         said = "".join(f"<{m['role']}>{m['content']}\n" for m in messages)
         opening = config.get(
             "opening", "<think>\n\n</think>" * (config.get("enable_thinking") is False)
         )
-        return f"{said}<assistant>{opening}"
+        return f"{said}<assistant>{opening}" if add_generation_prompt else said[:-1]
 
 
 class FakeModel:
