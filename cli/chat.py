@@ -60,6 +60,7 @@ def chat(
     show_thinking: options.ShowThinkingOption = False,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
+    adapter_path: options.AdapterPathOption = None,
     chat_template_config: options.ChatTemplateConfigOption = None,
     temp: Annotated[float | None, _own_default(options.TempOption)] = None,
     top_p: Annotated[float | None, _own_default(options.TopPOption)] = None,
@@ -96,7 +97,7 @@ def chat(
     if go_on and model is None:
         model = conversation.model
 
-    lm, tokenizer = options.load_model(model, revision)
+    lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path)
 
     from orthrus_mlx.session import ChatSession
 

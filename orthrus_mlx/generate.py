@@ -9,12 +9,14 @@ import contextlib
 import inspect
 import secrets
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
 from typing import Any
 
 import mlx.core as mx
 
+from .checkpoint.config import ModelConfig
 from .decoding.cache import KVQuantization, check
 from .decoding.choosers import LogitsProcessor
 from .decoding.consensus import Sampling
@@ -129,12 +131,80 @@ class GenerationOptions:
                 'kv_bits cannot be combined with numerics="exact": the probe compares passes over '
                 "a KV cache that is not quantized."
             )
+        for name in CALLABLES:
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise GenerationError(f"{name} is {value!r}; expected a function, or None.")
+        processors = self.logits_processors
+        if processors is not None and not (
+            isinstance(processors, Sequence) and all(map(callable, processors))
+        ):
+            raise GenerationError(
+                f"logits_processors is {processors!r}; expected a list of functions, or None."
+            )
+        if self.prompt_cache is not None and not isinstance(self.prompt_cache, Sequence):
+            raise GenerationError(
+                f"prompt_cache is a {type(self.prompt_cache).__name__}; expected what "
+                "`model.make_cache()` gives, a list with a cache for each layer."
+            )
+        if not isinstance(self.calibrate, bool):
+            raise GenerationError(f"calibrate is {self.calibrate!r}; expected True or False.")
+        if self.evidence is not None and not isinstance(self.evidence, Evidence):
+            raise GenerationError(f"evidence is {self.evidence!r}; expected an Evidence, or None.")
         self.sampling(0)
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the caller gave none."""
         given = seed if self.seed is None else self.seed
         return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, given)
+
+
+CALLABLES = ("on_stats", "prompt_progress_callback", "probe_progress_callback")
+
+
+# What mlx-lm's generators take and these do not, and what to use instead.
+_XTC = "XTC draws once a call, not once a position, so it could not be the same in every mode"
+_PENALTY = (
+    "penalties and biases are logits processors: logits_processors="
+    "mlx_lm.sample_utils.make_logits_processors(...)"
+)
+INSTEAD = {
+    "sampler": "sampling is keyed by seed and position, so that every mode writes the same: use "
+    "temperature=, top_p=, top_k=, min_p= and seed=",
+    "temp": "use temperature=",
+    "xtc_probability": _XTC,
+    "xtc_threshold": _XTC,
+    "min_tokens_to_keep": "min_p= always keeps the likeliest token",
+    "max_kv_size": "a cache that forgets its oldest tokens cannot be rolled back",
+    "draft_model": "drafts come from the model's own diffusion view: use mode= and block_size=",
+    "num_draft_tokens": "use block_size=",
+    "logit_bias": _PENALTY,
+    "repetition_penalty": _PENALTY,
+    "presence_penalty": _PENALTY,
+    "frequency_penalty": _PENALTY,
+    "input_embeddings": "a prompt is text or ids",
+    "eos_token_ids": "use eos_token_id=, one id or several",  # of mlx_generate
+    "stop": "stop strings are text: use stream_generate",
+    "verbose": "nothing is printed: print the text of the responses",
+}
+
+
+def _options(given: dict[str, Any]) -> GenerationOptions:
+    """The options of these names, or what to use instead of a name that is none.
+
+    Raises:
+        GenerationError: naming the option.
+    """
+    known = {f.name for f in fields(GenerationOptions)}
+    for name in given.keys() - known:
+        near = get_close_matches(name, known, n=1)
+        instead = INSTEAD.get(name) or (f"did you mean {near[0]}=?" if near else "")
+        raise GenerationError(
+            f"There is no option {name}="
+            + (f"; {instead}" if instead else "")
+            + ". See orthrus_mlx.GenerationOptions."
+        )
+    return GenerationOptions(**given)
 
 
 def _takes_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,8 +293,8 @@ def mlx_generate(
     Raises:
         GenerationError: at once, before anything is computed, for an unusable request.
     """
-    ends = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
-    given = GenerationOptions(max_tokens=max_tokens, temperature=temperature, **options)
+    ends = _checked_ends("eos_token_id", eos_token_id)
+    given = _options({"max_tokens": max_tokens, "temperature": temperature, **options})
     receipt = Receipt()
     run = decode_tokens(model, prompt_tokens, ends, given, receipt)
 
@@ -259,7 +329,8 @@ def decode_tokens(
         GenerationError: at once, before anything is computed, for an unusable request.
         NumericsError: at once, if exact numerics cannot be had on this device.
     """
-    config = model.config
+    config = _checked_model(model).config
+    block = _block_size(config, options.block_size)
     cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
     check(cache, model.make_cache(), config.num_key_value_heads, config.head_dim)
     quantization = None
@@ -301,7 +372,6 @@ def decode_tokens(
         cached_ids=options.cached_ids,
         quantization=quantization,
     )
-    block = config.block_size if options.block_size is None else options.block_size
     scheduler = make_scheduler(
         options.mode,
         options.cycle,
@@ -329,10 +399,11 @@ def prepare(
         block_size: rows of the largest block to draft; None for the checkpoint's.
         progress: called with ("probe" or "calibrate", steps done, steps in all).
     """
+    block = _block_size(_checked_model(model).config, block_size)
     say = progress or (lambda stage, done, total: None)
     cached_probe(model, progress=lambda done, total: say("probe", done, total))
     say("calibrate", 0, 1)
-    device_costs(model, model.config.block_size if block_size is None else block_size)
+    device_costs(model, block)
     say("calibrate", 1, 1)
 
 
@@ -365,23 +436,31 @@ def stream_generate(
     Raises:
         GenerationError: at once, before anything is computed, for an unusable request.
     """
+    tokenizer = _checked_tokenizer(tokenizer)
     if isinstance(prompt, str):
         # mlx-lm's rule: special tokens are added unless the text already starts with one.
         bos = tokenizer.bos_token
         ids = tokenizer.encode(prompt, add_special_tokens=not bos or not prompt.startswith(bos))
     else:
         ids = prompt
-    ends = frozenset(tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids)
-    watch = _Watch(options.pop("prompt_progress_callback", None), options.pop("on_stats", None))
-    given = GenerationOptions(
-        max_tokens=max_tokens,
-        prompt_progress_callback=watch.progress,
-        on_stats=watch.ended,
-        **options,
+    ends = _checked_ends(
+        "eos_token_ids", tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
     )
+    watch = _Watch(options.pop("prompt_progress_callback", None), options.pop("on_stats", None))
+    given = _options(
+        {
+            "max_tokens": max_tokens,
+            "prompt_progress_callback": watch.progress,
+            "on_stats": watch.ended,
+            **options,
+        }
+    )
+    texts = _several(stop)
+    if not all(isinstance(text, str) for text in texts):
+        raise GenerationError(f"stop is {stop!r}; expected a string, or a list of strings.")
+    stops = StopStrings(texts)
     receipt = Receipt()
     run = decode_tokens(model, ids, ends, given, receipt)
-    stops = StopStrings([stop] if isinstance(stop, str) else stop)
     return _respond(model, run, tokenizer.detokenizer, ends, stops, watch, receipt)
 
 
@@ -391,6 +470,11 @@ def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> li
             f"prompt_tokens has shape {prompt_tokens.shape}; expected one dimension (one prompt)."
         )
     ids: Any = prompt_tokens
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise PromptError(
+            f"prompt_tokens is {ids!r}; expected a list of token ids. Encode text with the "
+            "tokenizer, or give it to stream_generate."
+        )
     ids = ids.tolist() if isinstance(ids, mx.array) else list(ids)
     if not ids:
         raise PromptError("The prompt is empty; give at least one token.")
@@ -403,6 +487,51 @@ def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> li
                 f"{vocab_size - 1}. Was the prompt encoded with another tokenizer?"
             )
     return [int(token) for token in ids]
+
+
+def _block_size(config: ModelConfig, asked: int | None) -> int:
+    if asked is not None and asked > config.block_size:
+        raise GenerationError(
+            f"block_size is {asked}; this model was trained to draft blocks of at most "
+            f"{config.block_size} rows."
+        )
+    return config.block_size if asked is None else asked
+
+
+def _checked_ends(name: str, ends: Any) -> frozenset[int]:
+    """The ids that end an answer: one, several or none."""
+    several = _several(ends)
+    if not all(hasattr(token, "__index__") and not isinstance(token, bool) for token in several):
+        raise GenerationError(f"{name} is {ends!r}; expected a token id, or a list of ids.")
+    return frozenset(int(token) for token in several)
+
+
+def _checked_model(model: Any) -> Any:
+    if not all(hasattr(model, name) for name in ("config", "forward", "make_cache")):
+        raise GenerationError(
+            f"The model is a {type(model).__module__}.{type(model).__name__}; expected one from "
+            "orthrus_mlx.load."
+        )
+    return model
+
+
+def _checked_tokenizer(tokenizer: Any) -> Any:
+    """Anything that can do what mlx-lm's wrapper can, or a tokenizer of transformers, wrapped."""
+    if all(hasattr(tokenizer, name) for name in ("encode", "detokenizer", "eos_token_ids")):
+        return tokenizer
+    if all(hasattr(tokenizer, name) for name in ("encode", "decode", "eos_token_id", "get_vocab")):
+        from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+        return TokenizerWrapper(tokenizer)
+    raise GenerationError(
+        f"The tokenizer is a {type(tokenizer).__module__}.{type(tokenizer).__name__}; expected one "
+        "from orthrus_mlx.load, or a tokenizer of transformers."
+    )
+
+
+def _several(values: Any) -> list[Any]:
+    """A list of values; of one, where one was given."""
+    return [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

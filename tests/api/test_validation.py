@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +17,7 @@ from orthrus_mlx import (
     PromptError,
     SamplingError,
     mlx_generate,
+    prepare,
     stream_generate,
 )
 from tests.lossless.fake_model import FakeModel
@@ -29,6 +31,9 @@ BAD_PROMPTS: dict[str, Any] = {
     "floats": mx.array([1.0, 2.0]),
     "a list in a list": [[1, 2]],
     "text": "ab",
+    "bytes": b"ab",
+    "nothing": None,
+    "a number": 3,
     "a float": [1, 2.0],
     "None": [1, None],
     "a bool": [True, 1],
@@ -85,6 +90,12 @@ BAD_OPTIONS: list[tuple[type[OrthrusError], str, Any]] = [
     (GenerationError, "prefill_step_size", 0),
     (GenerationError, "prefill_step_size", -1),
     (GenerationError, "prefill_step_size", 2.5),
+    (GenerationError, "on_stats", 3),
+    (GenerationError, "probe_progress_callback", "x"),
+    (GenerationError, "logits_processors", [3]),
+    (GenerationError, "calibrate", "no"),
+    (GenerationError, "evidence", {}),
+    (GenerationError, "stop", [3]),
 ]
 
 
@@ -93,13 +104,77 @@ def test_bad_options_are_named(
     error: type[OrthrusError], name: str, value: Any, tokenizer: Any
 ) -> None:
     model = FakeModel()
+    generate = partial(stream_generate, model, tokenizer, [1])
+    if name != "stop":
+        generate = partial(mlx_generate, model, [1], 2)
     with pytest.raises(error, match=name) as caught:
-        mlx_generate(model, [1], 2, **{name: value})
+        generate(**{name: value})
     assert isinstance(caught.value, ValueError)
     assert repr(value) in str(caught.value)
     with pytest.raises(error, match=name):
         stream_generate(model, tokenizer, [1], **{name: value})
     assert model.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("sampler", "use temperature="),
+        ("temp", "use temperature="),
+        ("xtc_probability", "XTC"),
+        ("max_kv_size", "rolled back"),
+        ("draft_model", "diffusion view"),
+        ("repetition_penalty", r"make_logits_processors"),
+        ("max_token", r"did you mean max_tokens=\?"),
+        ("nonsense", "no option nonsense="),
+    ],
+)
+def test_names_of_mlx_lm_say_what_to_use_instead(name: str, instead: str, tokenizer: Any) -> None:
+    with pytest.raises(GenerationError, match=instead):
+        mlx_generate(FakeModel(), [1], 2, **{name: 1})
+    with pytest.raises(GenerationError, match=instead):
+        stream_generate(FakeModel(), tokenizer, [1], **{name: 1})
+
+
+@pytest.mark.parametrize("ends", [None, "2", ["2"], 2.0, True, [[2]]])
+def test_bad_end_tokens(ends: Any) -> None:
+    with pytest.raises(GenerationError, match=r"eos_token_id is .*expected a token id"):
+        mlx_generate(FakeModel(), [1], ends)
+
+
+@pytest.mark.parametrize("model", [None, "demo", object()])
+def test_what_is_no_model(model: Any, tokenizer: Any) -> None:
+    with pytest.raises(GenerationError, match=r"expected one from orthrus_mlx\.load"):
+        mlx_generate(model, [1], 2)
+    with pytest.raises(GenerationError, match=r"expected one from orthrus_mlx\.load"):
+        stream_generate(model, tokenizer, [1])
+
+
+def test_a_tokenizer_is_taken_by_what_it_can_do(tokenizer: Any) -> None:
+    class Other:
+        """Not of mlx-lm's class, and able to do as much."""
+
+        bos_token, eos_token_ids, detokenizer = None, {2}, tokenizer.detokenizer
+        encode = tokenizer.encode
+
+    def said(tokenizer: Any) -> str:
+        answer = stream_generate(FakeModel(vocab_size=300), tokenizer, "ab", 5, seed=1, mode="ar")
+        return "".join(r.text for r in answer)
+
+    assert said(Other()) == said(tokenizer._tokenizer) == said(tokenizer)
+    for nothing in (None, "demo", object()):
+        with pytest.raises(GenerationError, match="or a tokenizer of transformers"):
+            stream_generate(FakeModel(), nothing, [1])
+
+
+def test_blocks_beyond_the_trained_one_are_refused(tokenizer: Any) -> None:
+    model = FakeModel(block_size=5)
+    with pytest.raises(GenerationError, match=r"block_size is 6; .*at most 5 rows"):
+        mlx_generate(model, [1], 2, block_size=6)
+    with pytest.raises(GenerationError, match=r"block_size is 6; .*at most 5 rows"):
+        prepare(model, block_size=6)
+    assert model.log == []
+    assert len(list(mlx_generate(model, [1], (), 3, block_size=5))) == 3
 
 
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)
