@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 
-.PHONY: demo chat test test-all fuzz lint types check clean
+.PHONY: demo chat test test-all fuzz docs lint types check clean
 
 demo: .venv/installed
 	$(BIN)/orthrus-mlx generate --no-stdin --mode parallel "$(QUESTION)"
@@ -21,6 +21,10 @@ test-all: .venv/tested
 # The property tests again, with examples that no run has seen.
 fuzz: .venv/tested
 	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule tests/api
+
+# The help of every command, into docs/cli.md.
+docs: .venv/installed
+	$(BIN)/python docs/make_cli.py
 
 lint: .venv/linted
 	$(BIN)/ruff check .

@@ -43,7 +43,9 @@ def convert(
     dtype: Annotated[
         Dtype | None,
         typer.Option(
-            help="Type of the weights that are not quantized. [dim]\\[default: as they are][/dim]",
+            metavar="TYPE",
+            help="Type of the weights that are not quantized: float32, bfloat16 or float16. "
+            "[dim]\\[default: as they are][/dim]",
             show_default=False,
         ),
     ] = None,

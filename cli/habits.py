@@ -70,6 +70,8 @@ def rewrite(args: Sequence[str]) -> list[str]:
         elif flag == "--extra-eos-token" and not equals and has_prompt:
             while given and not given[0].startswith("-"):
                 written += [flag, given.pop(0)]
+        elif flag == "-qa":  # typer would read -q and -a
+            written.append("--quantize-activations")
         else:
             written.append(flag + equals + value)
     return written + rest

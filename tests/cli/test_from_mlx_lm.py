@@ -31,6 +31,7 @@ QUESTION = "If a rectangle has length 12 and width 7, what is its area?"
         ("--extra-eos-token a b --prompt=x", "--extra-eos-token a --extra-eos-token b --prompt=x"),
         ("--extra-eos-token a hi", "--extra-eos-token a hi"),
         ("--extra-eos-token=a b -p x", "--extra-eos-token=a b -p x"),
+        ("-qa hi", "--quantize-activations hi"),
         ("-- --verbose False", "-- --verbose False"),
     ],
 )
