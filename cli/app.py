@@ -26,7 +26,8 @@ class _Commands(TyperGroup):
         except OrthrusError as error:
             from .console import print_error
 
-            print_error(error)
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            print_error(OrthrusError(habits.in_flags(error, command.params if command else [])))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None

@@ -49,6 +49,12 @@ def _counts(text: str) -> list[int]:
     return counts
 
 
+def _known_bits(bits: int | None) -> int | None:
+    if bits not in (None, 2, 3, 4, 5, 6, 8):
+        raise typer.BadParameter(f"{bits} bits cannot be packed; choose 2 to 6, or 8")
+    return bits
+
+
 def bench(
     model: Annotated[
         str | None,
@@ -103,8 +109,7 @@ def bench(
         int | None,
         typer.Option(
             metavar="N",
-            min=2,
-            max=8,
+            callback=_known_bits,
             help="Quantize these weights to N bits. [dim]\\[default: bf16][/dim]",
             show_default=False,
             rich_help_panel="Shapes",

@@ -1,5 +1,6 @@
 """`orthrus-mlx convert`: a Hugging Face checkpoint to MLX's layout, quantized if asked."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -109,7 +110,7 @@ def convert(
     from .progress import Bar
 
     notes = stderr_console()
-    with Bar(notes, "Converting", amount=DownloadColumn, tenths=True) as bar:
+    with Bar(notes, "Converting", amount=DownloadColumn, patience=0.0) as bar:
         folder = run(
             hf_path,
             mlx_path,
@@ -124,6 +125,7 @@ def convert(
             on_progress=bar,
         )
     print_info(describe(folder))
-    note(notes, f"Wrote {mlx_path}. Try it: orthrus-mlx chat --model {mlx_path}")
+    hint = f"orthrus-mlx chat --model {shlex.quote(str(mlx_path))}"
+    note(notes, f"Wrote {mlx_path}. Try it: {hint}")
     if upload_repo is not None:
         note(notes, f"Uploaded to https://huggingface.co/{upload_repo}")

@@ -3,11 +3,14 @@
 `docs/from-mlx-lm.md` lists every flag of mlx-lm's `generate` and `convert` beside ours.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
+
+from orthrus_mlx.errors import CheckpointError
 
 _XTC = (
     "XTC tosses a coin once a call, not once a position, so drafting could not give the tokens of "
@@ -89,6 +92,24 @@ def use_default_chat_template(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
     tokenizer.has_chat_template = True
     tokenizer.add_eos_token("<|im_end|>")
+
+
+def in_flags(error: Exception, params: Sequence[Any]) -> str:
+    """The text of an error about a request, with the flags of a command for Python's names.
+
+    What a checkpoint's files hold keeps its names: config.json has a block_size of its own.
+    """
+    text = str(error)
+    if isinstance(error, CheckpointError):
+        return text
+    for param in params:
+        for flag in param.opts if param.param_type_name == "option" else ():
+            name = flag.lstrip("-").replace("-", "_")
+            # A name of one word is an option only where the text begins with it.
+            place = r"\b" if "_" in name else r"^"
+            if len(name) > 1:
+                text = re.sub(rf"{place}{name}\b(?!=)", flag, text)
+    return text
 
 
 def _is_short_prompt(arg: str) -> bool:

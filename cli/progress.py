@@ -1,6 +1,7 @@
 """Progress bars on stderr: on a terminal, gone afterwards; elsewhere at most a few lines."""
 
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.progress import (
 
 from .console import is_screen, note
 
+PATIENCE = 2.0  # seconds; what is over sooner needs no line where there is no terminal
 LONG_PROMPT = 1024  # tokens; fewer are read too soon for a bar to help
 
 
@@ -23,7 +25,8 @@ class Bar:
 
     Call it with (steps done, steps in all). `check` is called first each time and may raise to
     stop what is going on. Fewer steps than `least` need no bar. `amount` is the column that tells
-    how many are done. Where there is no terminal, a line at every tenth is said if `tenths`.
+    how many are done. Where there is no terminal, a line at every tenth is said once `patience`
+    seconds have passed; None for no lines.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Bar:
         check: Callable[[], None] = lambda: None,
         least: int = 0,
         amount: type[ProgressColumn] = MofNCompleteColumn,
-        tenths: bool = False,
+        patience: float | None = PATIENCE,
     ) -> None:
         self._console = console
         self._name = name
@@ -41,16 +44,15 @@ class Bar:
         self._least = least
         self._amount = amount
         self._said = 0  # tenths
-        self._tenths = tenths
+        self._patience = patience
+        self._start: float | None = None
         self._progress: Progress | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` steps are done."""
         self._check()
         if not is_screen(self._console):
-            if self._tenths and done * 10 // total > self._said:
-                self._said = done * 10 // total
-                note(self._console, f"{self._name}: {self._said * 10} %")
+            self._say(done * 10 // total)
             return
         if done >= total:
             self.close()
@@ -69,6 +71,15 @@ class Bar:
             self._task = self._progress.add_task(self._name, total=total)
             self._progress.start()
         self._progress.update(self._task, completed=done)
+
+    def _say(self, tenths: int) -> None:
+        if self._patience is None:
+            return
+        if self._start is None or tenths < self._said:  # or another run of the same kind
+            self._start, self._said = monotonic(), 0
+        if tenths > self._said and monotonic() - self._start >= self._patience:
+            self._said = tenths
+            note(self._console, f"{self._name}: {tenths * 10} %")
 
     def close(self) -> None:
         """Take the bar away."""
@@ -90,9 +101,9 @@ class Bar:
 
 def prefill_bar(console: Console, check: Callable[[], None] = lambda: None) -> Bar:
     """Make the bar of reading a prompt, shown for a long one."""
-    return Bar(console, "Reading the prompt", check, least=LONG_PROMPT)
+    return Bar(console, "Reading the prompt", check, least=LONG_PROMPT, patience=None)
 
 
 def probe_bar(console: Console, check: Callable[[], None] = lambda: None) -> Bar:
-    """Make the bar of the probe that exact numerics need once on each device."""
-    return Bar(console, "Probing row counts", check)
+    """Make the bar of what is measured once on each device: the probe, and calibration."""
+    return Bar(console, "Measuring this device", check)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ orthrus-mlx {version}.
 ## Use with orthrus-mlx
 
 ```bash
-orthrus-mlx chat --model {name}
+orthrus-mlx chat --model {quoted}
 ```
 
 ```python
@@ -44,7 +45,7 @@ mlx-lm does not read the diffusion view and sees a plain Qwen3: the same model, 
 time.
 
 ```bash
-mlx_lm.chat --model {name}
+mlx_lm.chat --model {quoted}
 ```
 
 ```python
@@ -75,6 +76,7 @@ def model_card(checkpoint: Checkpoint, source: str, name: str, options: Options)
     data = ModelCardData(library_name="mlx", pipeline_tag="text-generation", tags=tags, **fields)
     text = TEXT.format(
         name=name,
+        quoted=shlex.quote(name),
         origin=origin,
         version=__version__,
         ar=_words(options.ar, options.dtype),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ..checkpoint.hub import brief
@@ -26,7 +27,8 @@ def upload(folder: Path, repo_id: str) -> None:
             commit_message="Upload weights converted with orthrus-mlx",
         )
     except Exception as e:  # the HTTP client's own errors
+        command = f"hf upload {repo_id} {shlex.quote(str(folder))}"
         raise OutputError(
             f"The conversion is complete in {folder}, but uploading it to {repo_id} failed: "
-            f"{brief(e)}. Log in with `hf auth login`, then run `hf upload {repo_id} {folder}`."
+            f"{brief(e)}. Log in with `hf auth login`, then run `{command}`."
         ) from e

@@ -67,8 +67,8 @@ class GenerationOptions:
         calibrate: measure costs at first use of mode="auto"; otherwise assume typical ones.
         prefill_step_size: prompt ids in one prefill pass.
         prompt_progress_callback: called with (prompt ids read, prompt ids in all).
-        probe_progress_callback: called with (steps done, steps in all) while the first exact call
-            probes the device.
+        probe_progress_callback: called with (steps done, steps in all) while this device is
+            measured: probed by the first exact call, calibrated by the first of mode="auto".
         cached_ids: the ids that `prompt_cache` holds, where the caller knows them: mode="auto" may
             copy drafts from them.
         kv_bits: bits of a value in the KV cache (2, 3, 4, 5, 6 or 8); None leaves it as it is.
@@ -376,7 +376,12 @@ def decode_tokens(
         options.mode,
         options.cycle,
         block,
-        lambda: within(device_costs(model, block) if options.calibrate else NOMINAL, row_counts),
+        lambda: within(
+            device_costs(model, block, options.probe_progress_callback)
+            if options.calibrate
+            else NOMINAL,
+            row_counts,
+        ),
         options.evidence,
     )
     drafters = [CopyDrafter()] if options.mode == "auto" else []
@@ -403,7 +408,7 @@ def prepare(
     say = progress or (lambda stage, done, total: None)
     cached_probe(model, progress=lambda done, total: say("probe", done, total))
     say("calibrate", 0, 1)
-    device_costs(model, block)
+    device_costs(model, block, lambda done, total: say("calibrate", done, total))
     say("calibrate", 1, 1)
 
 

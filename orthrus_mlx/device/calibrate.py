@@ -115,13 +115,17 @@ class _Guesses:
         return self.ids[:limit]
 
 
-def calibrate(model: Any, block_size: int) -> Costs:
+def calibrate(
+    model: Any, block_size: int, progress: Callable[[int, int], None] | None = None
+) -> Costs:
     """Measure the cycles that decoding with blocks of up to `block_size` rows can run.
 
     Whole cycles are timed as the engine runs them, as its share can exceed that of a fast device.
     Each kind is measured in rising order of rows, until a cycle would lose to AR decoding even with
     every draft accepted. Then all are timed again, some time later, as a machine can be slow for a
     while; the fastest run counts.
+
+    `progress` is called with (steps done, steps in all); kinds that would lose are skipped.
     """
     most = 3 * block_size
     context = max(1, min(CONTEXT, model.config.max_position_embeddings - most))
@@ -136,7 +140,14 @@ def calibrate(model: Any, block_size: int) -> Costs:
     fused: dict[tuple[int, int], float] = {}
     jobs: list[tuple[dict[Any, float], Any, Callable[[], float]]] = []
 
+    sizes = sorted({*(n for n in SIZES if n < block_size), block_size})
+    one_pass = [(a, d) for a, d in ONE_PASS if a <= block_size and d <= 2 * block_size]
+    alternating = [n for n in sizes if n >= 4]
+    steps = 2 + 2 * len(sizes) + len(alternating) + len(one_pass) + 1
+    say = progress or (lambda done, total: None)
+
     def add(table: dict[Any, float], size: Any, job: Callable[[], float]) -> float:
+        say(len(jobs), steps)
         jobs.append((table, size, job))
         table[size] = job()
         return table[size]
@@ -149,18 +160,16 @@ def calibrate(model: Any, block_size: int) -> Costs:
     step = add_cycles(ar, 1, AR_POLICY, ANY_ROWS)
     one = mx.array([1], mx.int32)
     add(verify, 1, partial(time_pass, lambda: model.forward(Rows.verify(one, cache)), cache))
-    for n in sorted({*(n for n in SIZES if n < block_size), block_size}):  # two-pass cycles
+    for n in sizes:  # two-pass cycles
         # One pass without blocks, over drafts that are there: it only verifies.
         add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, _Guesses(n - 1))
         if add_cycles(two_pass, n, Policy("two-pass", n - 1), ANY_ROWS) >= n * step and n >= JUDGED:
             break
-    for n in [n for n in verify if n >= 4]:  # alternating cycles, n tokens at most
+    for n in [n for n in alternating if n in verify]:  # alternating cycles, n tokens at most
         cycle = add_cycles(fused, (1, n - 1), Policy("one-pass", 0, n - 1), ANY_ROWS) + verify[n]
         if cycle >= n * step and n >= JUDGED:
             break
-    for n_ar, diff_rows in ONE_PASS:  # n_ar tokens at most
-        if n_ar > block_size or diff_rows > 2 * block_size:
-            continue
+    for n_ar, diff_rows in one_pass:  # n_ar tokens at most
         rows = RowCounts((n_ar,), ((n_ar, diff_rows),))
         cycle = add_cycles(fused, (n_ar, diff_rows), Policy("one-pass", n_ar - 1, diff_rows), rows)
         if cycle >= n_ar * step and n_ar + diff_rows >= JUDGED:
@@ -170,6 +179,7 @@ def calibrate(model: Any, block_size: int) -> Costs:
         for table, size, job in jobs:
             if time.perf_counter() - start < ENOUGH:
                 table[size] = min(table[size], job())
+    say(steps, steps)
     # A cycle that writes tokens takes no less than an AR step.
     verify = {n: max(ar[1], cost) for n, cost in sorted(verify.items())}
     return Costs(
@@ -180,12 +190,14 @@ def calibrate(model: Any, block_size: int) -> Costs:
     )
 
 
-def device_costs(model: Any, block_size: int) -> Costs:
+def device_costs(
+    model: Any, block_size: int, progress: Callable[[int, int], None] | None = None
+) -> Costs:
     """The costs for this model on this device, from disk where they were measured before."""
     key = [device_key(model), METHOD, block_size]
     found = load("costs", key, _decode)
     if found is None:
-        found = calibrate(model, block_size)
+        found = calibrate(model, block_size, progress)
         store("costs", key, found, _encode)
     return found
 

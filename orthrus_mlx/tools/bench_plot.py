@@ -21,6 +21,15 @@ def check_plot(path: Path) -> None:
         raise OrthrusError(
             f"Drawing needs matplotlib ({e}). Install it with: pip install 'orthrus-mlx[plot]'"
         ) from e
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix.lower().removeprefix(".") not in known:
+        raise OutputError(
+            f"{path} names no kind of picture; its name should end in .{', .'.join(known)}."
+        )
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file for the plot.")
     if not path.parent.is_dir():
         raise OutputError(f"There is no folder {path.parent} to write {path.name} into.")
 

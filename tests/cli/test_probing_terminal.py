@@ -30,7 +30,7 @@ from orthrus_mlx.cli import main
 sys.argv = ["orthrus-mlx", *sys.argv[1:]]
 main()
 """
-SHOWN = "Probing row counts"
+SHOWN = "Measuring this device"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from orthrus_mlx.cli import progress
 from orthrus_mlx.cli.console import for_terminal
 from orthrus_mlx.cli.progress import prefill_bar, probe_bar
 
@@ -49,13 +50,30 @@ def probe(file: io.StringIO, terminal: bool, steps: int = 3) -> str:
 @pytest.mark.parametrize("steps", [2, 3], ids=["stopped", "whole"])
 def test_the_probe_shows_a_bar_that_goes_away(steps: int) -> None:
     output = probe(Tty(), terminal=True, steps=steps)
-    assert "Probing row counts" in output
+    assert "Measuring this device" in output
     terminal = Terminal(80, 20)
     terminal.feed(output.replace("\n", "\r\n"))
     assert terminal.lines() == []
 
 
-def test_a_probe_into_a_pipe_or_found_on_disk_shows_none() -> None:
+def test_a_probe_into_a_pipe_says_how_far_it_is_once_it_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = iter([0.0, 0.0, 1.0, 3.0, 4.0, 4.0, 4.0, 5.0])
+    monkeypatch.setattr(progress, "monotonic", lambda: next(now))
+    file = io.StringIO()
+    with probe_bar(Console(file=file, force_terminal=False, width=80)) as bar:
+        for done in (1, 4, 8, 8, 10):  # at 0, 1, 3, 3 and 4 s
+            bar(done, 10)
+        bar(1, 10)  # a second thing to measure, from 4 to 5 s
+        bar(2, 10)
+    assert file.getvalue().splitlines() == [
+        "Measuring this device: 80 %",
+        "Measuring this device: 100 %",
+    ]
+
+
+def test_a_short_probe_into_a_pipe_or_one_found_on_disk_shows_none() -> None:
     assert probe(io.StringIO(), terminal=False) == ""
     assert probe(Tty(), terminal=True, steps=0) == ""
 

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Counted:
     calls = 0
 
-    def __call__(self, model: Any, block_size: int) -> Costs:
+    def __call__(self, model: Any, block_size: int, progress: Any = None) -> Costs:
         Counted.calls += 1
         return Costs({1: 1.0, 8: 2.0}, {8: 2.5}, {(8, 8): 3.0}, plain=0.9)
 
