@@ -39,6 +39,7 @@ def verify(
         ),
     ],
     revision: options.RevisionOption = None,
+    adapter_path: options.AdapterPathOption = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +95,9 @@ def verify(
     from .terminal import no_echo
 
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
-    loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    loaded, tokenizer = options.load_model(
+        model, revision, quiet=as_json, adapter_path=adapter_path
+    )
     if dtype is not None:
         cast(loaded, dtype)
     notes = stderr_console()

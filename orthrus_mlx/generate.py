@@ -147,6 +147,8 @@ class GenerationOptions:
                 f"prompt_cache is a {type(self.prompt_cache).__name__}; expected what "
                 "`model.make_cache()` gives, a list with a cache for each layer."
             )
+        if isinstance(self.cached_ids, str) or not isinstance(self.cached_ids, Sequence):
+            raise GenerationError(f"cached_ids is {self.cached_ids!r}; expected a list of ids.")
         if not isinstance(self.calibrate, bool):
             raise GenerationError(f"calibrate is {self.calibrate!r}; expected True or False.")
         if self.evidence is not None and not isinstance(self.evidence, Evidence):

@@ -94,7 +94,7 @@ def load(path: str | Path) -> CachedPrompt:
     from mlx_lm.models.cache import load_prompt_cache
 
     file = with_suffix(path)
-    if not file.is_file():
+    if not _is_file(file):
         raise GenerationError(
             f"There is no prompt cache {file}. `orthrus-mlx cache-prompt` writes one."
         )
@@ -115,9 +115,25 @@ def load(path: str | Path) -> CachedPrompt:
     return CachedPrompt(layers, ids, raw=bool(raw), **names)
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def with_suffix(path: str | Path) -> Path:
-    """The file that is meant: MLX tells a format by the end of the name."""
-    file = Path(path).expanduser()
+    """The file that is meant: MLX tells a format by the end of the name.
+
+    Raises:
+        GenerationError: for a path that names no file.
+    """
+    try:
+        file = Path(path).expanduser()
+    except RuntimeError as e:  # a user without a home
+        raise GenerationError(f"{path} is no place for a prompt cache: {e}") from e
+    if not file.name or file.name == "..":
+        raise GenerationError(f"{str(path)!r} names no file for a prompt cache.")
     return file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
 
 

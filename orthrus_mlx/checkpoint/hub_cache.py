@@ -240,7 +240,7 @@ def is_complete(folder: Path) -> bool:
 
     try:
         check(folder, read_headers(weight_files(folder)))
-    except CheckpointError:
+    except (CheckpointError, OSError):
         return False
     return (folder / "tokenizer.json").exists() and not broken_links(folder)
 
@@ -260,7 +260,7 @@ def _has_view(snapshots: Sequence[CachedSnapshot]) -> bool:
         try:
             if is_orthrus(read_json(snapshot.folder / "config.json")):
                 return True
-        except CheckpointError:
+        except (CheckpointError, OSError):
             continue
     return False
 

@@ -129,9 +129,9 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path | H
         raise CheckpointNotFoundError(
             "The name of the model is empty. Give a folder, a Hub id or 'demo'."
         )
-    if revision is not None and not revision.strip():
+    if revision is not None and not (isinstance(revision, str) and revision.strip()):
         raise CheckpointNotFoundError(
-            "The name of the revision is empty. Give a branch, a tag or a commit, or leave it out."
+            f"The revision is {revision!r}. Give a branch, a tag or a commit, or leave it out."
         )
     folder = _local_folder(name)
     if folder is not None:

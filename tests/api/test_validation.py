@@ -94,6 +94,7 @@ BAD_OPTIONS: list[tuple[type[OrthrusError], str, Any]] = [
     (GenerationError, "probe_progress_callback", "x"),
     (GenerationError, "logits_processors", [3]),
     (GenerationError, "calibrate", "no"),
+    (GenerationError, "cached_ids", 5),
     (GenerationError, "evidence", {}),
     (GenerationError, "stop", [3]),
 ]

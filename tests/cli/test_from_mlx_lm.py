@@ -198,6 +198,14 @@ def test_mlx_lm_reads_what_is_cached_and_we_read_what_it_caches(tmp_path: Path) 
     assert (ours.ids, ours.model, ours.layers[0].offset) == (None, "demo", 3)
 
 
+@pytest.mark.parametrize("name", ["", "/", "..", "~nobody-here/x", "x" * 300, "no/such/folder/x"])
+def test_a_name_that_is_no_file(name: str) -> None:
+    for args in (("generate", "hi"), ("cache-prompt", "-p", "hi")):
+        result = invoke(*args, "--prompt-cache-file", name)
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
 def test_a_file_that_is_no_prompt_cache(tmp_path: Path) -> None:
     model, _ = load("demo")
     layers = prompt_cache.read_prompt(model, [5, 6, 7])

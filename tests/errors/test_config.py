@@ -2,13 +2,26 @@
 
 import json
 import re
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
-from orthrus_mlx import ConfigError, IncompleteCheckpointError, ModelConfig, NotOrthrusError
+import orthrus_mlx
+from orthrus_mlx import (
+    ConfigError,
+    IncompleteCheckpointError,
+    ModelConfig,
+    NotOrthrusError,
+    load,
+    mlx_generate,
+)
 from orthrus_mlx.checkpoint.config import LIMITS
+from orthrus_mlx.convert import convert
 from tests.helpers import random_config
+
+DEMO = Path(orthrus_mlx.__file__).parent / "demo"
 
 
 def refused(match, error=ConfigError, **fields):
@@ -143,6 +156,21 @@ def test_plain_language_models_are_told_apart(field):
 def test_the_two_names_of_the_architecture():
     for name in ("qwen3", "orthrus"):
         assert ModelConfig.from_dict({**random_config(), "model_type": name}).model_type == "qwen3"
+
+
+def test_a_checkpoint_of_the_other_name_loads_and_converts(tmp_path):
+    shutil.copytree(DEMO, tmp_path / "orthrus")
+    config = json.loads((DEMO / "config.json").read_text())
+    (tmp_path / "orthrus" / "config.json").write_text(
+        json.dumps(config | {"model_type": "orthrus"})
+    )
+    model, tokenizer = load(tmp_path / "orthrus")
+    ids = tokenizer.encode("Hello")
+    named, _ = load("demo")
+    same = [list(mlx_generate(m, ids, (), 4, mode="parallel")) for m in (model, named)]
+    assert same[0] == same[1]
+    out = convert(tmp_path / "orthrus", tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["model_type"] == "qwen3"  # for mlx-lm
 
 
 @pytest.mark.parametrize(
