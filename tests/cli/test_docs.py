@@ -13,7 +13,7 @@ from orthrus_mlx.cli.app import app
 from orthrus_mlx.cli.habits import REFUSED
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"--kv-bits", "--kv-group-size", "--quantized-kv-start"}  # beside the engine's options
+ELSEWHERE = {"--kv-bits", "--kv-group-size", "--quantized-kv-start"}  # in Python only
 
 
 def test_the_help_in_the_docs_is_that_of_the_program() -> None:
