@@ -132,9 +132,7 @@ class GenerationOptions:
                 "a KV cache that is not quantized."
             )
         for name in CALLABLES:
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise GenerationError(f"{name} is {value!r}; expected a function, or None.")
+            _check_callable(name, getattr(self, name))
         processors = self.logits_processors
         if processors is not None and not (
             isinstance(processors, Sequence) and all(map(callable, processors))
@@ -453,7 +451,11 @@ def stream_generate(
     ends = _checked_ends(
         "eos_token_ids", tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
     )
-    watch = _Watch(options.pop("prompt_progress_callback", None), options.pop("on_stats", None))
+    on_progress = options.pop("prompt_progress_callback", None)
+    on_stats = options.pop("on_stats", None)
+    _check_callable("prompt_progress_callback", on_progress)
+    _check_callable("on_stats", on_stats)
+    watch = _Watch(on_progress, on_stats)
     given = _options(
         {
             "max_tokens": max_tokens,
@@ -503,6 +505,11 @@ def _block_size(config: ModelConfig, asked: int | None) -> int:
             f"{config.block_size} rows."
         )
     return config.block_size if asked is None else asked
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if value is not None and not callable(value):
+        raise GenerationError(f"{name} is {value!r}; expected a function, or None.")
 
 
 def _checked_ends(name: str, ends: Any) -> frozenset[int]:

@@ -91,6 +91,7 @@ BAD_OPTIONS: list[tuple[type[OrthrusError], str, Any]] = [
     (GenerationError, "prefill_step_size", -1),
     (GenerationError, "prefill_step_size", 2.5),
     (GenerationError, "on_stats", 3),
+    (GenerationError, "prompt_progress_callback", 3),
     (GenerationError, "probe_progress_callback", "x"),
     (GenerationError, "logits_processors", [3]),
     (GenerationError, "calibrate", "no"),

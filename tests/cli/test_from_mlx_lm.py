@@ -169,7 +169,7 @@ def test_a_cached_prompt_is_continued(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read.model == "demo"
     assert tokenizer.decode(read.ids).endswith(start)
     assert {layer.offset for layer in read.layers} == {len(read.ids or ())}
-    tail = prompt_cache.continue_chat(tokenizer, rest, {})
+    tail, _ = prompt_cache.continue_chat(tokenizer, rest, {})
     ids = [*(read.ids or ()), *tail]
     continued = mlx_generate(model, tail, (), 5, mode="ar", prompt_cache=read.layers)
     assert list(continued) == list(mlx_generate(model, ids, (), 5, mode="ar"))
