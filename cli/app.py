@@ -5,8 +5,10 @@ body, and add one line under "The commands" below. Modules imported here may imp
 the standard library only: `orthrus-mlx --help` must not wait for MLX.
 """
 
-import os
 import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -20,31 +22,61 @@ from . import bench, cache_prompt, chat, convert, generate, habits, info, models
 class _Commands(TyperGroup):
     """Turns what a command raises into one clear line and an exit code."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _one_line_errors():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OrthrusError as error:
-            from .console import print_error
+        from .console import note, stderr_console
+        from .streams import write_any_text
 
+        def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+            note(stderr_console(), f"note: {message}")
+
+        def in_flags(error: OrthrusError) -> str:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            print_error(OrthrusError(habits.in_flags(error, command.params if command else [])))
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            _discard_stdout()
-            raise typer.Exit(141) from None  # as a shell reports a process that SIGPIPE ended
-        except Exception as error:
-            flag = getattr(error, "option_name", "")  # of an option that does not exist
-            if reason := habits.REFUSED.get(flag):
-                ctx = getattr(error, "ctx", None)
-                raise typer.BadParameter(reason, ctx, param_hint=flag) from None
-            raise
+            return habits.in_flags(error, command.params if command else [])
+
+        write_any_text(sys.stdout, lambda line: note(stderr_console(), line))
+        with _one_line_errors(in_flags), warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk may show only now
+            return result
 
 
-def _discard_stdout() -> None:
-    """Send what is still buffered nowhere: the reader of the pipe has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextmanager
+def _one_line_errors(
+    words: Callable[[OrthrusError], str] = str,
+) -> Generator[None, None, None]:
+    """End the program with one line and an exit code, whatever was raised."""
+    from .console import for_terminal, print_error
+    from .streams import discard
+
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except OrthrusError as error:
+        print_error(OrthrusError(words(error)))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        discard(sys.stdout)  # what is still buffered: the reader of the pipe has gone
+        raise typer.Exit(141) from None  # as a shell reports a process that SIGPIPE ended
+    except OSError as error:
+        discard(sys.stdout)  # else what is still buffered fails once more at the end
+        print_error(error)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        flag = getattr(error, "option_name", "")  # of an option that does not exist
+        if reason := habits.REFUSED.get(flag):
+            ctx = getattr(error, "ctx", None)
+            raise typer.BadParameter(reason, ctx, param_hint=flag) from None
+        if hasattr(error, "message") and hasattr(error, "format_message"):  # a usage error
+            error.message = for_terminal(error.message)
+        raise
 
 
 def _print_version(wanted: bool) -> None:

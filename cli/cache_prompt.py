@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from orthrus_mlx.errors import IncompleteCheckpointError
+from orthrus_mlx.paths import expanded
+
 from . import options
 from .options import examples
 
@@ -83,7 +86,11 @@ def cache_prompt(
     notes = stderr_console()
     with prefill_bar(notes) as reading:
         layers = prompt_cache.read_prompt(lm, ids, reading, prefill_step_size)
-    adapter = None if adapter_path is None else str(adapter_path.expanduser().absolute())
+    adapter = (
+        None
+        if adapter_path is None
+        else str(expanded(adapter_path, IncompleteCheckpointError).absolute())
+    )
     cached = prompt_cache.CachedPrompt(layers, ids, name, revision, adapter, raw)
     file = prompt_cache.save(prompt_cache_file, cached)
     note(notes, f"Read {len(ids)} tokens and wrote {file} ({size(file.stat().st_size)}).")
@@ -106,7 +113,11 @@ def open_cached(
     from orthrus_mlx.errors import GenerationError
 
     cached = prompt_cache.load(file)
-    adapter = None if adapter_path is None else str(adapter_path.expanduser().absolute())
+    adapter = (
+        None
+        if adapter_path is None
+        else str(expanded(adapter_path, IncompleteCheckpointError).absolute())
+    )
     pairs = {
         "--model": (None if model is None else model_name(model), cached.model),
         "--revision": (revision, cached.revision),

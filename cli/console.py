@@ -1,11 +1,20 @@
-"""Where things are printed: answers go to stdout, everything else to stderr."""
+"""Where things are printed: answers go to stdout, everything else to stderr.
 
+`for_terminal` is the one door for text from outside (checkpoints, templates, file names, saved
+conversations, the model). Every line goes through it: a `SafeConsole` puts all that it prints
+through it, `cli.render.PlainScreen` what streams to a terminal, `cli.app` what typer prints.
+Into a pipe an answer stays byte for byte.
+"""
+
+import errno
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from orthrus_mlx.errors import PromptError
@@ -13,14 +22,66 @@ from orthrus_mlx.errors import PromptError
 PATIENCE = 2.0  # seconds of waiting for standard input before that is said
 
 
+# Characters that a terminal obeys or that deceive the eye: C0 but tab and line break, each to its
+# picture; the rest to U+FFFD. The joiners U+200C and U+200D stay: scripts and emoji need them.
+_UNSAFE: dict[int, int | None] = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n\r"}
+_UNSAFE |= {0x7F: 0x2421, ord("\r"): None}
+_UNSAFE |= {
+    c: 0xFFFD
+    for first, last in (
+        (0x80, 0x9F),  # C1
+        (0xAD, 0xAD),  # soft hyphen
+        (0x34F, 0x34F),  # grapheme joiner
+        (0x61C, 0x61C),  # bidi: Arabic letter mark
+        (0x115F, 0x1160),  # Hangul fillers
+        (0x17B4, 0x17B5),  # Khmer inherent vowels
+        (0x180B, 0x180F),  # Mongolian selectors and separator
+        (0x200B, 0x200B),  # zero-width space
+        (0x200E, 0x200F),  # bidi marks
+        (0x2028, 0x202E),  # line and paragraph separator, bidi embeddings and overrides
+        (0x2060, 0x206F),  # word joiner, invisible operators, bidi isolates
+        (0x3164, 0x3164),  # Hangul filler
+        (0xFEFF, 0xFEFF),  # byte order mark
+        (0xFFA0, 0xFFA0),  # Hangul filler
+        (0xFFF0, 0xFFFB),  # unassigned invisibles, interlinear annotation
+        (0x1BCA0, 0x1BCA3),  # shorthand format controls
+        (0x1D173, 0x1D17A),  # musical format controls
+        (0xE0000, 0xE0FFF),  # tags and supplementary selectors
+        (0xD800, 0xDFFF),  # lone surrogates: bytes that are not UTF-8
+    )
+    for c in range(first, last + 1)
+}
+
+
+def for_terminal(text: str) -> str:
+    """Make text safe to print on a terminal, whatever it came from."""
+    return text.translate(_UNSAFE)
+
+
+class SafeConsole(Console):
+    """A console that prints nothing which a terminal would obey, other than its own codes."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Render, with every text made safe."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(for_terminal(text), style)
+
+    def on_broken_pipe(self) -> None:
+        """Treat a closed pipe as any stream does: the error goes on to whoever prints."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def stderr_console(quiet: bool = False) -> Console:
     """Make the console for all that is not the answer; a quiet one prints nothing."""
-    return Console(stderr=True, highlight=False, quiet=quiet)
+    return SafeConsole(stderr=True, highlight=False, quiet=quiet)
 
 
 def answer_console() -> Console:
     """Make the console for the answer."""
-    return Console(highlight=False)
+    return SafeConsole(highlight=False)
 
 
 def is_screen(console: Console) -> bool:
@@ -30,22 +91,17 @@ def is_screen(console: Console) -> bool:
 
 def note(console: Console, text: str, style: str = "dim") -> None:
     """Print a line as it stands: no markup, and no breaks that the terminal did not make."""
-    console.print(Text(text, style=style), soft_wrap=True)
-
-
-# Control characters but tab and line break, each to its picture; a terminal obeys the real ones.
-_PICTURES: dict[int, int | None] = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\t\n\r"}
-_PICTURES |= {0x7F: 0x2421, ord("\r"): None, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
-
-
-def for_terminal(text: str) -> str:
-    """Make text safe to print on a terminal, whatever a model wrote."""
-    return text.translate(_PICTURES)
+    console.print(Text(for_terminal(text), style=style), soft_wrap=True)
 
 
 def print_error(error: Exception, console: Console | None = None) -> None:
-    """Print `error: ...` in red on stderr."""
-    line = Text.assemble(("error: ", "bold red"), (str(error), "red"))
+    """Print `error: ...` in red on stderr, in one line."""
+    message = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        what = f"{error.filename} cannot be used" if error.filename else "Output cannot be written"
+        message = f"{what}: {error.strerror}."
+    message = for_terminal(message.strip().replace("\n", " "))
+    line = Text.assemble(("error: ", "bold red"), (message, "red"))
     (console or stderr_console()).print(line, soft_wrap=True)
 
 

@@ -11,11 +11,13 @@ A plain list of OpenAI messages, alone or under "messages", can be read too.
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthrus_mlx.errors import OrthrusError, OutputError
+from orthrus_mlx.paths import expanded
 
 from .thinking import Answer
 
@@ -66,8 +68,13 @@ class Conversation:
 
         A file that is there already is replaced only if it is this conversation's own.
         """
-        path = path.expanduser().resolve()
-        if path.exists() and path != self.path and not overwrite:
+        path = expanded(path, OutputError)
+        try:
+            path = path.resolve()
+            taken = path.exists() and path != self.path
+        except (OSError, RuntimeError, ValueError) as error:  # too long, or links in a circle
+            raise OutputError(f"{path} cannot be written: {_reason(error)}.") from None
+        if taken and not overwrite:
             raise OutputError(f"{path} exists already. To replace it: /save! {path}")
         _write_whole(path, json.dumps(self._to_json(model), ensure_ascii=False, indent=2) + "\n")
         self.path = path
@@ -86,13 +93,14 @@ class Conversation:
 
         Only the former is the conversation's own file, to be written again by the next save.
         """
-        path = path.expanduser().resolve()
+        path = expanded(path, ConversationError)
         try:
+            path = path.resolve()
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConversationError(f"There is no file {path}.") from None
-        except OSError as error:
-            raise ConversationError(f"{path} cannot be read: {error.strerror}.") from None
+        except (OSError, RuntimeError) as error:
+            raise ConversationError(f"{path} cannot be read: {_reason(error)}.") from None
         except ValueError as error:  # bad JSON, or not UTF-8
             raise ConversationError(f"{path} is not JSON: {error}.") from None
         try:
@@ -179,9 +187,10 @@ def _join_parts(parts: list[Any], number: int) -> str:
 
 def _write_whole(path: Path, text: str) -> None:
     """Write a text file so that it appears complete, or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".orthrus-mlx.{os.getpid()}.partial")  # as long as a name may be
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        # What was typed may hold bytes that are not UTF-8: they become escapes, as JSON has them.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -191,4 +200,9 @@ def _write_whole(path: Path, text: str) -> None:
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -3,11 +3,14 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import platformdirs
+
+from orthrus_mlx.errors import OutputError
+from orthrus_mlx.paths import expanded
 
 QUOTES = '"""'
 
@@ -74,6 +77,7 @@ class EditingReader:
             completer=_completer(complete),
             complete_while_typing=False,
             key_bindings=keys,
+            enable_suspend=True,  # Ctrl-Z
             # The prompt belongs to the person, even when the answers go to a file.
             output=create_output(always_prefer_tty=True),
         )
@@ -88,13 +92,16 @@ def _completer(complete: Callable[[str], Iterable[str]]) -> Any:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
     from prompt_toolkit.document import Document
 
+    from .console import for_terminal
+
     class SlashCompleter(Completer):
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterable[Completion]:
             text = document.text_before_cursor
             for whole in complete(text):
-                yield Completion(whole, start_position=-len(text), display=whole.split()[-1])
+                shown = for_terminal(whole.split()[-1])
+                yield Completion(whole, start_position=-len(text), display=shown)
 
     return SlashCompleter()
 
@@ -103,7 +110,7 @@ def history_path() -> Path:
     """Say where the lines that were typed are kept."""
     chosen = os.environ.get("ORTHRUS_MLX_HISTORY")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen, OutputError)
     return platformdirs.user_state_path("orthrus-mlx") / "chat_history"
 
 
@@ -111,26 +118,33 @@ def _open_history() -> Any:
     """Open the history, readable by its owner only; without one if that cannot be."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
-    path = history_path()
+    from .console import note, stderr_console
+
+    class KeptHistory(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a full disk ends no chat
+                super().store_string(string)
+
     try:
+        path = history_path()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
+        if not path.is_file():
+            raise OutputError(f"{path} is not a regular file.")
         with path.open("ab"):
-            return FileHistory(str(path))
-    except OSError as error:
-        from .console import note, stderr_console
-
-        note(stderr_console(), f"No history of your lines is kept: {path}: {error.strerror}")
+            return KeptHistory(str(path))
+    except (OSError, OutputError) as error:
+        note(stderr_console(), f"No history of your lines is kept: {error}")
         return InMemoryHistory()
 
 
 def complete_path(prefix: str) -> Sequence[str]:
     """Complete the name of a file or folder."""
     folder, _, start = prefix.rpartition("/")
-    base = Path(folder + "/").expanduser() if "/" in prefix else Path()
     try:
+        base = expanded(folder + "/", OutputError) if "/" in prefix else Path()
         entries = sorted(base.iterdir())
-    except OSError:
+    except (OSError, OutputError):
         return []
     lead = f"{folder}/" if "/" in prefix else ""
     return [

@@ -96,7 +96,10 @@ class Chat:
             except KeyboardInterrupt:  # the line was cleared
                 if not self._interactive:
                     raise
-            except OrthrusError as error:
+            except BrokenPipeError:
+                raise
+            # A chat outlives its errors, such as a full disk: it holds what was said.
+            except (OrthrusError, OSError, ValueError, RuntimeError) as error:
                 if not self._interactive:
                     raise
                 print_error(error, self.notes)

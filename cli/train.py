@@ -210,7 +210,7 @@ def shown() -> "Generator[Report, None, None]":
 
     console = answer_console()
     if not is_screen(console):
-        yield lambda event: print(event, flush=True)
+        yield lambda event: console.print(str(event), soft_wrap=True, markup=False)
         return
 
     from rich import progress

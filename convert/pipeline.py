@@ -10,6 +10,7 @@ from ..checkpoint.staging import check_absent, staged_folder
 from ..checkpoint.tensors import DIFFUSION_FILE, some
 from ..checkpoint.write import copy_files, files_to_copy, write_index, write_json
 from ..errors import CheckpointError, OutputError
+from ..paths import expanded
 from .card import model_card
 from .config import output_config
 from .options import check_options
@@ -71,7 +72,7 @@ def convert(
         diffusion_q_bits=diffusion_q_bits,
         upload_repo=upload_repo,
     )
-    final = Path(mlx_path).expanduser().absolute()
+    final = expanded(mlx_path, OutputError).absolute()
     check_absent(final)
     checkpoint = inspect(resolve(hf_path, revision))
     plan = make_plan(checkpoint, options)

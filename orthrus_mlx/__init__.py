@@ -1,5 +1,6 @@
 """Lossless parallel decoding for Orthrus dual-view checkpoints, in pure MLX."""
 
+from . import _early as _early
 from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
 from .checkpoint.load import load as load_model_and_tokenizer

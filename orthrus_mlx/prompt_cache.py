@@ -17,6 +17,7 @@ from typing import Any
 from .checkpoint.hub import brief
 from .errors import ChatTemplateError, GenerationError, OutputError
 from .generate import mlx_generate
+from .paths import expanded
 from .session import encode_chat
 
 SUFFIX = ".safetensors"
@@ -128,10 +129,7 @@ def with_suffix(path: str | Path) -> Path:
     Raises:
         GenerationError: for a path that names no file.
     """
-    try:
-        file = Path(path).expanduser()
-    except RuntimeError as e:  # a user without a home
-        raise GenerationError(f"{path} is no place for a prompt cache: {e}") from e
+    file = expanded(path, GenerationError)
     if not file.name or file.name == "..":
         raise GenerationError(f"{str(path)!r} names no file for a prompt cache.")
     return file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)

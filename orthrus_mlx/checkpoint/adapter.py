@@ -13,6 +13,7 @@ from typing import Any
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, IncompleteCheckpointError
+from ..paths import expanded
 from .hub import brief
 from .plain import plain_qwen3
 
@@ -25,7 +26,7 @@ def adapter_folder(path: str | Path) -> Path:
     Raises:
         IncompleteCheckpointError: if a file of it is missing.
     """
-    folder = Path(path).expanduser()
+    folder = expanded(path, IncompleteCheckpointError)
     for name in FILES:
         if not (folder / name).is_file():
             raise IncompleteCheckpointError(

@@ -28,6 +28,7 @@ from ..errors import (
     NotOrthrusError,
     UnsafeCheckpointError,
 )
+from ..paths import expanded
 from .adapter import adapter_folder, apply_adapter
 from .config import ModelConfig, read_json
 from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors
@@ -157,12 +158,12 @@ def locate(path_or_hf_repo: str | Path, revision: str | None = None) -> Path | H
 def _local_folder(name: str) -> Path | None:
     if name == DEMO:
         return Path(__file__).parents[1] / "demo"
+    path = expanded(name, CheckpointNotFoundError)
     try:
-        path = Path(name).expanduser()
         if path.is_dir():
             return path
         is_file = path.is_file()
-    except (OSError, RuntimeError):  # too long for a file name; a user without a home
+    except OSError:  # too long for a file name
         return None
     if is_file:
         raise CheckpointNotFoundError(f"{path} is a file; give the folder that holds it.")

@@ -10,6 +10,7 @@ from ..checkpoint.config import LIMITS
 from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
 from ..decoding.consensus import MAX_SEED
 from ..errors import TrainingError
+from ..paths import expanded
 
 DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
 # Settings that do not change the result: a resumed run may change them.
@@ -84,7 +85,8 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("model", "data", "output"):
             value = str(getattr(self, name))
-            object.__setattr__(self, name, value if name == "model" else Path(value).expanduser())
+            path = value if name == "model" else expanded(value, TrainingError)
+            object.__setattr__(self, name, path)
         for name in ("learning_rate", "warmup", "weight_decay", "max_grad_norm"):
             object.__setattr__(self, name, _float(name, getattr(self, name)))
         for name, least in _WHOLE.items():
