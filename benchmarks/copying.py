@@ -26,7 +26,7 @@ from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.plan import Plan
 from orthrus_mlx.decoding.scheduler import Adaptive
 from orthrus_mlx.decoding.sequence import Drafter, Request
-from orthrus_mlx.session import encode_chat
+from orthrus_mlx.prompt import encode_chat
 from recipes.demo.corpus import evaluation
 
 

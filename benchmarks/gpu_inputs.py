@@ -15,7 +15,7 @@ from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, rea
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.errors import NumericsError
 from orthrus_mlx.model import Model
-from orthrus_mlx.session import encode_chat
+from orthrus_mlx.prompt import encode_chat
 from tests import helpers
 
 BITS = {"8bit": 8, "4bit": 4}

@@ -148,3 +148,9 @@ def model_name(model: str) -> str:
     if model == options.DEMO:
         return model
     return str(found.absolute()) if isinstance(found, Path) else found.repo_id
+
+
+def _full_name(adapter_path: Path | None) -> str | None:
+    if adapter_path is None:
+        return None
+    return str(expanded(adapter_path, IncompleteCheckpointError).absolute())

@@ -284,8 +284,9 @@ def _encode(
     quiet: bool,
 ) -> tuple[list[int], str]:
     """Turn the message into ids and text, through the chat template if there is one."""
+    from orthrus_mlx.prompt import encode_chat, encode_text
     from orthrus_mlx.prompt_cache import continue_chat
-    from orthrus_mlx.session import encode_chat, has_thinking_switch, thinking_config
+    from orthrus_mlx.session import has_thinking_switch, thinking_config
 
     from .console import note, stderr_console
     from .thinking import NO_SWITCH
@@ -308,7 +309,7 @@ def _encode(
     if not raw and not quiet:
         note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
     # What is cached has the special token that a text begins with.
-    return list(tokenizer.encode(message, add_special_tokens=not cached)), message
+    return encode_text(tokenizer, message, add_special_tokens=not cached), message
 
 
 class _Interrupt:

@@ -290,12 +290,14 @@ def load_model(
 
     from orthrus_mlx import load
     from orthrus_mlx.device.memory import MemoryWarning
+    from orthrus_mlx.prompt import prepare_rendering
 
     from .console import is_screen, note, stderr_console
     from .terminal import no_echo
 
     # It warns of long prompts; whether they fit the context is checked, and said, later on.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    prepare_rendering()
     notes = stderr_console()
     if model is None:
         model = DEMO

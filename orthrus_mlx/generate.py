@@ -30,6 +30,7 @@ from .device.calibrate import device_costs
 from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
 from .errors import ContextLengthError, GenerationError, PromptError
+from .prompt import encode_text
 
 NUMERICS = ("fast", "exact")
 KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
@@ -445,7 +446,8 @@ def stream_generate(
     if isinstance(prompt, str):
         # mlx-lm's rule: special tokens are added unless the text already starts with one.
         bos = tokenizer.bos_token
-        ids = tokenizer.encode(prompt, add_special_tokens=not bos or not prompt.startswith(bos))
+        add_bos = not bos or not prompt.startswith(bos)
+        ids = encode_text(tokenizer, prompt, add_special_tokens=add_bos)
     else:
         ids = prompt
     ends = _checked_ends(

@@ -16,48 +16,8 @@ from mlx_lm.models.cache import (
 
 from .decoding.consensus import common_prefix
 from .decoding.scheduler import Evidence
-from .errors import ChatTemplateError
 from .generate import GenerationResponse, stream_generate
-from .quoting import render_whole
-
-
-def encode_chat(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, str]],
-    template_config: Mapping[str, Any] | None = None,
-    *,
-    unfinished: bool = False,
-) -> tuple[list[int], str]:
-    """Turn messages into the prompt for the next answer: its ids, and its text.
-
-    If `unfinished`, the last message is not over, and the prompt ends with it.
-    """
-    if not tokenizer.has_chat_template:
-        raise ChatTemplateError(
-            "This tokenizer has no chat template, so it cannot tell who says what. Add the base "
-            "model's chat_template.jinja to the checkpoint, or send a raw prompt "
-            "(orthrus-mlx generate --ignore-chat-template)."
-        )
-
-    ending = {"add_generation_prompt": not unfinished}
-    if unfinished:
-        ending["continue_final_message"] = True
-
-    def render(messages: Sequence[Mapping[str, str]]) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                **ending,
-                **(template_config or {}),
-            )
-        # A template is a program that came with the checkpoint: whatever it raises is a refusal.
-        except Exception as error:
-            raise ChatTemplateError(f"The chat template refused the messages: {error}") from error
-
-    closes = getattr(tokenizer, "think_end", None) or "</think>"
-    text = render_whole(render, messages, closes)
-    return list(tokenizer.encode(text, add_special_tokens=False)), text
+from .prompt import encode_chat
 
 
 def has_thinking_switch(tokenizer: Any, template_config: Mapping[str, Any]) -> bool:

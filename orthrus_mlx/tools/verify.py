@@ -17,7 +17,7 @@ from ..decoding.scheduler import CycleKind
 from ..device.measured import MLX_VERSION, device_name
 from ..device.probe import Probe
 from ..errors import NumericsError
-from ..session import encode_chat
+from ..prompt import encode_chat, encode_text
 from .compare import Answer, Difference, Tally, decode_answer, first_difference
 from .prompts import Prompt
 from .reference import ReferenceDecoder, decode_with, fair_bound, make_reference
@@ -143,7 +143,7 @@ def encode(tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Prompts as ids, through the chat template if there is one."""
     if tokenizer.has_chat_template:
         return [encode_chat(tokenizer, prompt.messages)[0] for prompt in prompts]
-    return [list(tokenizer.encode(prompt.text)) for prompt in prompts]
+    return [encode_text(tokenizer, prompt.text) for prompt in prompts]
 
 
 def verify(

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ChatTemplateError, DataError
+from ..prompt import render_chat
 
 ENCODED_AT_ONCE = 1000  # conversations
 FORMATS = (
@@ -151,13 +152,7 @@ def _render(
         )
 
     def written(upto: int, prompt: bool) -> str:
-        try:
-            return tokenizer.apply_chat_template(
-                messages[:upto], tokenize=False, add_generation_prompt=prompt, **template
-            )
-        # A template is a program from the checkpoint, and may raise anything.
-        except Exception as e:
-            raise ChatTemplateError(f"the chat template refused the messages: {e}") from e
+        return render_chat(tokenizer, messages[:upto], add_generation_prompt=prompt, **template)
 
     conversations: list[list[Segment]] = []
     before = ""  # text of the current conversation so far
