@@ -195,12 +195,18 @@ def generate(
     from .console import note, stderr_console
     from .progress import prefill_bar, probe_bar
     from .stats import BY_FLAG, cut_line, generation_lines
+    from .terminal import no_echo
     from .thinking import think_tags
 
     notes = stderr_console()
     aside = None if show_thinking else stderr_console(quiet=not verbose)
     printer = _Printer(aside, sent, think_tags(tokenizer))
-    with _Interrupt() as interrupt, prefill_bar(notes) as reading, probe_bar(notes) as probing:
+    with (
+        _Interrupt() as interrupt,
+        no_echo(),
+        prefill_bar(notes) as reading,
+        probe_bar(notes) as probing,
+    ):
         answer = stream_generate(
             lm,
             tokenizer,

@@ -8,12 +8,13 @@ from typing import Protocol, TextIO
 
 from markdown_it import MarkdownIt
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
+from rich.control import Control
 from rich.markdown import Markdown
-from rich.segment import Segment
+from rich.segment import ControlType, Segment, Segments
 from rich.text import Text
 
 from .console import for_terminal
+from .terminal import times_resumed
 from .thinking import Kind
 
 REDRAW_SECONDS = 0.08
@@ -118,7 +119,7 @@ class MarkdownScreen:
         self._block = ""  # Markdown not printed yet
         self._printed = False  # whether something stands above
         self._thinking = _Thinking(self._console)
-        self._live: Live | None = None
+        self._live = _Drawing(self._console)
         self._drawn = 0.0
 
     def write(self, kind: Kind, text: str) -> None:
@@ -140,14 +141,13 @@ class MarkdownScreen:
         """Print the blocks that further text cannot change."""
         done, rest = split_blocks(self._block)
         if done:
-            if self._live is not None:
-                self._live.update("")  # else the old drawing would show once more, below
             self._print(done)
             self._block = rest
             self._drawn = 0.0
 
     def _print(self, markup: str) -> None:
-        self._console.print(_Blocks(markup, blank_line=self._printed), end="")
+        self._live.replace(_Blocks(markup, blank_line=self._printed))
+        self._live.keep()
         self._printed = True
 
     def _draw(self) -> None:
@@ -156,17 +156,7 @@ class MarkdownScreen:
         if now - self._drawn < REDRAW_SECONDS or not self._block:
             return
         self._drawn = now
-        if self._live is None:
-            self._live = Live(
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
-        block = _Blocks(self._block, blank_line=self._printed, on_screen=True)
-        self._live.update(block, refresh=True)
+        self._live.replace(_Blocks(self._block, blank_line=self._printed, on_screen=True))
 
     def __enter__(self) -> "MarkdownScreen":
         self._start()
@@ -178,14 +168,39 @@ class MarkdownScreen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.update("", refresh=True)
-            self._live.stop()
-            self._live = None
         self._thinking.end(blank_line=True)
         if self._block.strip():
             self._print(self._block)
         self._block = ""
+
+
+class _Drawing:
+    """The last lines on the screen, which are replaced as a text grows.
+
+    A terminal that has become narrower has broken them into more rows: those are counted, so
+    that a resize leaves none behind.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._widths: list[int] = []  # of the lines drawn, in cells
+        self._resumed = times_resumed()
+
+    def replace(self, lines: "_Blocks") -> None:
+        """Draw lines in the place of those that stand there; the cursor is left below."""
+        resumed = times_resumed()
+        if resumed != self._resumed:  # the shell has written below
+            self._resumed, self._widths = resumed, []
+        width = self._console.width
+        rows = sum(max(-(-line // width), 1) for line in self._widths)
+        erase = Control(*[(ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2)] * rows)
+        segments = list(self._console.render(lines))
+        self._widths = [Segment.get_line_length(line) for line in Segment.split_lines(segments)]
+        self._console.print(Segments([erase.segment, *segments]), end="", crop=False)
+
+    def keep(self) -> None:
+        """Leave the lines where they stand, and draw below."""
+        self._widths = []
 
 
 class _Blocks:
@@ -212,8 +227,18 @@ class _Blocks:
         if self._on_screen:
             lines = lines[-max(console.height - 2, 1) :]
         for line in lines:
-            yield from line
+            yield from _trimmed(line)
             yield Segment.line()
+
+
+def _trimmed(line: list[Segment]) -> list[Segment]:
+    """Take the blanks off the end of a line: a narrower terminal would break them into rows."""
+    line = list(line)
+    while line and not (line[-1].style and line[-1].style.bgcolor):
+        last = line.pop()
+        if text := last.text.rstrip(" "):
+            return [*line, Segment(text, last.style)]
+    return line
 
 
 class ChatMarkdown(Markdown):

@@ -1,8 +1,9 @@
 """The terminal while an answer streams: Ctrl-C is noted, and typing does not show."""
 
+import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -50,18 +51,70 @@ def answering() -> Iterator[CtrlC]:
         yield ctrl_c
 
 
+_resumed = 0  # how often Ctrl-Z suspended the program and it went on
+
+
+def times_resumed() -> int:
+    """Say how often the program went on after Ctrl-Z: the shell has written meanwhile."""
+    return _resumed
+
+
 @contextmanager
 def no_echo() -> Iterator[None]:
-    """Keep what is typed meanwhile off the screen; the next prompt still gets it."""
+    """Keep what is typed meanwhile off the screen; the next prompt still gets it.
+
+    Ctrl-Z suspends, and gives the terminal back as it was.
+    """
     if not sys.stdin.isatty():
-        yield
+        with _on_suspend(_show_cursor, lambda: None):
+            yield
         return
     import termios
 
     before = termios.tcgetattr(sys.stdin)
     silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+
+    def put(settings: list[Any]) -> None:
+        if os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():  # else the shell has it
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+
+    def give_back() -> None:
+        _show_cursor()
+        put(before)
+
+    put(silent)
+    try:
+        with _on_suspend(give_back, lambda: put(silent)):
+            yield
+    finally:
+        put(before)
+
+
+@contextmanager
+def _on_suspend(give_back: Callable[[], None], take: Callable[[], None]) -> Iterator[None]:
+    """Do something before Ctrl-Z suspends the program, and something when it goes on."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        global _resumed
+        give_back()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # here it stops
+        signal.signal(signal.SIGTSTP, on_signal)
+        take()
+        _resumed += 1
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before is not signal.SIG_DFL:  # ignored, or already handled
+        yield
+        return
+    signal.signal(signal.SIGTSTP, on_signal)
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        signal.signal(signal.SIGTSTP, before)
+
+
+def _show_cursor() -> None:
+    # Progress bars hide it. Past the streams, which may be in the middle of a write.
+    if sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        os.write(sys.stderr.fileno(), b"\x1b[?25h")

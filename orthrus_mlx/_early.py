@@ -8,7 +8,6 @@ line. Elsewhere signals are the caller's.
 import os
 import signal
 import sys
-from typing import Any
 
 _SCRIPT, _MODULE = "orthrus-mlx", "orthrus_mlx.cli"
 
@@ -26,7 +25,7 @@ def raise_on_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _leave(*_: Any) -> None:
+def _leave(*_: object) -> None:
     os._exit(130)
 
 

@@ -447,7 +447,7 @@ def stream_generate(
         # mlx-lm's rule: special tokens are added unless the text already starts with one.
         bos = tokenizer.bos_token
         add_bos = not bos or not prompt.startswith(bos)
-        ids = encode_text(tokenizer, prompt, add_special_tokens=add_bos)
+        ids: Any = encode_text(tokenizer, prompt, add_special_tokens=add_bos)
     else:
         ids = prompt
     ends = _checked_ends(

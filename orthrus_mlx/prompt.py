@@ -54,7 +54,8 @@ def encode_chat(
 ) -> tuple[list[int], str]:
     """Turn messages into the prompt for the next answer: its ids, and its text.
 
-    If `unfinished`, the last message is not over, and the prompt ends with it. Markup in a message is encoded as text, and a warning says so.
+    If `unfinished`, the last message is not over, and the prompt ends with it. Markup in a message
+    is encoded as text, and a warning says so.
     """
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(

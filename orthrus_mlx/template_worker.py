@@ -27,12 +27,13 @@ def main() -> None:
             return
         _limit_time(request["seconds"])
         try:
-            [text], _ = render_jinja_template(
+            texts, _ = render_jinja_template(
                 [request["messages"]], chat_template=request["template"], **request["variables"]
             )
-            reply = {"text": text} if len(text) <= request["longest"] else {"too_long": len(text)}
+            fits = len(texts[0]) <= request["longest"]
+            reply = {"text": texts[0]} if fits else {"too_long": ""}
         except MemoryError:
-            reply = {"too_long": None}
+            reply = {"too_long": ""}
         except Exception as error:
             reply = {"error": str(error)[:1000] or type(error).__name__}
         connection.send_bytes(json.dumps(reply).encode())
