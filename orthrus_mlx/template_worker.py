@@ -8,6 +8,7 @@ import resource
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 MEMORY = 1 << 30  # bytes beyond what the process takes when it starts (Linux; macOS has no limit)
 
@@ -27,11 +28,11 @@ def main() -> None:
             return
         _limit_time(request["seconds"])
         try:
-            texts, _ = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [request["messages"]], chat_template=request["template"], **request["variables"]
             )
-            fits = len(texts[0]) <= request["longest"]
-            reply = {"text": texts[0]} if fits else {"too_long": ""}
+            text = rendered[0][0]
+            reply = {"text": text} if len(text) <= request["longest"] else {"too_long": ""}
         except MemoryError:
             reply = {"too_long": ""}
         except Exception as error:
