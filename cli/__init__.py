@@ -1,5 +1,7 @@
 """The command line: `orthrus-mlx COMMAND`."""
 
+import sys
+
 
 def main() -> None:
     """Run the command line; the entry point of the `orthrus-mlx` script."""
@@ -15,6 +17,8 @@ def main() -> None:
         if leaves:
             raise_on_ctrl_c()
         app(prog_name="orthrus-mlx")
+    except KeyboardInterrupt:  # while typer builds the commands
+        sys.exit(130)
     finally:
         if leaves:  # only the interpreter's own end is left
             leave_on_ctrl_c()

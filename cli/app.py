@@ -5,6 +5,7 @@ body, and add one line under "The commands" below. Modules imported here may imp
 the standard library only: `orthrus-mlx --help` must not wait for MLX.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Generator
@@ -37,6 +38,8 @@ class _Commands(TyperGroup):
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             return habits.in_flags(error, command.params if command else [])
 
+        # It warns of long prompts, which are checked later on, and quotes checkpoints as they are.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         write_any_text(sys.stdout, lambda line: note(stderr_console(), line))
         with _one_line_errors(in_flags), warnings.catch_warnings():
             warnings.showwarning = show_warning

@@ -1,7 +1,6 @@
 """The options that several commands share, and what they stand for."""
 
 import json
-import os
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -295,8 +294,6 @@ def load_model(
     from .console import is_screen, note, stderr_console
     from .terminal import no_echo
 
-    # It warns of long prompts; whether they fit the context is checked, and said, later on.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     prepare_rendering()
     notes = stderr_console()
     if model is None:

@@ -78,6 +78,7 @@ class EditingReader:
             complete_while_typing=False,
             key_bindings=keys,
             enable_suspend=True,  # Ctrl-Z
+            input_processors=[_safe_display()],
             # The prompt belongs to the person, even when the answers go to a file.
             output=create_output(always_prefer_tty=True),
         )
@@ -85,6 +86,19 @@ class EditingReader:
     def read(self, prompt: str) -> str:
         """Edit a line; Alt-Enter adds a line break, a paste keeps its own."""
         return self._session.prompt([("bold ansiblue", prompt)])
+
+
+def _safe_display() -> Any:
+    """Show what a paste, a completion or the history holds as `for_terminal` shows it."""
+    from prompt_toolkit.layout.processors import Processor, Transformation, TransformationInput
+
+    from .console import for_terminal
+
+    class SafeDisplay(Processor):
+        def apply_transformation(self, shown: TransformationInput) -> Transformation:
+            return Transformation([(f[0], for_terminal(f[1])) for f in shown.fragments])
+
+    return SafeDisplay()
 
 
 def _completer(complete: Callable[[str], Iterable[str]]) -> Any:
