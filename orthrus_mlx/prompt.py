@@ -223,16 +223,17 @@ class _Renderer:
             try:
                 self.start()
                 if not self._ready:
-                    self._receive(_START_SECONDS)
+                    if not self._connection.poll(_START_SECONDS):
+                        raise EOFError
+                    self._connection.recv_bytes()
                     self._ready = True
                 self._connection.send_bytes(request)
-                return dict(json.loads(self._receive(RENDER_SECONDS)))
-            except TimeoutError:
-                self.stop()
-                raise ChatTemplateError(
-                    f"The chat template takes longer than {RENDER_SECONDS} s for these messages "
-                    "and was stopped; replace the checkpoint's chat_template.jinja."
-                ) from None
+                if not self._connection.poll(RENDER_SECONDS):
+                    raise ChatTemplateError(
+                        f"The chat template takes longer than {RENDER_SECONDS} s for these "
+                        "messages and was stopped; replace the checkpoint's chat_template.jinja."
+                    )
+                return dict(json.loads(self._connection.recv_bytes()))
             except (EOFError, OSError) as error:
                 self.stop()
                 raise ChatTemplateError(
@@ -250,11 +251,6 @@ class _Renderer:
             self._process.kill()
             self._process.wait()
         self._process = None
-
-    def _receive(self, seconds: float) -> bytes:
-        if not self._connection.poll(seconds):
-            raise TimeoutError
-        return self._connection.recv_bytes()
 
 
 _renderer = _Renderer()
