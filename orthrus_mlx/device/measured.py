@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from ..checkpoint.fingerprint import fingerprint_of
+from ..errors import OrthrusError
+from ..files import MEASURED_BYTES, read_bytes
 
 # Part of every key. Raise it when the same checkpoint comes to run other kernels.
-FORMAT = 13
+FORMAT = 14
+DIGEST = "sha256"  # the field of a file that holds the digest of all others
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know
 
@@ -24,7 +27,7 @@ T = TypeVar("T")
 
 # By file, what it held and what that was decoded to. It serves where the folder cannot be written,
 # and gives the same object for the same content: much is cached by it.
-_known: dict[Path, tuple[str, Any]] = {}
+_known: dict[Path, tuple[bytes, Any]] = {}
 
 
 def load(kind: str, key: Any, decode: Callable[[Any], T]) -> T | None:
@@ -33,35 +36,45 @@ def load(kind: str, key: Any, decode: Callable[[Any], T]) -> T | None:
     Args:
         kind: of result, the first part of the file's name.
         key: what the result depends on; JSON values.
-        decode: makes the result of a JSON value. It may raise what the wrong value causes.
+        decode: makes the result of what was encoded. It may raise what the wrong value causes.
     """
     file = _file(kind, key)
-    text, found = _known.get(file, ("", None))
+    content, found = _known.get(file, (b"", None))
     try:
-        stored = file.read_text(encoding="utf-8")
-        if stored != text:
-            found = decode(json.loads(stored))
-            _known[file] = stored, found
-    except OSError:
-        pass  # only this process knows it, if at all
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return None  # damaged, or written by another version: to be measured again
+        stored = read_bytes(file, OrthrusError, MEASURED_BYTES)
+    except OrthrusError:
+        return found  # only this process knows it, if at all
+    if stored != content:
+        try:
+            raw = json.loads(stored)
+            if raw.pop(DIGEST) != _digest(raw):
+                return None
+            found = decode(raw)
+        except Exception:  # damaged, or written by another version: to be measured again
+            return None
+        _known[file] = stored, found
     return found
 
 
-def store(kind: str, key: Any, result: T, encode: Callable[[T], Any]) -> None:
-    """Keep a result for `load`, at least in this process; `encode` makes JSON values of it."""
+def store(kind: str, key: Any, result: T, encode: Callable[[T], dict[str, Any]]) -> None:
+    """Keep a result for `load`, at least in this process; `encode` makes a JSON object of it."""
     file = _file(kind, key)
-    text = json.dumps(encode(result))
-    _known[file] = text, result
+    raw = json.loads(json.dumps(encode(result)))
+    content = json.dumps({**raw, DIGEST: _digest(raw)}).encode()
+    _known[file] = content, result
     partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(file)
     except OSError:  # a folder that cannot be written only costs a new measurement
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _digest(raw: dict[str, Any]) -> str:
+    """What tells a whole result from a damaged one, whose values can be anything."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
 def _file(kind: str, key: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,16 +40,55 @@ def test_costs_are_measured_once_and_kept(folder: Path) -> None:
     assert Counted.calls == 2  # another block size has other sizes to measure
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"verify": {"1": "fast"}}', json.dumps({"verify": {}}), "\0\0"]
-)
-def test_a_file_that_cannot_be_used_is_measured_again(folder: Path, content: str) -> None:
+WHOLE = {"verify": {"1": 1.0, "8": 2.0}, "draft": {"8": 2.5}, "fused": [[8, 8, 3.0]], "plain": 0.9}
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    "null",
+    "7",
+    "{}",
+    "\0\0",
+    "[" * 100_000,
+    b"\xff\xfe",
+    '{"verify": {"1": "fast"}}',
+    json.dumps({"verify": {}}),
+    json.dumps(WHOLE),  # well formed, but nobody's
+    *(
+        json.dumps({**WHOLE, "sha256": "0", field: value})
+        for field in WHOLE
+        for value in (None, [], {}, "x", -1, 1e999, {"1": 1e-320}, {"-5": 1}, [[1]], {"1": [1]})
+    ),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_file_that_cannot_be_used_is_measured_again(folder: Path, content: str | bytes) -> None:
     Counted.calls = 0
     expected = device_costs(FakeModel(), 8)
     (file,) = folder.glob("costs-*.json")
-    file.write_text(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert asdict(device_costs(FakeModel(), 8)) == asdict(expected) and Counted.calls == 2
     assert json.loads(file.read_text())["verify"] == {"1": 1.0, "8": 2.0}
+
+
+@pytest.mark.parametrize("at", range(0, 240, 15))
+def test_a_changed_figure_is_measured_again(folder: Path, at: int) -> None:
+    Counted.calls = 0
+    expected = device_costs(FakeModel(), 8)
+    (file,) = folder.glob("costs-*.json")
+    content = bytearray(file.read_bytes())
+    content[at % len(content)] ^= 1
+    file.write_bytes(content)
+    assert asdict(device_costs(FakeModel(), 8)) == asdict(expected) and Counted.calls == 2
+
+
+def test_a_pipe_in_the_place_of_the_file_is_not_waited_for(folder: Path) -> None:
+    expected = device_costs(FakeModel(), 8)
+    (file,) = folder.glob("costs-*.json")
+    file.unlink()
+    os.mkfifo(file)
+    assert asdict(device_costs(FakeModel(), 8)) == asdict(expected)
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_measurement(
