@@ -15,7 +15,8 @@ The model knows nothing of decoding: which rows to run, and what to make of them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -177,9 +178,10 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.model_type = config.model_type
-        self.model = Qwen3Model(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        with own_random_state():
+            self.model = Qwen3Model(config)
+            if not config.tie_word_embeddings:
+                self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def layers(self) -> list[TransformerBlock]:
@@ -228,6 +230,17 @@ class Model(nn.Module):
     def __call__(self, inputs: mx.array, cache: Cache | None = None) -> mx.array:
         """Next-token logits [1, L, vocab_size] of the AR view for ids [1, L]."""
         return self.forward(Rows.verify(inputs[0], cache or self.make_cache()))[0][None]
+
+
+@contextmanager
+def own_random_state() -> Iterator[None]:
+    """Keep the caller's `mx.random` sequence, of which MLX's layers take their first weights."""
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)  # the key of a seed is its two halves
 
 
 DIFFUSION_GROUPS = (

@@ -7,6 +7,8 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from ..model import own_random_state
+
 
 def plain_qwen3(model: Any) -> Any:
     """An `mlx_lm.models.qwen3.Model` that holds the AR view's modules: no weight is copied.
@@ -32,7 +34,8 @@ def plain_qwen3(model: Any) -> Any:
         tie_word_embeddings=config.tie_word_embeddings,
         rope_scaling=config.rope_scaling,
     )
-    plain: Any = qwen3.Model(args)
+    with own_random_state():
+        plain: Any = qwen3.Model(args)
     ours = dict(model.named_modules())
     leaves: Any = tree_flatten(plain.leaf_modules(), is_leaf=nn.Module.is_module)
     shared = [(name, ours[name]) for name, module in leaves if "weight" in module]
