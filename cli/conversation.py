@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthrus_mlx.errors import OrthrusError, OutputError
+from orthrus_mlx.files import CONVERSATION_BYTES, read_json
 from orthrus_mlx.paths import expanded
 
 from .thinking import Answer
@@ -96,13 +97,12 @@ class Conversation:
         path = expanded(path, ConversationError)
         try:
             path = path.resolve()
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConversationError(f"There is no file {path}.") from None
-        except (OSError, RuntimeError) as error:
+            found = os.path.lexists(path)
+        except (OSError, RuntimeError) as error:  # too long a name, a circle of links
             raise ConversationError(f"{path} cannot be read: {_reason(error)}.") from None
-        except ValueError as error:  # bad JSON, or not UTF-8
-            raise ConversationError(f"{path} is not JSON: {error}.") from None
+        if not found:
+            raise ConversationError(f"There is no file {path}.")
+        data = read_json(path, ConversationError, CONVERSATION_BYTES)
         try:
             conversation = cls._from_json(data)
         except ConversationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from ..checkpoint.config import Quantization
 from ..checkpoint.hub import parse
 from ..checkpoint.load import Checkpoint
+from ..errors import CheckpointError
+from ..files import part_bytes, read_bytes
 from .options import Options
 
 CARRIED_FIELDS = ("license", "license_name", "license_link", "language", "base_model")
@@ -90,11 +93,21 @@ def _source_fields(checkpoint: Checkpoint) -> dict[str, Any]:
     """Licence, language and base model as the source's own card gives them."""
     from huggingface_hub import ModelCard
 
-    try:
-        data = ModelCard.load(checkpoint.folder / "README.md", ignore_metadata_errors=True).data
-    except Exception:  # no card, or one that only its author can read
+    path = checkpoint.folder / "README.md"
+    if not os.path.lexists(path):
         return {}
-    return {name: value for name in CARRIED_FIELDS if (value := data.get(name)) is not None}
+    content = read_bytes(path, CheckpointError, part_bytes(path), checkpoint.folder)
+    try:
+        data = ModelCard(content.decode("utf-8-sig"), ignore_metadata_errors=True).data
+    except Exception:  # one that only its author can read
+        return {}
+    values = {name: data.get(name) for name in CARRIED_FIELDS}
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _words(packing: Quantization | None, dtype: str | None) -> str:

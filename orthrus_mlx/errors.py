@@ -20,12 +20,21 @@ OrthrusError
 ├── DataError                training data is missing or malformed
 └── TrainingError            a training run cannot start, resume or go on
 
-Each message says what is wrong, where, and what to do about it.
+Each message says what is wrong, where, and what to do about it. What it quotes may come from a file
+and be of any length, so a long one loses its middle.
 """
+
+LONGEST = 2000  # characters of a message
 
 
 class OrthrusError(Exception):
     """Base of every error raised on purpose by orthrus-mlx."""
+
+    def __init__(self, message: object = "", *more: object):
+        text = str(message)
+        if len(text) > LONGEST:
+            message = f"{text[: LONGEST * 3 // 4]} [...] {text[-LONGEST // 4 :]}"
+        super().__init__(message, *more)
 
 
 class CheckpointError(OrthrusError):

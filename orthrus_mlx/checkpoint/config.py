@@ -6,12 +6,13 @@ written against mlx-lm's models.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from .. import files
 from ..errors import ConfigError, IncompleteCheckpointError, NotOrthrusError
 
 # The rope types that mlx-lm's `initialize_rope` builds and that depend on nothing but the position.
@@ -191,16 +192,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         IncompleteCheckpointError: if the file is absent.
         ConfigError: if it is not a JSON object.
+        UnsafeCheckpointError: for a link that leaves the checkpoint.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         raise IncompleteCheckpointError(
             f"{path} is missing. A checkpoint folder holds config.json, tokenizer files and "
             "model*.safetensors; was the download or copy cut short?"
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:  # ValueError: not JSON, or not UTF-8
-        raise ConfigError(f"{path} cannot be read as JSON: {e}. Download it again.") from e
+        )
+    content = files.read_json(path, ConfigError, files.part_bytes(path), folder=path.parent)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
     return content
@@ -224,7 +223,7 @@ class _Reader:
 
     def positive(self, name: str, default: float) -> float:
         value = self.raw.get(name, default)
-        if not _is_number(value) or not 0 < value < float("inf"):
+        if not _is_number(value) or not value > 0:
             raise ConfigError(f"{self.where}: {name} is {value!r}; expected a positive number.")
         return float(value)
 
@@ -265,7 +264,7 @@ class _Reader:
         if not isinstance(nested, dict) or not isinstance(scaling, dict):
             raise ConfigError(f"{self.where}: rope_parameters and rope_scaling must be objects.")
         theta = nested.get("rope_theta", self.raw.get("rope_theta", scaling.get("rope_theta")))
-        if not _is_number(theta) or not 1 < theta < float("inf"):
+        if not _is_number(theta) or not theta > 1:
             raise ConfigError(
                 f"{self.where}: rope_theta is {theta!r} (looked for at the top level and in "
                 "rope_parameters); expected a number above 1."
@@ -284,7 +283,7 @@ class _Reader:
                 raise ConfigError(f"{self.where}: rope type {kind!r} needs the field {name!r}.")
         for name, above in ROPE_NUMBERS.items():
             value = scaling.get(name, above + 1)
-            if not _is_number(value) or not above < value < float("inf"):
+            if not _is_number(value) or not value > above:
                 raise ConfigError(
                     f"{self.where}: rope {name} is {value!r}; expected a number above {above}."
                 )
@@ -306,7 +305,7 @@ class _Reader:
         if (
             not isinstance(value, list)
             or len(value) != pairs
-            or not all(_is_number(v) and 0 < v < float("inf") for v in value)
+            or not all(_is_number(v) and v > 0 for v in value)
         ):
             raise ConfigError(
                 f"{self.where}: rope {name} must list {pairs} positive numbers, half of head_dim."
@@ -361,4 +360,7 @@ def _is_int(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether `value` is a number that stays one in float32, and whose square does."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value == 0 or 1e-18 < abs(value) < 1e18

@@ -8,6 +8,7 @@ is read; nothing is unpickled and no code of the checkpoint is run.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Iterator
@@ -28,11 +29,12 @@ from ..errors import (
     NotOrthrusError,
     UnsafeCheckpointError,
 )
+from ..files import check_inside, open_part
 from ..paths import expanded
 from .adapter import adapter_folder, apply_adapter
-from .config import ModelConfig, read_json
+from .config import LIMITS, ModelConfig, read_json
 from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors
-from .hub import HubModel, brief, download, parse
+from .hub import TOKENIZER_FILES, HubModel, brief, download, parse
 from .tensors import (
     DIFFUSION_FILE,
     TensorInfo,
@@ -45,6 +47,8 @@ from .tensors import (
 
 DEMO = "demo"
 INDEX_FILE = "model.safetensors.index.json"
+# What transformers opens besides, where a checkpoint has it.
+OTHER_TOKENIZER_FILES = ("chat_template.json", "processor_config.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -245,8 +249,14 @@ def weight_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise CheckpointNotFoundError(f"There is no folder {folder}.")
-    present = frozenset(path.name for path in folder.iterdir() if path.is_file())
-    return [folder / name for name in weight_names(folder, present)]
+    try:
+        present = frozenset(path.name for path in folder.iterdir())
+    except OSError as e:
+        raise CheckpointNotFoundError(f"{folder} cannot be read: {e.strerror}.") from e
+    files = [folder / name for name in weight_names(folder, present)]
+    for file in files:
+        check_inside(file, folder)
+    return files
 
 
 def weight_names(folder: Path, present: frozenset[str]) -> list[str]:
@@ -306,8 +316,17 @@ def _indexed_files(index: Path) -> list[str]:
 
 
 def _partial_download(folder: Path) -> str:
-    """A hint if the folder has traces of an unfinished download, else no text."""
-    traces = [p for p in folder.rglob("*") if p.suffix in (".incomplete", ".part", ".crdownload")]
+    """A hint if the folder has traces of an unfinished download, else no text.
+
+    They lie in the folder itself, or where `hf download --local-dir` keeps them.
+    """
+    traces = [
+        path
+        for place in (folder, folder / ".cache" / "huggingface" / "download")
+        if place.is_dir()
+        for path in place.iterdir()
+        if path.suffix in (".incomplete", ".part", ".crdownload")
+    ]
     return f" (a download seems unfinished: {traces[0].name})" if traces else ""
 
 
@@ -359,27 +378,57 @@ def load_tokenizer(folder: Path) -> Any:
     configurations leave out.
     """
     from mlx_lm import tokenizer_utils
+    from transformers import Qwen3Config
 
     with explained(folder):
-        if not (folder / "tokenizer.json").exists():
-            raise IncompleteCheckpointError(
-                f"{folder} has no tokenizer.json. Copy it from the base model's folder."
-            )
+        check_tokenizer_files(folder)
+    # Of config.json, transformers would read and judge every field, also those unknown to us.
+    known = {"trust_remote_code": False, "local_files_only": True, "config": Qwen3Config()}
     try:
-        tokenizer = tokenizer_utils.load(
-            folder, {"trust_remote_code": False, "local_files_only": True}
-        )
-    except (ValueError, KeyError, TypeError, OSError, AttributeError, ImportError) as e:
+        tokenizer = tokenizer_utils.load(folder, known)
+        has_end = "<|endoftext|>" in tokenizer.get_vocab()
+        tokenizer.decode(tokenizer.encode("a"))
+    # It is built of what stands in the files, and `tokenizers` raises plain exceptions.
+    except Exception as e:
         raise CheckpointError(f"The tokenizer in {folder} cannot be loaded: {brief(e)}.") from e
-    for ids in (_eos_ids(folder / "config.json"), _eos_ids(folder / "generation_config.json")):
-        for token in ids:
-            tokenizer.add_eos_token(token)
-    if "<|endoftext|>" in tokenizer.get_vocab():
+    for name in ("config.json", "generation_config.json"):
+        for token in _eos_ids(folder / name):
+            tokenizer.add_eos_token(str(token))
+    if has_end:
         tokenizer.add_eos_token("<|endoftext|>")
     return tokenizer
 
 
-def _eos_ids(path: Path) -> list[str]:
-    value = read_json(path).get("eos_token_id") if path.exists() else None
-    ids = value if isinstance(value, list) else [value]
-    return [str(i) for i in ids if isinstance(i, int) and not isinstance(i, bool)]
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuse, before they are opened, files of a tokenizer that may not be read.
+
+    Raises:
+        CheckpointError: for what is no regular file, too large, or a link that leaves the folder;
+            or begins with a byte order mark, which transformers does not know.
+    """
+    if not os.path.lexists(folder / "tokenizer.json"):
+        raise IncompleteCheckpointError(
+            f"{folder} has no tokenizer.json. Copy it from the base model's folder."
+        )
+    paths = [folder / name for name in (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES)]
+    paths += sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    for path in filter(os.path.lexists, paths):
+        with open_part(path, CheckpointError, folder) as file:
+            if file.read(3) == codecs.BOM_UTF8:
+                raise CheckpointError(
+                    f"{path} begins with a byte order mark. Save it as UTF-8 without one."
+                )
+
+
+def _eos_ids(path: Path) -> list[int]:
+    """The end tokens that a JSON file names, if there is one; text in their place is passed over.
+
+    Raises:
+        ConfigError: for an id that no vocabulary has.
+    """
+    value = read_json(path).get("eos_token_id") if os.path.lexists(path) else None
+    given = value if isinstance(value, list) else [value]
+    ids = [i for i in given if isinstance(i, int) and not isinstance(i, bool)]
+    if beyond := [i for i in ids if not 0 <= i < LIMITS["vocab_size"]]:
+        raise ConfigError(f"{path}: eos_token_id holds {beyond[0]}, which is no token id.")
+    return ids

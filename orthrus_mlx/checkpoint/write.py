@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from ..errors import CheckpointError
+from ..files import open_part
 from .hub import TERMS_FILES, TOKENIZER_FILES
 from .load import INDEX_FILE
 
@@ -43,12 +46,20 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def files_to_copy(source: Path, leave_out: Iterable[str] = ()) -> list[Path]:
-    """The tokenizer, generation settings, card and licence that `source` has."""
+    """The tokenizer, generation settings, card and licence that `source` has.
+
+    Raises:
+        CheckpointError: for one that must not be copied, such as a link that leaves the folder.
+    """
     wanted = [source / name for name in COPIED_FILES if name not in leave_out]
-    return [path for path in wanted if path.is_file()]
+    there = [path for path in wanted if os.path.lexists(path)]
+    for path in there:
+        open_part(path, CheckpointError).close()
+    return there
 
 
 def copy_files(paths: Iterable[Path], folder: Path) -> None:
-    """Copy the files, without their permissions."""
+    """Copy files of a checkpoint, without their permissions."""
     for path in paths:
-        shutil.copyfile(path, folder / path.name)
+        with open_part(path, CheckpointError) as file, (folder / path.name).open("wb") as copy:
+            shutil.copyfileobj(file, copy)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..files import parse_json, read_lines
 
 KINDS = ("code", "json", "reasoning", "prose", "chat")
 
@@ -47,30 +47,23 @@ def from_file(path: str | Path) -> list[Prompt]:
         DataError: naming the file and line at fault.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read as text: {e}.") from e
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if path.suffix == ".jsonl":
-        prompts = [_from_json(line, f"{path}, line {number}") for number, line in numbered]
-    elif path.suffix == ".txt":
-        prompts = [Prompt("file", line.strip()) for _, line in numbered]
-    else:
+    if path.suffix not in (".txt", ".jsonl"):
         raise DataError(
             f"{path} is neither .txt (one prompt a line) nor .jsonl (one object a line, with "
             '"prompt" or "messages").'
         )
+    numbered = [(n, line) for n, line in read_lines(path, DataError) if line.strip()]
+    if path.suffix == ".jsonl":
+        prompts = [_from_json(line, f"{path}, line {number}") for number, line in numbered]
+    else:
+        prompts = [Prompt("file", line.strip()) for _, line in numbered]
     if not prompts:
         raise DataError(f"{path} holds no prompt.")
     return prompts
 
 
 def _from_json(line: str, where: str) -> Prompt:
-    try:
-        raw = json.loads(line)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{where}: not JSON: {e}.") from e
+    raw = parse_json(line, where, DataError)
     if isinstance(raw, dict) and isinstance(raw.get("prompt"), str) and raw["prompt"].strip():
         return Prompt("file", raw["prompt"])
     turns = _turns(raw.get("messages")) if isinstance(raw, dict) else None

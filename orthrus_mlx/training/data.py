@@ -15,7 +15,7 @@ conversation, take the format of all lines from the first, and name no line in a
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ChatTemplateError, DataError
+from ..files import parse_json, read_lines
 from ..prompt import render_chat
 
 ENCODED_AT_ONCE = 1000  # conversations
@@ -67,7 +68,7 @@ def read_split(
     path = folder / f"{split}.jsonl"
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}; give one that holds train.jsonl.")
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     conversations: list[list[Segment]] = []
     for where, record in read_records(path):
@@ -81,21 +82,14 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         DataError: for a line that is no JSON object.
     """
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                try:
-                    record = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as e:
-                    raise DataError(f"{where}: not valid JSON: {e}.") from e
-                if not isinstance(record, dict):
-                    raise DataError(f"{where}: expected an object such as {FORMATS}.")
-                yield where, record
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} cannot be read: {e}.") from e
+    for number, line in read_lines(path, DataError):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        record = parse_json(line, where, DataError)
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: expected an object such as {FORMATS}.")
+        yield where, record
 
 
 def _segments(

@@ -10,6 +10,7 @@ from ..checkpoint.config import LIMITS
 from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
 from ..decoding.consensus import MAX_SEED
 from ..errors import TrainingError
+from ..files import OPTIONS_BYTES, read_text
 from ..paths import expanded
 
 DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
@@ -147,8 +148,8 @@ def read_config(path: Path) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        content = yaml.safe_load(read_text(path, TrainingError, OPTIONS_BYTES))
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: 2026-02-30
         raise TrainingError(f"The configuration {path} cannot be read: {e}.") from e
     content = {} if content is None else content
     if not isinstance(content, dict):
@@ -166,7 +167,7 @@ def _float(name: str, value: Any) -> float:
     # YAML reads 1e-5, which has no dot, as a string.
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
     if isinstance(value, bool) or not abs(number) < float("inf"):
         raise TrainingError(f"{name} is {value!r}; expected a number.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..checkpoint.plain import plain_qwen3
-from ..errors import DataError, OutputError
+from ..errors import DataError, OutputError, TrainingError
+from ..files import decoded, open_file, parse_json, reason
 from .base import Base
 from .data import Example, Span
 from .events import Regenerated, Report
@@ -78,10 +80,24 @@ def _answer(
 
 def _kept(path: Path) -> list[list[int]]:
     """The answers of an earlier, interrupted call; a last line cut short is dropped."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return []
-    lines = path.read_bytes().split(b"\n")
-    whole, rest = lines[:-1], lines[-1]
-    if rest:
-        path.write_bytes(b"".join(line + b"\n" for line in whole))
-    return [json.loads(line) for line in whole]
+    answers: list[list[int]] = []
+    size = 0  # of the lines that are whole
+    with open_file(path, TrainingError) as lines:
+        for line in lines:
+            if line.endswith(b"\n"):
+                answers.append(_answer_of(line, path))
+                size += len(line)
+    try:
+        os.truncate(path, size)
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {reason(e)}.") from e
+    return answers
+
+
+def _answer_of(line: bytes, path: Path) -> list[int]:
+    ids = parse_json(decoded(line, str(path), TrainingError), str(path), TrainingError)
+    if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
+        raise TrainingError(f"{path} holds more than answers. Remove it to have them written anew.")
+    return ids

@@ -6,8 +6,10 @@ The order of the data is not saved: it is a function of the seed and the step.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from ..errors import OutputError, TrainingError
+from ..errors import DataError, OutputError, TrainingError
+from ..files import OPTIONS_BYTES, check_file, open_file, read_json
 from .loss import DiffWeights
 
 RUN_FILE = "run.json"
@@ -70,10 +73,11 @@ class Workspace:
                 raise OutputError(f"The folder {self.folder} cannot be made: {e}.") from e
             _write_whole(path, json.dumps(settings, indent=2).encode() + b"\n")
             return
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise TrainingError(f"{path} cannot be read: {e}.") from e
+        saved = read_json(path, TrainingError, OPTIONS_BYTES)
+        if not isinstance(saved, dict):
+            raise TrainingError(
+                f"{path} does not hold the settings of a run. Remove {self.folder} to start afresh."
+            )
         names = sorted(saved.keys() | settings.keys())
         if changed := [n for n in names if saved.get(n) != settings.get(n)]:
             differ = "; ".join(f"{n} was {saved.get(n)!r}, is {settings.get(n)!r}" for n in changed)
@@ -93,6 +97,7 @@ class Workspace:
             mx.save_safetensors(str(partial), state, metadata={"step": str(step)})
             partial.replace(self.folder / STATE_FILE)
         except (OSError, RuntimeError) as e:
+            _remove(partial)
             raise OutputError(f"The run cannot be saved to {self.folder}: {e}.") from e
 
     def restore(self, view: DiffWeights, optimizer: optim.Optimizer) -> int:
@@ -100,6 +105,7 @@ class Workspace:
         path = self.folder / STATE_FILE
         if not path.exists():
             return 0
+        check_file(path, TrainingError)
         try:
             loaded: Any = mx.load(str(path), return_metadata=True)
             state, metadata = loaded
@@ -124,9 +130,9 @@ class Workspace:
 
 def file_digest(path: Path) -> str | None:
     """The sha256 of a file's bytes; None where there is none."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    with path.open("rb") as content:
+    with open_file(path, DataError) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
@@ -136,4 +142,11 @@ def _write_whole(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as e:
+        _remove(partial)
         raise OutputError(f"{path} cannot be written: {e}.") from e
+
+
+def _remove(partial: Path) -> None:
+    """Remove what could not be written whole: on a full disk, it takes the room of the rest."""
+    with contextlib.suppress(OSError):
+        partial.unlink()

@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConversationError, match="cannot be read"):
         Conversation.load(tmp_path)
     (tmp_path / "image").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ConversationError, match="is not JSON"):
+    with pytest.raises(ConversationError, match="is not UTF-8 text"):
         Conversation.load(tmp_path / "image")
 
 

@@ -211,7 +211,7 @@ def test_a_billion_layers_are_refused_at_once():
         (b"{", "cannot be read as JSON"),
         (b"[1, 2]", "should hold a JSON object, not a list"),
         (b'"qwen3"', "should hold a JSON object, not a str"),
-        (b"\xff\xfe{}", "cannot be read as JSON"),
+        (b"\xff\xfe{}", "is UTF-16 text; save it as UTF-8"),
         (b'{"hidden_size": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
         (b"[" * 100_000, "cannot be read as JSON"),
         (b"{}", "model_type"),

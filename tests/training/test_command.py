@@ -87,7 +87,7 @@ def test_an_error_is_one_line(base_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "train.jsonl").write_text('{"text": "n1"}\nnonsense\n')
     result = invoke("--model", base_dir, "--data", tmp_path / "data", "--output", tmp_path / "out")
     assert result.exit_code == 1
-    assert "train.jsonl:2: not valid JSON" in result.stderr.replace("\n", "")
+    assert "train.jsonl:2 cannot be read as JSON" in result.stderr.replace("\n", "")
 
 
 def test_a_terminal_shows_a_bar_below_the_lines(monkeypatch: pytest.MonkeyPatch) -> None:

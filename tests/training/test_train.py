@@ -345,7 +345,7 @@ def test_a_view_without_its_block_size_is_refused(
     [
         ([], {}, "holds nothing to train on"),
         ([chat(recite(0))], {"max_seq_length": 5}, "holds nothing to train on"),
-        (["{"], {}, r"train\.jsonl:1: not valid JSON"),
+        (["{"], {}, r"train\.jsonl:1 cannot be read as JSON"),
     ],
 )
 def test_unusable_data_is_refused(
