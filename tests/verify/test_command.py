@@ -149,7 +149,7 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     [
         ("a.txt", " \n", "holds no prompt"),
         ("a.csv", "One?", "neither .txt"),
-        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt"', "line 3: not JSON"),
+        ("a.jsonl", '{"prompt": "x"}\n\n{"prompt"', "line 3 cannot be read as JSON"),
         ("a.jsonl", '{"prompt": 3}', "line 1: expected an object"),
         ("a.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: expected"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: expected"),
