@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUESTION ?= If a rectangle has length 12 and width 7, what is its area?
 
-.PHONY: demo chat test test-all fuzz docs lint types check clean
+.PHONY: demo chat test test-all fuzz fuzz-checkpoints docs lint types check clean
 
 demo: .venv/installed
 	$(BIN)/orthrus-mlx generate --no-stdin --mode parallel "$(QUESTION)"
@@ -25,6 +25,10 @@ fuzz: .venv/tested
 # The help of every command, into docs/cli.md.
 docs: .venv/installed
 	$(BIN)/python docs/make_cli.py
+
+# 1,200 damaged copies of the demo: each loads or is refused in plain words, within time and memory.
+fuzz-checkpoints: .venv/installed
+	$(BIN)/python benchmarks/fuzz_checkpoints.py
 
 lint: .venv/linted
 	$(BIN)/ruff check .
