@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from ..checkpoint.hub import brief
 from ..checkpoint.staging import staged_folder
 from ..checkpoint.write import copy_files, files_to_copy, name_shards, write_index, write_json
 from ..errors import OutputError, TrainingError
@@ -70,7 +71,7 @@ def _write_weights(tensors: DiffWeights, folder: Path) -> list[Path]:
         try:
             mx.save_safetensors(str(folder / file), shard, metadata={"format": "pt"})
         except RuntimeError as e:  # MLX does not say why
-            raise OutputError(f"{folder / file} could not be written: {e}.") from e
+            raise OutputError(f"{folder / file} could not be written: {brief(e)}.") from e
         for name in shard:
             del tensors[name]
         shard.clear()

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
+from ..checkpoint.hub import brief
 from ..errors import DataError, OutputError, TrainingError
 from ..files import OPTIONS_BYTES, check_file, open_file, read_json
 from .loss import DiffWeights
@@ -98,7 +99,10 @@ class Workspace:
             partial.replace(self.folder / STATE_FILE)
         except (OSError, RuntimeError) as e:
             _remove(partial)
-            raise OutputError(f"The run cannot be saved to {self.folder}: {e}.") from e
+            raise OutputError(
+                f"The run cannot be saved to {self.folder}: {brief(e)}. Is the disk full? Make "
+                "room and run the command again, with --resume if anything was saved before."
+            ) from e
 
     def restore(self, view: DiffWeights, optimizer: optim.Optimizer) -> int:
         """Load the last save into `view` and `optimizer`; return its step, 0 if there is none."""
@@ -110,13 +114,13 @@ class Workspace:
             loaded: Any = mx.load(str(path), return_metadata=True)
             state, metadata = loaded
             for name in view:
-                view[name] = state[f"weight:{name}"]
-                for part in optimizer.state[name]:
-                    optimizer.state[name][part] = state[f"{part}:{name}"]
-            optimizer.state["step"] = state["optimizer:step"]
+                view[name] = _like(view[name], state[f"weight:{name}"])
+                for part, now in optimizer.state[name].items():
+                    optimizer.state[name][part] = _like(now, state[f"{part}:{name}"])
+            optimizer.state["step"] = _like(optimizer.state["step"], state["optimizer:step"])
             step = int(metadata["step"])
             mx.eval(view, optimizer.state)
-        except (RuntimeError, KeyError, ValueError) as e:
+        except (RuntimeError, KeyError, ValueError, TypeError) as e:
             raise TrainingError(
                 f"{path} is not a whole save of this run ({e}). Remove {self.folder} to start "
                 "afresh."
@@ -126,6 +130,13 @@ class Workspace:
     def remove(self) -> None:
         """Remove the folder: the run is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _like(now: mx.array, saved: mx.array) -> mx.array:
+    """A saved array, which must have the shape and type of the one that it replaces."""
+    if saved.shape != now.shape or saved.dtype != now.dtype:
+        raise ValueError(f"{saved.dtype} {saved.shape} for {now.dtype} {now.shape}")
+    return saved
 
 
 def file_digest(path: Path) -> str | None:

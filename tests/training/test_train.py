@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from orthrus_mlx.training import TrainOptions, export, train
 from orthrus_mlx.training.base import load_base
 from orthrus_mlx.training.data import read_split
 from orthrus_mlx.training.events import Event, Saved, Trained, silent
+from orthrus_mlx.training.regenerate import _kept as kept_answers
 from orthrus_mlx.training.run import Run, learning_rate
 from orthrus_mlx.training.state import Workspace
 from tests.helpers import random_weights, write_checkpoint
@@ -185,6 +187,42 @@ def test_a_damaged_save_is_said_to_be_one(base_dir: Path, data_dir: Path, tmp_pa
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(TrainingError, match="not a whole save"):
         train(given.with_changes(resume=True))
+
+
+@pytest.mark.parametrize("most", [0, 100, 5000])
+def test_a_full_disk_is_said_to_be_full(
+    base_dir: Path, data_dir: Path, tmp_path: Path, most: int
+) -> None:
+    """No file may have more than `most` bytes: as on a full disk, the rest is not written."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"cannot be (written|saved)"):
+            train(options(base_dir, data_dir, tmp_path / "out", iters=4, save_every=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {p.name for p in (tmp_path / "out.training").iterdir()} <= {"run.json"}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"7", b"[" * 100_000, b"\xff"])
+def test_damaged_settings_are_said_to_be_so(
+    base_dir: Path, data_dir: Path, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "out.training").mkdir()
+    (tmp_path / "out.training" / "run.json").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"run\.json"):
+        train(options(base_dir, data_dir, tmp_path / "out", resume=True))
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', "[1.5]", "[-1]", "[true]", "x", f"[{2**40}]"])
+def test_damaged_answers_are_said_to_be_so(tmp_path: Path, content: str) -> None:
+    (tmp_path / "answers.jsonl").write_text(f"[1, 2]\n{content}\n")
+    with pytest.raises(TrainingError, match=r"answers\.jsonl"):
+        kept_answers(tmp_path / "answers.jsonl")
+    (tmp_path / "answers.jsonl").write_text(f"[1, 2]\n{content}")  # a line cut short is dropped
+    assert kept_answers(tmp_path / "answers.jsonl") == [[1, 2]]
+    assert (tmp_path / "answers.jsonl").read_text() == "[1, 2]\n"
 
 
 # Ways to run
