@@ -115,8 +115,7 @@ def change_value(rng: random.Random, folder: Path) -> str:
     name = rng.choice((*JSON_FILES, "config.json", "tokenizer_config.json"))
     path = folder / name
     content = json.loads(path.read_text())
-    places = list(_places(content))
-    at, key = rng.choice(places)
+    at, key = _pick(rng, content)
     what = rng.random()
     value: Any = None
     if what < 0.15:
@@ -124,11 +123,11 @@ def change_value(rng: random.Random, folder: Path) -> str:
         said = f"without {key!r}"
     elif what < 0.3 and isinstance(content, dict):
         key, value = rng.choice(sorted(CONFIG_FIELDS.items()))
+        added = {key: json.loads(json.dumps(value))}
         if rng.random() < 0.5:
-            value = json.loads(json.dumps(value))
-            at, inner = rng.choice([*_places(value)] or [(content, key)])
+            at, inner = _pick(rng, added)
             at[inner] = rng.choice(VALUES)
-        content[key] = value
+        content |= added
         said = f"with {key!r} {str(value)[:60]!r}"
     else:
         value = rng.choice(VALUES)
@@ -138,17 +137,14 @@ def change_value(rng: random.Random, folder: Path) -> str:
     return f"{name}: {said}"
 
 
-def _places(value: Any) -> Any:
-    items = (
-        list(value.items())
-        if isinstance(value, dict)
-        else list(enumerate(value))
-        if isinstance(value, list)
-        else []
-    )
-    for key, inner in items:
-        yield value, key
-        yield from _places(inner)
+def _pick(rng: random.Random, value: Any) -> tuple[Any, Any]:
+    """A place in a JSON value, as container and key: high up as often as deep down."""
+    keys = list(value) if isinstance(value, dict) else range(len(value))
+    key = rng.choice(keys)
+    inner = value[key]
+    if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
+        return _pick(rng, inner)
+    return value, key
 
 
 def change_bytes(rng: random.Random, folder: Path) -> str:
@@ -203,7 +199,7 @@ def add_file(rng: random.Random, folder: Path) -> str:
     name, content = rng.choice(sorted(EXTRA_FILES.items()))
     content = json.loads(json.dumps(content))
     if rng.random() < 0.7:
-        at, key = rng.choice(list(_places(content)))
+        at, key = _pick(rng, content)
         at[key] = rng.choice(VALUES)
     (folder / name).write_text(json.dumps(content))
     return f"{name}: added"
