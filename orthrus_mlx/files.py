@@ -29,6 +29,7 @@ CHECKPOINT_FILE_BYTES = {
     "model.safetensors.index.json": 32 * MIB,
     "chat_template.jinja": MIB,
 }
+HEADER_BYTES = 16 * MIB  # of a safetensors file: some 100,000 tensors
 MEASURED_BYTES = MIB
 OPTIONS_BYTES = MIB
 CONVERSATION_BYTES = 64 * MIB
@@ -71,9 +72,20 @@ def open_file(
     return file
 
 
-def check_file(path: Path, error: type[OrthrusError], most: int | None = None) -> None:
-    """Refuse what `open_file` refuses: for a file that a library is about to open by itself."""
-    open_file(path, error, most).close()
+def check_tensor_file(path: Path, error: type[OrthrusError]) -> None:
+    """Refuse a safetensors file that is no regular one, or whose header would fill the memory.
+
+    Raises:
+        error: as `open_file`. Other faults are for the library to find.
+    """
+    with open_file(path, error) as file:
+        start = file.read(8)
+    size = int.from_bytes(start, "little")
+    if HEADER_BYTES < size <= path.stat().st_size:  # beyond the file, nothing is read of it
+        raise error(
+            f"{path} is not a whole safetensors file (a header of {size} bytes, of which there may "
+            f"be {HEADER_BYTES}): download it again."
+        )
 
 
 def open_part(path: Path, error: type[OrthrusError], folder: Path | None = None) -> BufferedReader:

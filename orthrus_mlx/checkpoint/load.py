@@ -29,7 +29,14 @@ from ..errors import (
     NotOrthrusError,
     UnsafeCheckpointError,
 )
-from ..files import check_inside, open_part
+from ..files import (
+    CHECKPOINT_BYTES,
+    check_inside,
+    decoded,
+    parse_json,
+    part_bytes,
+    read_bytes,
+)
 from ..paths import expanded
 from .adapter import adapter_folder, apply_adapter
 from .config import LIMITS, ModelConfig, read_json
@@ -400,11 +407,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse, before they are opened, files of a tokenizer that may not be read.
+    """Read the files of a tokenizer before libraries do, whose errors name no file.
 
     Raises:
-        CheckpointError: for what is no regular file, too large, or a link that leaves the folder;
-            or begins with a byte order mark, which transformers does not know.
+        CheckpointError: for what is no regular file, too large, a link that leaves the folder, no
+            UTF-8 or no JSON; or begins with a byte order mark, which transformers does not know.
     """
     if not os.path.lexists(folder / "tokenizer.json"):
         raise IncompleteCheckpointError(
@@ -413,11 +420,15 @@ def check_tokenizer_files(folder: Path) -> None:
     paths = [folder / name for name in (*TOKENIZER_FILES, *OTHER_TOKENIZER_FILES)]
     paths += sorted((folder / "additional_chat_templates").glob("*.jinja"))
     for path in filter(os.path.lexists, paths):
-        with open_part(path, CheckpointError, folder) as file:
-            if file.read(3) == codecs.BOM_UTF8:
-                raise CheckpointError(
-                    f"{path} begins with a byte order mark. Save it as UTF-8 without one."
-                )
+        content = read_bytes(path, CheckpointError, part_bytes(path), folder)
+        if content.startswith(codecs.BOM_UTF8):
+            raise CheckpointError(
+                f"{path} begins with a byte order mark. Save it as UTF-8 without one."
+            )
+        if path.suffix != ".model":  # which is no text
+            text = decoded(content, str(path), CheckpointError)
+            if path.suffix == ".json" and len(content) < CHECKPOINT_BYTES:  # else it takes long
+                parse_json(text, str(path), CheckpointError)
 
 
 def _eos_ids(path: Path) -> list[int]:

@@ -10,12 +10,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..errors import IncompleteCheckpointError, NotOrthrusError, TensorError
-from ..files import open_file
+from ..files import check_tensor_file, open_file
 from .config import ModelConfig
 from .hub import brief
 
 DIFFUSION_FILE = "orthrus_diff.safetensors"
-HEADER_BYTES = 16 << 20  # of one file: some 100,000 tensors
 LFS_POINTER = b"version https://git-lfs"
 FLOATS = ("BF16", "F16", "F32")
 MX_DTYPES = {  # all that a checkpoint may hold, by safetensors' names
@@ -54,7 +53,7 @@ def read_headers(files: list[Path]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         try:
-            _check_header(file)
+            check_tensor_file(file, IncompleteCheckpointError)
             with safe_open(file, framework="numpy") as content:
                 for name in content.keys():  # noqa: SIM118 (not a mapping)
                     part = content.get_slice(name)
@@ -81,18 +80,6 @@ def add_tensor(tensors: dict[str, TensorInfo], name: str, info: TensorInfo) -> N
             f"{info.file.parent}. Remove the file that does not belong there."
         )
     tensors[name] = info
-
-
-def _check_header(file: Path) -> None:
-    """Refuse a file whose header alone would fill the memory; other faults are found later."""
-    with open_file(file, IncompleteCheckpointError) as content:
-        start = content.read(40)
-    size = int.from_bytes(start[:8], "little")
-    if size > HEADER_BYTES and not start.startswith(LFS_POINTER):
-        raise IncompleteCheckpointError(
-            f"{file} is not a whole safetensors file (a header of {size} bytes, of which there may "
-            f"be {HEADER_BYTES}): download it again."
-        )
 
 
 def _is_lfs_pointer(file: Path) -> bool:

@@ -19,7 +19,7 @@ import mlx.optimizers as optim
 
 from ..checkpoint.hub import brief
 from ..errors import DataError, OutputError, TrainingError
-from ..files import OPTIONS_BYTES, check_file, open_file, read_json
+from ..files import OPTIONS_BYTES, check_tensor_file, open_file, read_json
 from .loss import DiffWeights
 
 RUN_FILE = "run.json"
@@ -109,7 +109,7 @@ class Workspace:
         path = self.folder / STATE_FILE
         if not path.exists():
             return 0
-        check_file(path, TrainingError)
+        check_tensor_file(path, TrainingError)
         try:
             loaded: Any = mx.load(str(path), return_metadata=True)
             state, metadata = loaded
