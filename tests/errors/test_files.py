@@ -4,9 +4,12 @@ import codecs
 import json
 import os
 import shutil
+from contextlib import suppress
 
 import mlx.core as mx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, load
 from orthrus_mlx.checkpoint.config import ModelConfig
@@ -281,3 +284,30 @@ def test_a_load_leaves_the_random_state_alone():
         action()
         drawn.append(mx.random.uniform(shape=(4,)).tolist())
     assert drawn[0] == drawn[1]
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["format", "version", "messages", "role", "content", "iters", "text"]),
+            inner,
+        )
+    ),
+)
+contents = st.binary(max_size=60) | st.builds(
+    lambda value, end: json.dumps(value).encode() + end, values, st.sampled_from([b"", b"\n", b"}"])
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in READERS if name not in ("run.json", "digest.jsonl")]
+)
+@given(content=contents)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_them(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with suppress(OrthrusError):
+        READERS[name](tmp_path / name)
