@@ -259,10 +259,9 @@ def test_a_long_value_makes_no_long_error(folder):
 
 
 def test_a_header_of_a_million_tensors(folder):
-    entry = '"t{0}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},'
-    header = "{" + "".join(map(entry.format, range(1_000_000)))[:-1] + "}"
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header.encode())
+    size = 60_000_000  # of which only the length is read
+    (folder / "model.safetensors").write_bytes(size.to_bytes(8, "little") + b'{"t0": ')
+    os.truncate(folder / "model.safetensors", 8 + size)
     with pytest.raises(CheckpointError, match="a header of"):
         inspect(folder)
 
@@ -302,9 +301,7 @@ contents = st.binary(max_size=60) | st.builds(
 )
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in READERS if name not in ("run.json", "digest.jsonl")]
-)
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"run.json", "digest.jsonl"}))
 @given(content=contents)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_stands_in_them(tmp_path, name, content):
