@@ -95,6 +95,12 @@ def test_no_such_folder(tmp_path):
         load(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "x\0y", "~nobody-of-this-name/x"])
+def test_names_that_no_folder_has(name):
+    with pytest.raises(CheckpointNotFoundError):
+        load(name)
+
+
 def test_empty_folder(tmp_path):
     refused(tmp_path, IncompleteCheckpointError, "holds no model")
 

@@ -47,14 +47,20 @@ WRONG = [
     ("model_type", ["qwen2", "llama", "", None, 7, ["qwen3"]]),
     ("mask_token_id", [-1, 10**6, "3", 1.0, True]),
     ("eos_token_id", [-1, 10**6, "2", [2, -1], [None], {"id": 2}]),
-    ("rms_norm_eps", [0, -1e-6, "tiny", None, float("nan"), float("inf"), True]),
+    (
+        "rms_norm_eps",
+        [10**400, 1e-320, 1e300, 0, -1e-6, "tiny", None, float("nan"), float("inf"), True],
+    ),
     ("tie_word_embeddings", ["yes", 1, None]),
     ("hidden_act", ["gelu", None, 1]),
     ("attention_bias", [True, "yes"]),
     ("use_sliding_window", [True]),
     ("num_key_value_heads", [7]),
     ("head_dim", [15]),
-    ("rope_parameters", [[], "default", 3, {"rope_theta": "big"}, {"rope_theta": 0}, {}]),
+    (
+        "rope_parameters",
+        [[], "default", 3, {"rope_theta": "big"}, {"rope_theta": 10**400}, {"rope_theta": 0}, {}],
+    ),
 ]
 WRONG = [(field, value) for field, values in WRONG for value in values]
 
@@ -81,6 +87,9 @@ def test_unknown_rope_types_by_name(kind):
     [
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "linear", "factor": 0}, "factor"),
+        ({"rope_type": "linear", "factor": 1e-320}, "factor"),
+        ({"rope_type": "yarn", "factor": 10**400}, "factor"),
+        ({"rope_type": "yarn", "factor": 4, "beta_fast": 1e300}, "beta_fast"),
         ({"rope_type": "linear", "factor": "4"}, "factor"),
         ({"rope_type": "linear", "factor": float("nan")}, "factor"),
         ({"rope_type": "yarn"}, "factor"),

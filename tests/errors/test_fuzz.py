@@ -37,6 +37,7 @@ scalars = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=4),
     st.sampled_from(["default", "linear", "yarn", "llama3", "longrope", "dynamic", 1e-300, 1e300]),
+    st.sampled_from([10**400, -(10**400), 2**63, 1e-320, 1e-38, 1e38]),
 )
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner)
