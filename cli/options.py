@@ -264,7 +264,7 @@ def parse_template_config(text: str | None) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise _bad_template_config(f"not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise _bad_template_config("must be a JSON object, like '{\"enable_thinking\": false}'")

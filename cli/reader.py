@@ -55,7 +55,7 @@ class LineReader:
             line = self._stream.readline()
         if not line:
             raise EOFError
-        return line.removesuffix("\n").removesuffix("\r")
+        return line.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
 
 
 class EditingReader:

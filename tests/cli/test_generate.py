@@ -96,6 +96,7 @@ def test_where_the_prompt_comes_from(
         (["a", "-p", "b"], 2, "give the prompt once"),
         (["--ignore-chat-template", "--system-prompt", "x", "hi"], 2, "--ignore-chat-template"),
         (["hi", "--chat-template-config", "{"], 2, "not valid JSON"),
+        (["hi", "--chat-template-config", "[" * 100_000], 2, "not valid JSON"),
         (["hi", "--chat-template-config", "[]"], 2, "must be a JSON object"),
         (["hi", "--extra-eos-token", "<bad>"], 2, "'<bad>' is not a token"),
         (["hi", "--temp", "-1"], 2, "--temp"),

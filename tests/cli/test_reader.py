@@ -12,7 +12,7 @@ from .fakes import FakeReader
 
 
 def test_lines_from_a_pipe() -> None:
-    reader = LineReader(io.StringIO("one\r\ntwo\n\nlast"))
+    reader = LineReader(io.StringIO("\ufeffone\r\ntwo\n\nlast"))
     assert [reader.read("> ") for _ in range(4)] == ["one", "two", "", "last"]
     with pytest.raises(EOFError):
         reader.read("> ")
