@@ -33,7 +33,7 @@ from typing import Any
 
 from orthrus_mlx import OrthrusError, load, mlx_generate
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import local_folder
+from orthrus_mlx.checkpoint.load import resolve
 from orthrus_mlx.session import encode_chat
 
 # What the process that all others are forked from has at hand, so that no case waits for imports.
@@ -46,7 +46,7 @@ IMPORTED = [
 ]
 SECONDS, BYTES = 20.0, 2e9
 QUESTION, TOKENS = "If a rectangle has length 12 and width 7, what is its area?", 12
-DEMO = local_folder("demo")
+DEMO = resolve("demo")
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 # Files that a checkpoint may have and the demo has not, with what they might say.

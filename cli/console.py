@@ -113,7 +113,7 @@ def read_stdin(hint: str = "") -> str:
         sys.stdin.reconfigure(errors="replace")
     with waiting(f"Waiting for standard input to end{hint and f'; {hint}'}."):
         try:
-            return sys.stdin.read()
+            return sys.stdin.read().removeprefix("\ufeff")
         except OSError as error:
             raise PromptError(f"Standard input cannot be read: {error.strerror}.") from None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .checkpoint.hub import brief
 from .errors import ChatTemplateError, GenerationError, OutputError
+from .files import check_tensor_file
 from .generate import mlx_generate
 from .paths import expanded
 from .session import encode_chat
@@ -99,6 +100,7 @@ def load(path: str | Path) -> CachedPrompt:
         raise GenerationError(
             f"There is no prompt cache {file}. `orthrus-mlx cache-prompt` writes one."
         )
+    check_tensor_file(file, GenerationError)
     try:
         layers, metadata = load_prompt_cache(os.fspath(file), return_metadata=True)
         ids = json.loads(metadata.get("ids", "null"))

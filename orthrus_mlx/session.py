@@ -16,6 +16,8 @@ from mlx_lm.models.cache import (
 
 from .decoding.consensus import common_prefix
 from .decoding.scheduler import Evidence
+from .errors import GenerationError
+from .files import check_tensor_file
 from .generate import GenerationResponse, stream_generate
 from .prompt import encode_chat
 
@@ -123,6 +125,7 @@ class ChatSession:
     def load_cache(self, path: Path, key: str) -> None:
         """Take up a cache that `save_cache` wrote, if it fits; else it is all read again."""
         try:
+            check_tensor_file(path, GenerationError)
             cache, metadata = load_prompt_cache(str(path), return_metadata=True)
             ids = json.loads(metadata["ids"])
         # Whatever is wrong with the file, doing without costs only time.

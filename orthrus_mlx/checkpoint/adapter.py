@@ -13,6 +13,8 @@ from typing import Any
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, IncompleteCheckpointError
+from ..files import check_tensor_file, open_part
+from ..model import own_random_state
 from ..paths import expanded
 from .hub import brief
 from .plain import plain_qwen3
@@ -33,6 +35,8 @@ def adapter_folder(path: str | Path) -> Path:
                 f"{folder} holds no {name}. An adapter is a folder with {' and '.join(FILES)}, as "
                 "`mlx_lm.lora` writes it."
             )
+    open_part(folder / FILES[0], CheckpointError).close()
+    check_tensor_file(folder / FILES[1], CheckpointError)
     return folder
 
 
@@ -49,7 +53,8 @@ def apply_adapter(model: Any, folder: Path) -> None:
     # mlx-lm sees a plain Qwen3 of the AR view's modules, so that no other view is adapted.
     plain = plain_qwen3(model)
     try:
-        load_adapters(plain, os.fspath(folder))
+        with own_random_state():
+            load_adapters(plain, os.fspath(folder))
     # Whatever mlx-lm and MLX raise on files that they did not expect.
     except Exception as e:
         problem = " ".join(str(e).split()) or brief(e)

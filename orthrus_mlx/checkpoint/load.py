@@ -174,7 +174,7 @@ def _local_folder(name: str) -> Path | None:
         if path.is_dir():
             return path
         is_file = path.is_file()
-    except OSError:  # too long for a file name
+    except (OSError, ValueError):  # too long for a file name, or a null character in it
         return None
     if is_file:
         raise CheckpointNotFoundError(f"{path} is a file; give the folder that holds it.")

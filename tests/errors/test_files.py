@@ -11,21 +11,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, load
+from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, load, prompt_cache
 from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_tokenizer, local_folder, weight_files
+from orthrus_mlx.checkpoint.load import inspect, load_tokenizer, resolve, weight_files
 from orthrus_mlx.checkpoint.write import copy_files, files_to_copy
 from orthrus_mlx.cli.conversation import Conversation
 from orthrus_mlx.convert import convert
-from orthrus_mlx.errors import LONGEST
+from orthrus_mlx.errors import LONGEST, GenerationError
 from orthrus_mlx.files import LINE_BYTES, part_bytes, read_lines
+from orthrus_mlx.session import ChatSession
 from orthrus_mlx.tools.prompts import from_file
 from orthrus_mlx.training.data import read_records
 from orthrus_mlx.training.options import read_config
 from orthrus_mlx.training.state import Workspace, file_digest
 
-DEMO = local_folder("demo")
+DEMO = resolve("demo")
 INDEX = "model.safetensors.index.json"
 TEXTS = [
     "config.json",
@@ -308,3 +309,13 @@ def test_whatever_stands_in_them(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with suppress(OrthrusError):
         READERS[name](tmp_path / name)
+
+
+def test_a_pipe_in_the_place_of_a_kept_cache(tmp_path):
+    path = tmp_path / "cache.safetensors"
+    os.mkfifo(path)
+    session = ChatSession(load("demo")[0], None)
+    session.load_cache(path, "key")
+    assert session.cached_tokens == 0
+    with pytest.raises(GenerationError):
+        prompt_cache.load(path)
