@@ -129,6 +129,9 @@ def generate(
     block_size: options.BlockSizeOption = None,
     calibrate: options.CalibrateOption = True,
     prefill_step_size: options.PrefillStepSizeOption = 2048,
+    kv_bits: options.KvBitsOption = None,
+    kv_group_size: options.KvGroupSizeOption = 64,
+    quantized_kv_start: options.QuantizedKvStartOption = 5000,
 ) -> None:
     """Answer one prompt and exit.
 
@@ -224,6 +227,9 @@ def generate(
             block_size=block_size,
             calibrate=calibrate,
             prefill_step_size=prefill_step_size,
+            kv_bits=kv_bits,
+            kv_group_size=kv_group_size,
+            quantized_kv_start=quantized_kv_start,
             prompt_progress_callback=reading,
             probe_progress_callback=probing,
             **more,

@@ -126,6 +126,32 @@ ShowThinkingOption = Annotated[
         "--show-thinking", help="Write the reasoning to stdout too, with its tags, not to stderr."
     ),
 ]
+KvBitsOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Quantize the KV cache to 2, 3, 4, 5, 6 or 8 bits. Every mode still writes the same.",
+        show_default=False,
+        rich_help_panel=_DECODING,
+    ),
+]
+KvGroupSizeOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Values of a quantized KV cache that share a scale: 32, 64 or 128.",
+        rich_help_panel=_DECODING,
+    ),
+]
+QuantizedKvStartOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="With --kv-bits: tokens in the KV cache from which on it is quantized.",
+        rich_help_panel=_DECODING,
+    ),
+]
 PrefillStepSizeOption = Annotated[
     int,
     typer.Option(

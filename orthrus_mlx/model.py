@@ -86,7 +86,8 @@ class Attention(nn.Module):
 
         `k` and `v` are what `cache` holds: arrays, or quantized ones in three parts.
         """
-        out = scaled_dot_product_attention(q, k, v, cache, self.scale, mask)
+        which: Any = mask
+        out = scaled_dot_product_attention(q, k, v, cache, self.scale, which)
         B, _, L, _ = out.shape
         return out.transpose(0, 2, 1, 3).reshape(B, L, -1)
 

@@ -57,8 +57,8 @@ def settle(cache: Cache, length: int) -> None:
     """
     trim(cache, min([length, *(layer.offset for layer in cache)]))
     for layer in cache:
-        arrays = [a for _, a in tree_flatten([getattr(layer, n, None) for n in ("keys", "values")])]
-        sizes = {a.shape[2] for a in arrays if isinstance(a, mx.array)}
+        held: Any = tree_flatten([getattr(layer, n, None) for n in ("keys", "values")])
+        sizes = {a.shape[2] for _, a in held if isinstance(a, mx.array)}
         if len(sizes) > 1:
             both, length = (layer.keys, layer.values), min(sizes)
             layer.keys, layer.values = tree_map(lambda a, n=length: a[:, :, :n], both)

@@ -95,15 +95,15 @@ class ProcessedChooser:
         """The choices up to the first that is no draft, or an end token."""
         chosen: list[Choices] = []
         for j, draft in enumerate([*drafts, None]):
-            rows = [logits[j : j + 1]]
+            stages = [logits[j : j + 1]]
             for processor in self._processors:
-                rows.append(processor(self._history, rows[-1]))
-            choice = self._keyed.choose(rows[-1], position + j, ())
+                stages.append(processor(self._history, stages[-1]))
+            choice = self._keyed.choose(stages[-1], position + j, ())
             chosen.append(choice)
             self._history = mx.concatenate([self._history, choice.tokens])
             token = choice.tokens.item()
             if token == NO_CHOICE:
-                self._blame(rows)
+                self._blame(stages)
             if token != draft or token in self._ends:
                 break
         tokens = mx.concatenate([choice.tokens for choice in chosen])
@@ -111,9 +111,9 @@ class ProcessedChooser:
         margins = [c.margins for c in chosen if c.margins is not None]
         return Choices(tokens, rows, mx.concatenate(margins) if margins else None)
 
-    def _blame(self, rows: Sequence[mx.array]) -> None:
+    def _blame(self, stages: Sequence[mx.array]) -> None:
         """Raise an error for the first processor whose output is unusable, if one is to blame."""
-        good = [bool(usable(row).all()) for row in rows]
+        good = [bool(usable(row).all()) for row in stages]
         if good[0]:
             n = good.index(False) - 1
             name = getattr(self._processors[n], "__name__", type(self._processors[n]).__name__)

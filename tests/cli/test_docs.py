@@ -13,7 +13,6 @@ from orthrus_mlx.cli.app import app
 from orthrus_mlx.cli.habits import REFUSED
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"--kv-bits", "--kv-group-size", "--quantized-kv-start"}  # in Python only
 
 
 def test_the_help_in_the_docs_is_that_of_the_program() -> None:
@@ -55,5 +54,5 @@ def test_every_flag_of_mlx_lm_is_taken_or_refused_and_in_the_table(
     if ours:
         group: Any = get_command(app)
         taken = {flag for param in group.commands[ours].params for flag in param.opts}
-        assert flags - taken - REFUSED.keys() - ELSEWHERE - {"-qa"} == set()
+        assert flags - taken - REFUSED.keys() - {"-qa"} == set()
         assert taken & REFUSED.keys() == set()
