@@ -14,7 +14,6 @@ from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, IncompleteCheckpointError
 from ..files import check_tensor_file, open_part
-from ..model import own_random_state
 from ..paths import expanded
 from .hub import brief
 from .plain import plain_qwen3
@@ -49,6 +48,8 @@ def apply_adapter(model: Any, folder: Path) -> None:
     from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
     from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear
     from mlx_lm.tuner.utils import load_adapters
+
+    from ..model import own_random_state
 
     # mlx-lm sees a plain Qwen3 of the AR view's modules, so that no other view is adapted.
     plain = plain_qwen3(model)

@@ -7,8 +7,6 @@ from typing import Any
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..model import own_random_state
-
 
 def plain_qwen3(model: Any) -> Any:
     """An `mlx_lm.models.qwen3.Model` that holds the AR view's modules: no weight is copied.
@@ -17,6 +15,8 @@ def plain_qwen3(model: Any) -> Any:
         model: an `orthrus_mlx.model.Model`, quantized or not.
     """
     from mlx_lm.models import qwen3
+
+    from ..model import own_random_state
 
     config = model.config
     args = qwen3.ModelArgs(
