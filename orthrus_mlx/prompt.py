@@ -68,7 +68,9 @@ def encode_chat(
         warnings.warn(
             f"{token} in a message is markup of this model; it is sent as plain text.", stacklevel=2
         )
-    ending = {"continue_final_message": True} if unfinished else {"add_generation_prompt": True}
+    ending = {"add_generation_prompt": not unfinished}
+    if unfinished:
+        ending["continue_final_message"] = True
     text = render_whole(
         lambda messages: render_chat(tokenizer, messages, **{**ending, **(template_config or {})}),
         messages,

@@ -31,4 +31,7 @@ def render_whole(render: Callable[[Messages], str], messages: Messages, closes: 
 
 def _quotes(message: Mapping[str, Any], closes: str) -> bool:
     content = message.get("content")
-    return message.get("role") == "assistant" and isinstance(content, str) and closes in content
+    if message.get("role") != "assistant" or not isinstance(content, str):
+        return False
+    # With thinking of its own before it, the tag is no quotation: the template knows what to do.
+    return closes in content and not content.lstrip().startswith(closes.replace("/", "", 1))

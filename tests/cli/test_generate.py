@@ -121,6 +121,7 @@ def test_options_reach_the_engine(fake: Fake) -> None:
         "0.1", "--seed", "4", "-m", "5", "--mode", "ar", "--cycle", "one-pass", "--numerics",
         "exact", "--stop", "A", "--stop", "B", "--prefill-step-size", "64",
         "--extra-eos-token", "<end>", "--block-size", "8", "--no-calibrate",
+        "--kv-bits", "8", "--kv-group-size", "32", "--quantized-kv-start", "7",
     )  # fmt: skip
     options = fake.generate.options[0]
     del options["prompt_progress_callback"], options["probe_progress_callback"]
@@ -128,6 +129,7 @@ def test_options_reach_the_engine(fake: Fake) -> None:
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 4,
         "mode": "ar", "cycle": "one-pass", "numerics": "exact", "stop": ["A", "B"],
         "prefill_step_size": 64, "block_size": 8, "calibrate": False,
+        "kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 7,
     }  # fmt: skip
     assert fake.tokenizer.eos_added == ["<end>"]
     assert result.stdout == "An an\n"
@@ -142,6 +144,7 @@ def test_the_defaults_are_those_of_mlx_lm(fake: Fake) -> None:
         "max_tokens": 100, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
         "seed": None, "mode": "auto", "cycle": "auto", "numerics": "fast", "stop": [],
         "prefill_step_size": 2048, "block_size": None, "calibrate": True,
+        "kv_bits": None, "kv_group_size": 64, "quantized_kv_start": 5000,
     }  # fmt: skip
 
 

@@ -136,7 +136,7 @@ def test_a_load_that_fails_changes_nothing(tmp_path: Path) -> None:
     typed = ("1", f"/load {bad}", f"/load {tmp_path / 'no.json'}", "/load")
     chat, said = run(FakeSession("one"), *typed)
     assert chat.conversation.turns == [Turn("1", "one")]
-    assert said[0].startswith(f"error: {bad} is not JSON")
+    assert said[0].startswith(f"error: {bad} cannot be read as JSON")
     assert said[1:] == [
         f"error: There is no file {tmp_path / 'no.json'}.",
         "error: Load which file? /load FILE",

@@ -30,9 +30,8 @@ def test_ids_and_cache_are_those_of_plain_decoding(
     assert held(cache) == ((scenario.prompt + ids)[:-1] if ids else [])
     assert len(stats) == 1
     assert stats[0].generation_tokens == len(ids)
-    assert stats[0].finish_reason == (
-        None if not ids else "stop" if ids[-1] in scenario.eos else "length"
-    )
+    ended = bool(ids) and ids[-1] in scenario.eos
+    assert stats[0].finish_reason == ("stop" if ended else "length")
 
 
 @pytest.mark.parametrize(

@@ -77,13 +77,13 @@ def one_wrong_mask_column(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every AR row of a pass sees its second row too."""
     attend = Attention.attend
 
-    def broken(self: Any, q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
+    def broken(self: Any, q: mx.array, k: mx.array, v: mx.array, mask: Any, cache: Any) -> mx.array:
         rows, keys = q.shape[2], k.shape[2]
         if isinstance(mask, str):
             slots = mx.arange(keys)
             own = mx.arange(keys - rows, keys)[:, None]
             mask = (slots <= own) | (slots == keys - rows + 1)
-        return attend(self, q, k, v, mask)
+        return attend(self, q, k, v, mask, cache)
 
     monkeypatch.setattr(Attention, "attend", broken)
 
