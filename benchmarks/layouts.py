@@ -199,7 +199,7 @@ def read_cases(prompts: str, tokenizer: Any, per_kind: int) -> list[tuple[str, l
     """Kinds and prompts, from a file or from the demo's held-out questions."""
     if prompts:
         return [(case["kind"], case["prompt"]) for case in json.loads(Path(prompts).read_text())]
-    from orthrus_mlx.prompt import encode_chat
+    from orthrus_mlx.chat.prompt import encode_chat
     from recipes.demo.corpus import evaluation
 
     questions = evaluation(per_kind, seed=1)

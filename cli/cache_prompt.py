@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from orthrus_mlx.errors import IncompleteCheckpointError
-from orthrus_mlx.paths import expanded
+from orthrus_mlx.files import expanded
 
 from . import options
 from .options import examples
 
 if TYPE_CHECKING:
-    from orthrus_mlx.prompt_cache import CachedPrompt
+    from orthrus_mlx.tools.prompt_cache import CachedPrompt
 
 EXAMPLES = examples(
     "cat report.txt | orthrus-mlx cache-prompt --prompt-cache-file report",
@@ -58,8 +58,9 @@ def cache_prompt(
     `generate --prompt-cache-file` goes on with it: its prompt is the rest of the message. The
     file has mlx-lm's format.
     """
-    from orthrus_mlx import PromptError, prompt_cache
+    from orthrus_mlx import PromptError
     from orthrus_mlx.session import encode_chat
+    from orthrus_mlx.tools import prompt_cache
 
     from .console import note, read_stdin, stderr_console
     from .info import size
@@ -109,8 +110,8 @@ def open_cached(
     file: Path, model: str | None, revision: str | None, adapter_path: Path | None
 ) -> Source:
     """Read a cached prompt; what was left open of the model is what read the prompt."""
-    from orthrus_mlx import prompt_cache
     from orthrus_mlx.errors import GenerationError
+    from orthrus_mlx.tools import prompt_cache
 
     cached = prompt_cache.load(file)
     adapter = (

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthrus_mlx.errors import OrthrusError, OutputError
-from orthrus_mlx.files import CONVERSATION_BYTES, read_json
-from orthrus_mlx.paths import expanded
+from orthrus_mlx.files import CONVERSATION_BYTES, expanded, read_json
 
 from .thinking import Answer
 

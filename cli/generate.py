@@ -296,9 +296,9 @@ def _encode(
     quiet: bool,
 ) -> tuple[list[int], str]:
     """Turn the message into ids and text, through the chat template if there is one."""
-    from orthrus_mlx.prompt import encode_chat, encode_text
-    from orthrus_mlx.prompt_cache import continue_chat
+    from orthrus_mlx.chat.prompt import encode_chat, encode_text
     from orthrus_mlx.session import has_thinking_switch, thinking_config
+    from orthrus_mlx.tools.prompt_cache import continue_chat
 
     from .console import note, stderr_console
     from .thinking import NO_SWITCH

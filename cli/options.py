@@ -314,8 +314,8 @@ def load_model(
     from rich.markup import escape
 
     from orthrus_mlx import load
+    from orthrus_mlx.chat.prompt import prepare_rendering
     from orthrus_mlx.device.memory import MemoryWarning
-    from orthrus_mlx.prompt import prepare_rendering
 
     from .console import is_screen, note, stderr_console
     from .terminal import no_echo

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TextIO
 import platformdirs
 
 from orthrus_mlx.errors import OutputError
-from orthrus_mlx.paths import expanded
+from orthrus_mlx.files import expanded
 
 QUOTES = '"""'
 

@@ -10,7 +10,7 @@ from ..checkpoint.staging import check_absent, staged_folder
 from ..checkpoint.tensors import DIFFUSION_FILE, some
 from ..checkpoint.write import copy_files, files_to_copy, write_index, write_json
 from ..errors import CheckpointError, OutputError
-from ..paths import expanded
+from ..files import expanded
 from .card import model_card
 from .config import output_config
 from .options import check_options

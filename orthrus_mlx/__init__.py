@@ -5,6 +5,7 @@ from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
 from .checkpoint.load import load as load_model_and_tokenizer
 from .decoding.consensus import Sampling
+from .decoding.options import GenerationOptions
 from .decoding.sequence import DecodeStats
 from .errors import (
     ChatTemplateError,
@@ -28,7 +29,6 @@ from .errors import (
     UnsafeCheckpointError,
 )
 from .generate import (
-    GenerationOptions,
     GenerationResponse,
     mlx_generate,
     prepare,

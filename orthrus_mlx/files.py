@@ -217,3 +217,14 @@ def check_inside(path: Path, folder: Path) -> None:
 def reason(error: BaseException) -> str:
     """What went wrong, without the file's name, which the message has already."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def expanded(name: str | Path, error: type[OrthrusError]) -> Path:
+    """Put a home folder in the place of `~`; a user that does not exist raises `error`."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise error(
+            f"{name} cannot be found: no home folder is known for {Path(name).parts[0]}. "
+            "Write the folder's full name."
+        ) from None

@@ -14,12 +14,12 @@ from mlx_lm.models.cache import (
     trim_prompt_cache,
 )
 
+from .chat.prompt import encode_chat
 from .decoding.consensus import common_prefix
 from .decoding.scheduler import Evidence
 from .errors import GenerationError
 from .files import check_tensor_file
 from .generate import GenerationResponse, stream_generate
-from .prompt import encode_chat
 
 
 def has_thinking_switch(tokenizer: Any, template_config: Mapping[str, Any]) -> bool:

@@ -13,8 +13,7 @@ from typing import Any
 from mlx.utils import tree_unflatten
 
 from ..errors import CheckpointError, IncompleteCheckpointError
-from ..files import check_tensor_file, open_part
-from ..paths import expanded
+from ..files import check_tensor_file, expanded, open_part
 from .hub import brief
 from .plain import plain_qwen3
 

@@ -33,11 +33,11 @@ from ..files import (
     CHECKPOINT_BYTES,
     check_inside,
     decoded,
+    expanded,
     parse_json,
     part_bytes,
     read_bytes,
 )
-from ..paths import expanded
 from .adapter import adapter_folder, apply_adapter
 from .config import LIMITS, ModelConfig, read_json
 from .fingerprint import Fingerprint, Origin, of_parameters, of_tensors

@@ -12,9 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..decoding.options import GenerationOptions
 from ..decoding.scheduler import CycleKind
 from ..errors import GenerationError
-from ..generate import GenerationOptions, decode_tokens
+from ..generate import decode_tokens
 
 WAYS = ("ar", "parallel", "auto")
 STOCK = "mlx-lm"

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..chat.prompt import encode_chat, encode_text
 from ..decoding.consensus import Sampling, common_prefix
 from ..decoding.scheduler import CycleKind
 from ..device.measured import MLX_VERSION, device_name
 from ..device.probe import Probe
 from ..errors import NumericsError
-from ..prompt import encode_chat, encode_text
 from .compare import Answer, Difference, Tally, decode_answer, first_difference
 from .prompts import Prompt
 from .reference import ReferenceDecoder, decode_with, fair_bound, make_reference

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..chat.prompt import render_chat
 from ..errors import ChatTemplateError, DataError
 from ..files import parse_json, read_lines
-from ..prompt import render_chat
 
 ENCODED_AT_ONCE = 1000  # conversations
 FORMATS = (

@@ -10,8 +10,7 @@ from ..checkpoint.config import LIMITS
 from ..checkpoint.tensors import DTYPE_NAMES, FLOATS
 from ..decoding.consensus import MAX_SEED
 from ..errors import TrainingError
-from ..files import OPTIONS_BYTES, read_text
-from ..paths import expanded
+from ..files import OPTIONS_BYTES, expanded, read_text
 
 DTYPES = tuple(DTYPE_NAMES[code] for code in FLOATS)
 # Settings that do not change the result: a resumed run may change them.

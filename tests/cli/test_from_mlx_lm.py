@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import GenerationError, load, mlx_generate, prompt_cache
+from orthrus_mlx import GenerationError, load, mlx_generate
 from orthrus_mlx.cli.habits import REFUSED, rewrite
+from orthrus_mlx.tools import prompt_cache
 
 from .test_app import invoke, plain
 from .test_generate import Fake, fake  # noqa: F401  (a fixture)

@@ -7,8 +7,8 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from orthrus_mlx import session as session_module
+from orthrus_mlx.chat.prompt import encode_chat
 from orthrus_mlx.errors import ChatTemplateError
-from orthrus_mlx.prompt import encode_chat
 from orthrus_mlx.session import ChatSession
 
 from .fakes import FakeGenerate, FakeModel, FakeTokenizer

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, load, prompt_cache
+from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, load
 from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.checkpoint.info import describe
 from orthrus_mlx.checkpoint.load import inspect, load_tokenizer, resolve, weight_files
@@ -21,6 +21,7 @@ from orthrus_mlx.convert import convert
 from orthrus_mlx.errors import LONGEST, GenerationError
 from orthrus_mlx.files import LINE_BYTES, part_bytes, read_lines
 from orthrus_mlx.session import ChatSession
+from orthrus_mlx.tools import prompt_cache
 from orthrus_mlx.tools.prompts import from_file
 from orthrus_mlx.training.data import read_records
 from orthrus_mlx.training.options import read_config

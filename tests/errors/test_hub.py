@@ -233,9 +233,7 @@ def test_an_address_of_something_else(address, problem):
 
 @pytest.mark.parametrize("name", ["", "  ", None, 7, "x" * 300, "~nobody-here/model/x"])
 def test_a_name_that_names_nothing(name):
-    with pytest.raises(
-        CheckpointNotFoundError, match=r"is empty|expected|no (home )?folder"
-    ):
+    with pytest.raises(CheckpointNotFoundError, match=r"is empty|expected|no (home )?folder"):
         locate(name)
 
 

@@ -22,7 +22,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
-from .errors import ChatTemplateError, PromptError
+from ..errors import ChatTemplateError, PromptError
 from .quoting import render_whole
 
 RENDER_SECONDS = 5  # a long conversation takes a few milliseconds

@@ -1,4 +1,4 @@
-"""Renders chat templates in a process of its own, which `orthrus_mlx.prompt` starts and may kill.
+"""Renders chat templates in a process of its own, which `chat/prompt.py` starts and may kill.
 
 A script, not part of the package: it imports as little as it can.
 """

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.hub import brief
-from .errors import ChatTemplateError, GenerationError, OutputError
-from .files import check_tensor_file
-from .generate import mlx_generate
-from .paths import expanded
-from .session import encode_chat
+from ..checkpoint.hub import brief
+from ..errors import ChatTemplateError, GenerationError, OutputError
+from ..files import check_tensor_file, expanded
+from ..generate import mlx_generate
+from ..session import encode_chat
 
 SUFFIX = ".safetensors"
 QUERY = "<query>"  # stands for what is asked, while the place is looked for where it goes
