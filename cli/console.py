@@ -89,9 +89,14 @@ def is_screen(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
-def note(console: Console, text: str, style: str = "dim") -> None:
-    """Print a line as it stands: no markup, and no breaks that the terminal did not make."""
-    console.print(Text(for_terminal(text), style=style), soft_wrap=True)
+def note(console: Console, text: str, style: str = "dim", *, wrap: bool = False) -> None:
+    """Print a line as it stands: no markup, and no breaks that the terminal did not make.
+
+    If `wrap`, a terminal's lines break between words: for what nobody pastes.
+    """
+    console.print(
+        Text(for_terminal(text), style=style), soft_wrap=not (wrap and console.is_terminal)
+    )
 
 
 def print_error(error: Exception, console: Console | None = None) -> None:

@@ -197,7 +197,7 @@ def generate(
 
     from .console import note, stderr_console
     from .progress import prefill_bar, probe_bar
-    from .stats import BY_FLAG, cut_line, generation_lines
+    from .stats import BY_FLAG, cut_line, generation_lines, no_drafts_line
     from .terminal import no_echo
     from .thinking import think_tags
 
@@ -238,7 +238,9 @@ def generate(
     last = printer.last
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
-            note(notes, line)
+            note(notes, line, wrap=True)
+        if line := no_drafts_line(last, mode.value, BY_FLAG):
+            note(notes, line, wrap=True)
     cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks)
     if verbose and cut is not None:
         note(notes, cut)

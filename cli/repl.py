@@ -15,7 +15,7 @@ from .reader import Reader, read_message
 from .render import Screen
 from .settings import Settings
 from .slash import SlashCommands
-from .stats import BY_COMMAND, BY_FLAG, Totals, chat_line, cut_line
+from .stats import BY_COMMAND, BY_FLAG, Totals, chat_line, cut_line, no_drafts_line
 from .terminal import answering
 from .thinking import DEFAULT_TAGS, Answer
 
@@ -80,6 +80,7 @@ class Chat:
         self._extra_options = dict(extra_options or {})
         self._keep = keep
         self._remedies = BY_COMMAND if interactive else BY_FLAG
+        self._told_why = False  # whether it was said why answers have no drafts
         self._attempt = 0  # how often the last question was asked again
         self._commands = SlashCommands(self)
 
@@ -180,7 +181,12 @@ class Chat:
         note(
             self.notes,
             chat_line(last, self.session.reused_tokens, sampled=self.settings.temp > 0),
+            wrap=True,
         )
+        line = no_drafts_line(last, self.settings.mode.value, self._remedies)
+        if line and not self._told_why:  # once a chat
+            self._told_why = True
+            note(self.notes, line, wrap=True)
         if line := cut_line(last, self._remedies, stopped=stopped, thinks=thinks):
             note(self.notes, line)
         if self._interactive:

@@ -11,10 +11,14 @@ class Remedies:
     max_tokens: str
     context: str
     no_thinking: str
+    always_draft: str
 
 
-BY_FLAG = Remedies("--max-tokens", "Send less", "--no-think")
-BY_COMMAND = Remedies("/set max_tokens", "/undo or /clear makes room", "/set thinking off")
+BY_FLAG = Remedies("--max-tokens", "Send less", "--no-think", "--mode parallel")
+BY_COMMAND = Remedies(
+    "/set max_tokens", "/undo or /clear makes room", "/set thinking off", "/set mode parallel"
+)
+FEW = 16  # tokens: a shorter answer says nothing of how drafts would do
 
 
 def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> str | None:
@@ -132,6 +136,16 @@ def generation_lines(last: Any, sampled: bool) -> list[str]:
             f"Near-ties: {totals.near_ties} (--numerics exact makes every mode agree on them)"
         )
     return lines
+
+
+def no_drafts_line(last: Any, mode: str, remedies: Remedies) -> str | None:
+    """Say why `auto` wrote a whole answer without a draft; None if it did draft."""
+    if mode != "auto" or last.drafted_tokens or last.generation_tokens < FEW:
+        return None
+    return (
+        "No drafts: by what passes cost on this device, AR steps were expected to be faster for "
+        f"this text. {remedies.always_draft} drafts always; `orthrus-mlx bench` compares them."
+    )
 
 
 def plural(count: int, noun: str) -> str:

@@ -37,7 +37,8 @@ class GenerationResponse:
         logprobs: log-probabilities [vocab_size] of the AR view at that position.
         from_draft: whether a draft had guessed the id.
         prompt_tokens: prompt ids of this call.
-        prompt_tps: prompt ids read a second, up to the first token.
+        prompt_tps: prompt ids read a second, before the first cycle, which alone reads a prompt of
+            one id: then it is 0.
         generation_tokens: ids written so far.
         generation_tps: ids written a second since the prompt was read. (mlx-lm starts the clock at
             the first id; here the first cycle yields several.)
@@ -384,7 +385,9 @@ def _respond(
             else decided.logits,
             from_draft=decided.from_draft,
             prompt_tokens=stats.prompt_tokens,
-            prompt_tps=stats.prompt_tokens / max(first - started, 1e-9) if first else 0.0,
+            prompt_tps=stats.prompt_tokens / max(watch.prompt_read - started, 1e-9)
+            if stats.prompt_tokens > 1
+            else 0.0,
             generation_tokens=stats.generation_tokens,
             generation_tps=stats.generation_tokens
             / max(time.perf_counter() - watch.prompt_read, 1e-9),
@@ -406,9 +409,8 @@ def _respond(
         return "stop string" if stops.found else None
 
     with wired(), contextlib.closing(run):
-        started, first = time.perf_counter(), 0.0
+        started = time.perf_counter()
         for decided, stats in run:
-            first = first or time.perf_counter()
             text, finish_reason = "", stats.finish_reason
             if decided.token not in ends:
                 detokenizer.add_token(decided.token)

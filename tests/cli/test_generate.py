@@ -12,8 +12,9 @@ import pytest
 
 import orthrus_mlx
 import orthrus_mlx.generate
+from orthrus_mlx.cli.stats import BY_FLAG, no_drafts_line
 
-from .fakes import FakeGenerate, FakeModel, FakeTokenizer
+from .fakes import FakeGenerate, FakeModel, FakeTokenizer, response
 from .test_app import invoke, plain
 
 
@@ -305,3 +306,15 @@ def test_an_answer_that_is_cut_says_why(fake: Fake) -> None:
     )
     fake.generate.answers = ["An answer"]
     assert invoke("generate", "hi", "-m", "3", "--no-verbose").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "drafted", "tokens", "said"),
+    [("auto", 0, 40, True), ("auto", 3, 40, False), ("auto", 0, 5, False), ("ar", 0, 40, False)],
+)
+def test_why_auto_does_not_draft(mode: str, drafted: int, tokens: int, said: bool) -> None:
+    last = response("x", tokens, 3, "stop")
+    last.drafted_tokens = drafted
+    line = no_drafts_line(last, mode, BY_FLAG)
+    assert (line is not None) == said
+    assert line is None or "--mode parallel" in line
