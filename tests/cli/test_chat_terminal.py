@@ -113,7 +113,7 @@ def chat(measured_tiny16: Path, tmp_path: Path) -> Iterator[Any]:
 
 def test_a_session(chat: Any, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    me = chat()
+    me = chat("--mode", "ar")  # auto may say why it does not draft
     me.awaits_prompt()
 
     # 1. An answer streams in, is rendered, and ends with its stats.
