@@ -145,7 +145,7 @@ def test_a_copy_with_fewer_layers_runs_these() -> None:
     model = build_accelerated()
     whole = verify(model, PROMPT[:5])
     found = verify(one_layer(model), PROMPT[:5])
-    assert mx.allclose(found, verify(one_layer(build()), PROMPT[:5]), rtol=1e-5, atol=1e-5)
+    assert mx.allclose(found, verify(one_layer(build()), PROMPT[:5]), rtol=1e-4, atol=1e-4)
     assert mx.array_equal(verify(model, PROMPT[:5]), whole)
 
 
