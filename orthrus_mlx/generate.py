@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from .chat.prompt import encode_text
 from .checkpoint.config import ModelConfig
-from .decoding.cache import KVQuantization, check
+from .decoding.cache import KVQuantization, check, check_quantization
 from .decoding.cost_model import NOMINAL, within
 from .decoding.drafters import CopyDrafter
 from .decoding.engine import Receipt, decode
@@ -143,11 +143,7 @@ def decode_tokens(
     check(cache, model.make_cache(), config.num_key_value_heads, config.head_dim)
     quantization = None
     if options.kv_bits is not None:
-        if config.head_dim % options.kv_group_size:
-            raise GenerationError(
-                f"kv_group_size is {options.kv_group_size}, which does not divide this model's "
-                f"head_dim of {config.head_dim}."
-            )
+        check_quantization(options.kv_bits, options.kv_group_size, config.head_dim)
         quantization = KVQuantization(
             options.kv_bits, options.kv_group_size, options.quantized_kv_start
         )

@@ -43,6 +43,28 @@ class KVQuantization(NamedTuple):
                 )
 
 
+def check_quantization(bits: int, group_size: int, head_dim: int) -> None:
+    """Refuse a quantized KV cache that this device cannot attend over, as MLX's CUDA backend.
+
+    Raises:
+        GenerationError: naming the bits.
+    """
+    if head_dim % group_size:
+        raise GenerationError(
+            f"kv_group_size is {group_size}, which does not divide this model's head_dim of "
+            f"{head_dim}."
+        )
+    row = mx.ones((1, 1, 1, head_dim))
+    try:
+        held = mx.quantize(mx.ones((1, 1, 8, head_dim)), group_size, bits)
+        mx.eval(mx.quantized_matmul(row, *held, group_size=group_size, bits=bits))
+    except RuntimeError as error:
+        raise GenerationError(
+            f"MLX cannot attend over a KV cache of {bits} bits on {mx.default_device()}: leave "
+            f"kv_bits out. ({error})"
+        ) from error
+
+
 def trim(cache: Cache, length: int) -> None:
     """Roll every layer back to its first `length` tokens."""
     for layer in cache:

@@ -146,6 +146,17 @@ def test_a_quantized_cache_can_be_continued(model: Any) -> None:
     assert first + more == whole
 
 
+def test_a_device_without_quantized_attention_is_named(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("No implementation for problem shape")
+
+    monkeypatch.setattr(mx, "quantized_matmul", refuse)
+    with pytest.raises(GenerationError, match=r"8 bits on .*kv_bits"):
+        mlx_generate(model, PROMPT, (), 4, kv_bits=8)
+
+
 @pytest.mark.parametrize(
     "options",
     [
