@@ -239,8 +239,8 @@ def generate(
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
             note(notes, line, wrap=True)
-        if line := no_drafts_line(last, mode.value, BY_FLAG):
-            note(notes, line, wrap=True)
+        if why := no_drafts_line(last, mode.value, BY_FLAG):
+            note(notes, why, wrap=True)
     cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks)
     if verbose and cut is not None:
         note(notes, cut)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.config import Quantization
-from ..checkpoint.hub import parse
-from ..checkpoint.load import Checkpoint
+from ..checkpoint.contents import Checkpoint
+from ..checkpoint.hub_names import parse
 from ..errors import CheckpointError
 from ..files import part_bytes, read_bytes
 from .options import Options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..checkpoint.config import QUANTIZATION_MODES, Quantization
-from ..checkpoint.hub import is_hub_id
+from ..checkpoint.hub_names import is_hub_id
 from ..checkpoint.tensors import DTYPE_NAMES
 from ..errors import ConversionError
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint.load import inspect, read_headers, resolve, weight_files
+from ..checkpoint.contents import weight_files
+from ..checkpoint.load import inspect, resolve
 from ..checkpoint.staging import check_absent, staged_folder
-from ..checkpoint.tensors import DIFFUSION_FILE, some
+from ..checkpoint.tensors import DIFFUSION_FILE, read_headers, some
 from ..checkpoint.write import copy_files, files_to_copy, write_index, write_json
 from ..errors import CheckpointError, OutputError
 from ..files import expanded

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..checkpoint.config import ModelConfig, Quantization
-from ..checkpoint.load import Checkpoint
+from ..checkpoint.contents import Checkpoint
 from ..checkpoint.tensors import DIFFUSION_FILE, TensorInfo
 from ..checkpoint.write import name_shards
 from ..errors import ConversionError

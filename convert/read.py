@@ -6,9 +6,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from ..checkpoint.hub import brief
 from ..checkpoint.tensors import MX_DTYPES
-from ..errors import ConversionError, IncompleteCheckpointError
+from ..errors import ConversionError, IncompleteCheckpointError, brief
 from .plan import Step
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ..checkpoint.hub import brief
-from ..errors import OutputError
+from ..errors import OutputError, brief
 
 
 def upload(folder: Path, repo_id: str) -> None:

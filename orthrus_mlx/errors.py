@@ -107,3 +107,8 @@ class DataError(OrthrusError):
 
 class TrainingError(OrthrusError):
     """A training run cannot start, resume or go on."""
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

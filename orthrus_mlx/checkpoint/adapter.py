@@ -12,9 +12,8 @@ from typing import Any
 
 from mlx.utils import tree_unflatten
 
-from ..errors import CheckpointError, IncompleteCheckpointError
+from ..errors import CheckpointError, IncompleteCheckpointError, brief
 from ..files import check_tensor_file, expanded, open_part
-from .hub import brief
 from .plain import plain_qwen3
 
 FILES = ("adapter_config.json", "adapters.safetensors")

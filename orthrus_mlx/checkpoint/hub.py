@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointNotFoundError, IncompleteCheckpointError
+from ..errors import CheckpointNotFoundError, IncompleteCheckpointError, brief
+from .hub_cache import hint_for
+from .hub_names import EXAMPLE_HUB_ID
 
-EXAMPLE_HUB_ID = "chiennv/Orthrus-Qwen3-1.7B"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,19 +43,6 @@ DESCRIPTION_PATTERNS = (
 
 
 @dataclass(frozen=True)
-class HubModel:
-    """A model on the Hub, as it was asked for: its id, and a branch, tag or commit."""
-
-    repo_id: str
-    revision: str | None = None
-
-    @property
-    def url(self) -> str:
-        """The address of its page."""
-        return f"https://huggingface.co/{self.repo_id}"
-
-
-@dataclass(frozen=True)
 class Description:
     """A repository on the Hub: its small files in `folder`, and the names of all its files."""
 
@@ -62,44 +50,6 @@ class Description:
     names: frozenset[str]
     repo_id: str
     commit: str
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form of a Hub repository id, owner/name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return name.count("/") == 1 and not name.startswith((".", "~"))
-
-
-def parse(name: str) -> HubModel | None:
-    """The model that a Hub id or the address of a Hub page names; None for any other text.
-
-    Raises:
-        CheckpointNotFoundError: for an address that names no model.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfUriError
-    from huggingface_hub.utils import parse_hf_uri
-
-    name = name.strip()
-    host = name.partition("/")[0].lower()
-    if "://" not in name and host not in constants.HF_URL_HOSTS:
-        return HubModel(name) if is_hub_id(name) else None
-    try:
-        found = parse_hf_uri(name.removesuffix(".git"), constants.ENDPOINT)
-    except HfUriError as e:
-        raise CheckpointNotFoundError(
-            f"{name} is not the address of a model on the Hub. Give its id, owner/name, such as "
-            f"{EXAMPLE_HUB_ID}, or the address of its page."
-        ) from e
-    if found.type != "model":
-        raise CheckpointNotFoundError(f"{name} is a {found.type} on the Hub, not a model.")
-    return HubModel(found.id, found.revision)
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
@@ -189,15 +139,8 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
             f"spelling, or give a folder. A public one is {EXAMPLE_HUB_ID}."
         ) from e
     except Exception as e:  # the HTTP client's own errors
-        from .hub_cache import hint_for
-
         raise CheckpointNotFoundError(
             f"{repo_id} is not (wholly) in the local cache and cannot be downloaded: {brief(e)}. "
             "Check the network and the free disk space, then run the same command again; files "
             f"that are complete are not fetched twice. {hint_for(repo_id)}".rstrip()
         ) from e
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError, CheckpointNotFoundError, OutputError
 from .config import is_orthrus, read_json
-from .hub import HubModel, parse
+from .contents import check, weight_files
+from .hub_names import HubModel, parse
+from .tensors import read_headers
 
 if TYPE_CHECKING:
     from huggingface_hub import DeleteCacheStrategy, HFCacheInfo
@@ -236,8 +238,6 @@ def broken_links(folder: Path) -> list[Path]:
 
 def is_complete(folder: Path) -> bool:
     """Whether a snapshot can be loaded, as far as its config and headers tell."""
-    from .load import check, read_headers, weight_files
-
     try:
         check(folder, read_headers(weight_files(folder)))
     except (CheckpointError, OSError):

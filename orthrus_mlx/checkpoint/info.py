@@ -18,7 +18,8 @@ from ..errors import CheckpointNotFoundError, NumericsError
 from ..model import is_diffusion
 from . import hub
 from .config import ModelConfig, read_json
-from .load import Checkpoint, check, inspect, locate, weight_names
+from .contents import Checkpoint, check, weight_names
+from .load import inspect, locate
 from .tensors import (
     DIFFUSION_FILE,
     DTYPE_NAMES,

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..errors import IncompleteCheckpointError, NotOrthrusError, TensorError
+from ..errors import IncompleteCheckpointError, NotOrthrusError, TensorError, brief
 from ..files import check_tensor_file, open_file
 from .config import ModelConfig
-from .hub import brief
 
 DIFFUSION_FILE = "orthrus_diff.safetensors"
 LFS_POINTER = b"version https://git-lfs"

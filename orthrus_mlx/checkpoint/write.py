@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from ..errors import CheckpointError
 from ..files import open_part
+from .contents import INDEX_FILE
 from .hub import TERMS_FILES, TOKENIZER_FILES
-from .load import INDEX_FILE
 
 MAX_SHARD_GB = 5  # in fact GiB, as in mlx-lm
 COPIED_FILES = ("generation_config.json", *TOKENIZER_FILES, *TERMS_FILES)

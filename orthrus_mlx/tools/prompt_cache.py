@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import brief
-from ..errors import ChatTemplateError, GenerationError, OutputError
+from ..errors import ChatTemplateError, GenerationError, OutputError, brief
 from ..files import check_tensor_file, expanded
 from ..generate import mlx_generate
 from ..session import encode_chat

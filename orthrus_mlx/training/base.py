@@ -9,7 +9,8 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.config import MODEL_TYPES, ModelConfig, check_architecture, is_orthrus, read_json
-from ..checkpoint.load import explained, load_tokenizer, resolve, weight_files
+from ..checkpoint.contents import weight_files
+from ..checkpoint.load import explained, load_tokenizer, resolve
 from ..checkpoint.tensors import MX_DTYPES, TensorInfo, check_tensors, plain_shapes, read_headers
 from ..errors import ConfigError, TrainingError
 from ..model import DIFFUSION_GROUPS, Model, is_diffusion, sanitize

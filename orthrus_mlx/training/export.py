@@ -10,10 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..checkpoint.hub import brief
 from ..checkpoint.staging import staged_folder
 from ..checkpoint.write import copy_files, files_to_copy, name_shards, write_index, write_json
-from ..errors import OutputError, TrainingError
+from ..errors import OutputError, TrainingError, brief
 from .base import Base, read_tensors
 from .loss import DiffWeights
 

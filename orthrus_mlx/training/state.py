@@ -17,8 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from ..checkpoint.hub import brief
-from ..errors import DataError, OutputError, TrainingError
+from ..errors import DataError, OutputError, TrainingError, brief
 from ..files import OPTIONS_BYTES, check_tensor_file, open_file, read_json
 from .loss import DiffWeights
 

@@ -13,8 +13,8 @@ from orthrus_mlx import (
     IncompleteCheckpointError,
     UnsafeCheckpointError,
 )
-from orthrus_mlx.checkpoint.hub import HubModel
 from orthrus_mlx.checkpoint.hub_cache import cached_models, remove
+from orthrus_mlx.checkpoint.hub_names import HubModel
 from orthrus_mlx.checkpoint.info import describe
 from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, locate, resolve
 from tests.fake_hub import COMMIT, FakeHub
