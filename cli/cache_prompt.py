@@ -87,11 +87,7 @@ def cache_prompt(
     notes = stderr_console()
     with prefill_bar(notes) as reading:
         layers = prompt_cache.read_prompt(lm, ids, reading, prefill_step_size)
-    adapter = (
-        None
-        if adapter_path is None
-        else str(expanded(adapter_path, IncompleteCheckpointError).absolute())
-    )
+    adapter = _full_name(adapter_path)
     cached = prompt_cache.CachedPrompt(layers, ids, name, revision, adapter, raw)
     file = prompt_cache.save(prompt_cache_file, cached)
     note(notes, f"Read {len(ids)} tokens and wrote {file} ({size(file.stat().st_size)}).")
@@ -114,11 +110,7 @@ def open_cached(
     from orthrus_mlx.tools import prompt_cache
 
     cached = prompt_cache.load(file)
-    adapter = (
-        None
-        if adapter_path is None
-        else str(expanded(adapter_path, IncompleteCheckpointError).absolute())
-    )
+    adapter = _full_name(adapter_path)
     pairs = {
         "--model": (None if model is None else model_name(model), cached.model),
         "--revision": (revision, cached.revision),

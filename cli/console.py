@@ -111,11 +111,11 @@ def print_error(error: Exception, console: Console | None = None) -> None:
 
 
 def read_stdin(hint: str = "") -> str:
-    """Read all of standard input, whatever its bytes are; after a while say that it is awaited."""
+    """Read all of standard input; after a while say that it is awaited."""
     if sys.stdin is None:
         return ""
     if hasattr(sys.stdin, "reconfigure"):  # not so for a stand-in
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="surrogateescape")  # refused where it becomes a prompt
     with waiting(f"Waiting for standard input to end{hint and f'; {hint}'}."):
         try:
             return sys.stdin.read().removeprefix("\ufeff")

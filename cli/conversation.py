@@ -72,8 +72,11 @@ class Conversation:
         try:
             path = path.resolve()
             taken = path.exists() and path != self.path
+            special = path.exists() and not path.is_file()  # a folder, a pipe, a device
         except (OSError, RuntimeError, ValueError) as error:  # too long, or links in a circle
             raise OutputError(f"{path} cannot be written: {_reason(error)}.") from None
+        if special:
+            raise OutputError(f"{path} is no regular file, and is not replaced. Give another name.")
         if taken and not overwrite:
             raise OutputError(f"{path} exists already. To replace it: /save! {path}")
         _write_whole(path, json.dumps(self._to_json(model), ensure_ascii=False, indent=2) + "\n")

@@ -141,6 +141,17 @@ def decode_tokens(
     block = _block_size(config, options.block_size)
     cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
     check(cache, model.make_cache(), config.num_key_value_heads, config.head_dim)
+    held_bits = getattr(cache[0], "bits", None)
+    if held_bits is not None and options.numerics == "exact":
+        raise GenerationError(
+            'The prompt cache is quantized, and numerics="exact" promises nothing over such a '
+            "cache: the probe compares passes over one that is not."
+        )
+    if held_bits is not None and options.kv_bits not in (None, held_bits):
+        raise GenerationError(
+            f"The prompt cache is quantized to {held_bits} bits already, and kv_bits is "
+            f"{options.kv_bits}. Leave kv_bits out, or read the prompt again."
+        )
     quantization = None
     if options.kv_bits is not None:
         check_quantization(options.kv_bits, options.kv_group_size, config.head_dim)

@@ -31,6 +31,8 @@ _START_SECONDS = 60  # for Python and transformers to be read from a slow disk
 
 # Their own words may hold tags such as <think>; only what can end a turn is text there too.
 _TRUSTED_ROLES = ("assistant", "system")
+# What is said otherwise than by a variable.
+_TAKEN = ("self", "messages", "conversations", "conversation", "tokenize")
 
 
 def encode_text(tokenizer: Any, text: str, **options: Any) -> list[int]:
@@ -51,11 +53,12 @@ def encode_chat(
     template_config: Mapping[str, Any] | None = None,
     *,
     unfinished: bool = False,
+    skip: int = 0,
 ) -> tuple[list[int], str]:
     """Turn messages into the prompt for the next answer: its ids, and its text.
 
-    If `unfinished`, the last message is not over, and the prompt ends with it. Markup in a message
-    is encoded as text, and a warning says so.
+    If `unfinished`, the last message is not over, and the prompt ends with it. The first `skip`
+    characters are left out. Markup in a message is encoded as text, and a warning says so.
     """
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
@@ -72,10 +75,11 @@ def encode_chat(
     if unfinished:
         ending["continue_final_message"] = True
     text = render_whole(
-        lambda messages: render_chat(tokenizer, messages, **{**ending, **(template_config or {})}),
+        lambda messages: render_chat(tokenizer, messages, {**ending, **(template_config or {})}),
         messages,
         getattr(tokenizer, "think_end", None) or "</think>",
     )
+    text = text[skip:]
     parts = text.split(cut) if markup else [text]
     ids = [id for part in parts for id in encode_text(tokenizer, part, add_special_tokens=False)]
     return ids, "".join(parts)
@@ -129,14 +133,19 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
+) -> str:
     """Write messages with the tokenizer's chat template, within bounds of time and size."""
+    for name in _TAKEN:
+        if name in variables:
+            raise ChatTemplateError(f"{name!r} is no variable of a chat template to be set.")
     try:
         if not _is_jinja(tokenizer):  # code that is installed here, not the checkpoint's
             return str(tokenizer.apply_chat_template(messages, tokenize=False, **variables))
         if not messages:
             raise ValueError("there are none")
-        request = _request(tokenizer, messages, variables)
+        request = _request(tokenizer, messages, dict(variables))
     # A template is a program that came with the checkpoint: whatever it raises is a refusal.
     except Exception as error:
         raise ChatTemplateError(f"The chat template refused the messages: {error}") from error

@@ -185,6 +185,10 @@ def _wanted(name: str, revision: str | None) -> HubModel:
             f"{name} is not a Hub id of the form owner/name, and only the Hub's cache is removed "
             "from. A folder of your own is yours to delete; the demo belongs to the package."
         )
+    if revision is not None and not revision.strip():
+        raise CheckpointNotFoundError(
+            "The revision is empty. Give a branch, a tag or a commit, or leave it out for all."
+        )
     return HubModel(found.repo_id, revision or found.revision)
 
 

@@ -11,6 +11,8 @@ from mlx.utils import tree_flatten, tree_map
 from ..errors import GenerationError
 from ..rows import Cache
 
+KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
+
 
 class KVQuantization(NamedTuple):
     """When a KV cache is quantized, and how; as mlx-lm's `generate_step`.
@@ -33,14 +35,15 @@ class KVQuantization(NamedTuple):
         """Quantize the cache if it has come to `start`."""
         from mlx_lm.models.cache import QuantizedKVCache
 
-        for i, layer in enumerate(cache):
-            if hasattr(layer, "to_quantized") and layer.offset >= self.start:
-                # mlx-lm's own cannot convert an empty one.
-                cache[i] = (
-                    QuantizedKVCache(self.group_size, self.bits)
-                    if layer.keys is None
-                    else layer.to_quantized(self.group_size, self.bits)
-                )
+        if self.room(cache) is None or cache[0].offset < self.start:
+            return
+        # All at once: an interrupt leaves no half. mlx-lm's own cannot convert an empty one.
+        cache[:] = [
+            QuantizedKVCache(self.group_size, self.bits)
+            if layer.keys is None
+            else layer.to_quantized(self.group_size, self.bits)
+            for layer in cache
+        ]
 
 
 def check_quantization(bits: int, group_size: int, head_dim: int) -> None:
@@ -101,6 +104,8 @@ def check(cache: Cache, own: Cache, n_kv_heads: int, head_dim: int) -> None:
     from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
     advice = "Make one with `model.make_cache()`."
+    if not isinstance(cache, list):
+        raise GenerationError(f"The prompt cache is a {type(cache).__name__}, not a list. {advice}")
     if len(cache) != len(own):
         raise GenerationError(
             f"The prompt cache has {len(cache)} layers, and this model {len(own)}: it was made for "
@@ -132,10 +137,18 @@ def _shape_fault(layer: Any, n_kv_heads: int, head_dim: int) -> str:
 
     if not isinstance(layer, KVCache | QuantizedKVCache):
         return ""
+    if isinstance(layer, QuantizedKVCache) and (
+        layer.bits not in KV_BITS
+        or layer.group_size not in KV_GROUP_SIZES
+        or head_dim % layer.group_size
+    ):
+        return f"has {layer.bits!r} bits and groups of {layer.group_size!r}, which cannot be used"
     for which in ("keys", "values"):
         held: Any = getattr(layer, which)
         if held is None and not layer.offset:
             continue
+        if held is None:
+            return f"has no {which}"
         widths = [head_dim]
         if isinstance(layer, QuantizedKVCache):
             groups = head_dim // layer.group_size
@@ -146,6 +159,8 @@ def _shape_fault(layer: Any, n_kv_heads: int, head_dim: int) -> str:
         for part, width in zip(parts, widths, strict=True):
             if not isinstance(part, mx.array):
                 return f"has no {which}"
+            if width == head_dim and not mx.issubdtype(part.dtype, mx.floating):
+                return f"has {which} of {part.dtype}"
             wanted = (1, n_kv_heads, "N", width)
             fits = part.ndim == 4 and part.shape[2] >= layer.offset
             if not fits or part.shape[:2] != wanted[:2] or part.shape[3] != width:

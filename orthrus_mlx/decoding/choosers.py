@@ -7,14 +7,14 @@ how the text was drafted. So every mode writes the same ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from ..errors import LogitsError
+from ..errors import GenerationError, LogitsError
 from .consensus import Sampling, scores, top2_margin
 
-NO_CHOICE = -1  # in place of a token, where logits are NaN, or all are infinite
+NO_CHOICE = -1  # in place of a token, where logits are NaN, or all are -inf
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -66,7 +66,7 @@ class KeyedChooser:
         """The choices of all rows."""
         ranked = scores(logits, position, self.sampling)
         tokens = mx.argmax(ranked, axis=-1).astype(mx.int32)
-        tokens = mx.where(usable(logits), tokens, NO_CHOICE)
+        tokens = mx.where(usable(ranked), tokens, NO_CHOICE)
         margins = top2_margin(ranked, tokens, self.sampling) if self.margins else None
         return Choices(tokens, logits, margins)
 
@@ -96,14 +96,16 @@ class ProcessedChooser:
         chosen: list[Choices] = []
         for j, draft in enumerate([*drafts, None]):
             stages = [logits[j : j + 1]]
-            for processor in self._processors:
-                stages.append(processor(self._history, stages[-1]))
+            for n, processor in enumerate(self._processors):
+                stages.append(self._checked(n, processor(self._history, stages[-1]), stages[-1]))
             choice = self._keyed.choose(stages[-1], position + j, ())
-            chosen.append(choice)
-            self._history = mx.concatenate([self._history, choice.tokens])
             token = choice.tokens.item()
+            if token == NO_CHOICE and chosen:
+                break  # in AR decoding these tokens are handed out before that shows
             if token == NO_CHOICE:
                 self._blame(stages)
+            chosen.append(choice)
+            self._history = mx.concatenate([self._history, choice.tokens])
             if token != draft or token in self._ends:
                 break
         tokens = mx.concatenate([choice.tokens for choice in chosen])
@@ -115,14 +117,27 @@ class ProcessedChooser:
         """Raise an error for the first processor whose output is unusable, if one is to blame."""
         good = [bool(usable(row).all()) for row in stages]
         if good[0]:
-            n = good.index(False) - 1
-            name = getattr(self._processors[n], "__name__", type(self._processors[n]).__name__)
             raise LogitsError(
-                f"logits_processors[{n}] ({name}) left no token to choose: its logits are NaN, or "
-                "all infinite."
+                f"{self._name(good.index(False) - 1)} left no token to choose: its logits are NaN, "
+                "or all -inf."
             )
+
+    def _checked(self, n: int, after: Any, before: mx.array) -> mx.array:
+        """What processor `n` made of logits, if it is logits of the same shape."""
+        if isinstance(after, mx.array) and after.shape == before.shape:
+            return after
+        made = f"shape {after.shape}" if isinstance(after, mx.array) else type(after).__name__
+        raise GenerationError(
+            f"{self._name(n)} returned {made}; expected logits, an mx.array of shape "
+            f"{before.shape}."
+        )
+
+    def _name(self, n: int) -> str:
+        processor = self._processors[n]
+        name = getattr(processor, "__name__", type(processor).__name__)
+        return f"logits_processors[{n}] ({name})"
 
 
 def usable(logits: mx.array) -> mx.array:
     """Which rows [...] of `logits` [..., vocab_size] a token can be chosen from."""
-    return mx.isfinite(mx.max(logits, axis=-1))
+    return mx.max(logits, axis=-1) > -mx.inf  # NaN is greater than nothing

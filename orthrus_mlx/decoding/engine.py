@@ -21,7 +21,17 @@ from .cache import Fork, settle, trim
 from .drafters import BlockDrafter
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
 from .scheduler import Scheduler
-from .sequence import Cycle, Decoded, DecodeStats, Drafter, Ids, Request, Sequence, known
+from .sequence import (
+    Cycle,
+    Decoded,
+    DecodeStats,
+    Drafter,
+    Ids,
+    ModelLogitsError,
+    Request,
+    Sequence,
+    known,
+)
 
 # Bytes of MLX's unused buffers that prefill leaves to decoding, which would allocate them again in
 # its first cycles. Where there are more, as after a long prompt, all are given back.
@@ -237,7 +247,7 @@ def decode(
                 finally:
                     if receipt is None:
                         received.tokens += 1
-    except LogitsError as error:
+    except ModelLogitsError as error:
         where = runner.first_not_finite()
         raise LogitsError(
             f"{error}, at token {stats.generation_tokens + 1} of the answer: "

@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import GenerationError
+from .cache import KV_BITS, KV_GROUP_SIZES
 from .choosers import LogitsProcessor
 from .consensus import Sampling
 from .scheduler import CYCLES, MODES, CycleKind, Evidence, Mode
 from .sequence import DecodeStats, Progress
 
 NUMERICS = ("fast", "exact")
-KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
 
 
 @dataclass(frozen=True, kw_only=True)

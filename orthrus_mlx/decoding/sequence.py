@@ -140,6 +140,10 @@ class Request:
         return ProcessedChooser(keyed, self.logits_processors, self.prompt, self.eos_token_ids)
 
 
+class ModelLogitsError(LogitsError):
+    """It is the model, not a processor, whose logits allow no choice."""
+
+
 class Decoded(NamedTuple):
     """One decided token.
 
@@ -275,7 +279,7 @@ class Sequence:
         tokens: Any = choices.tokens.tolist()
         accepted = count_accepted(drafts, tokens)
         if NO_CHOICE in tokens[: accepted + 1]:
-            raise LogitsError("The model's logits are NaN, or all infinite")
+            raise ModelLogitsError("The model's logits are NaN, or all -inf")
         close = self._near_ties(choices.margins, accepted + 1)
         # Of a processed sequence the last accepted draft may be an end token, with nothing after.
         decided = [
@@ -295,7 +299,7 @@ class Sequence:
         self.ended = decided[-1].token in ends
         self.done = self.ended or self.budget == 0
         if self.in_flight is None:
-            trim(self.cache, cycle.start + 1 + self.accepted)
+            trim(self.cache, cycle.start + len(decided))
         return decided
 
     def _near_ties(self, margins: mx.array | None, count: int) -> list[bool]:

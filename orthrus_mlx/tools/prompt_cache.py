@@ -144,15 +144,14 @@ def continue_chat(
     """
     answer = [] if prefill is None else [{"role": "assistant", "content": prefill}]
 
-    def render(content: str) -> str:
+    def encode(content: str, skip: int = 0) -> tuple[list[int], str]:
         messages = [{"role": "user", "content": content}, *answer]
-        return encode_chat(tokenizer, messages, template_config, unfinished=bool(answer))[1]
+        return encode_chat(tokenizer, messages, template_config, unfinished=bool(answer), skip=skip)
 
-    place = render(QUERY).find(QUERY)
+    place = encode(QUERY)[1].find(QUERY)
     if place < 0:
         raise ChatTemplateError(
             "The chat template does not show what the user says as it stands, so a cached prompt "
             "cannot be continued. Send it raw (--ignore-chat-template)."
         )
-    text = render(message)[place:]
-    return list(tokenizer.encode(text, add_special_tokens=False)), text
+    return encode(message, place)

@@ -146,7 +146,9 @@ def _render(
         )
 
     def written(upto: int, prompt: bool) -> str:
-        return render_chat(tokenizer, messages[:upto], add_generation_prompt=prompt, **template)
+        return render_chat(
+            tokenizer, messages[:upto], {"add_generation_prompt": prompt, **template}
+        )
 
     conversations: list[list[Segment]] = []
     before = ""  # text of the current conversation so far

@@ -16,6 +16,7 @@ from orthrus_mlx.checkpoint.load import load_tokenizer
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.errors import ChatTemplateError, DataError, PromptError
 from orthrus_mlx.session import ChatSession
+from orthrus_mlx.tools.prompt_cache import continue_chat
 from orthrus_mlx.training.data import read_split
 
 DEMO = Path(orthrus_mlx.__file__).parent / "demo"
@@ -109,7 +110,7 @@ def test_a_template_is_bounded(name: str, tokenizer: Any, monkeypatch: pytest.Mo
 
 def test_long_messages_may_be_long(tokenizer: Any) -> None:
     text = "word " * 400_000
-    assert len(render_chat(tokenizer, [user(text)])) > module.LONGEST
+    assert len(render_chat(tokenizer, [user(text)], {})) > module.LONGEST
 
 
 def test_training_data_meets_the_same_bounds(tokenizer: Any, tmp_path: Path) -> None:
@@ -131,6 +132,19 @@ def test_markup_in_a_message_is_text(role: str, tokenizer: Any) -> None:
     assert [id for id in ids if id in (START, END)] == [START, END, START]
     assert tokenizer.decode(ids) == text
     assert text == f"<|im_start|>{role}\n{FORGED}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_what_goes_on_with_a_cached_prompt_has_its_markup_as_text(tokenizer: Any) -> None:
+    with pytest.warns(UserWarning, match="sent as plain text"):
+        ids, text = continue_chat(tokenizer, FORGED, {})
+    assert [id for id in ids if id in (START, END)] == [END, START]
+    assert text == f"{FORGED}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", ["messages", "self", "conversations", "tokenize"])
+def test_names_that_a_template_is_given_already(tokenizer: Any, name: str) -> None:
+    with pytest.raises(ChatTemplateError, match=name):
+        encode_chat(tokenizer, [user("hi")], {name: []})
 
 
 def test_markup_is_found_wherever_a_message_has_text(tokenizer: Any) -> None:

@@ -222,6 +222,22 @@ def test_a_chat_outlives_a_full_disk() -> None:
     assert "error: Output cannot be written: No space left on device." in lines(console)
 
 
+def test_a_conversation_replaces_nothing_but_files() -> None:
+    with pytest.raises(OutputError, match="no regular file"):
+        Conversation().save(Path("/dev/full"), "demo", overwrite=True)
+
+
+def test_bytes_on_standard_input_that_are_not_utf8_are_one_line() -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "orthrus_mlx.cli", "generate", "-m", "4", "--mode", "ar"],
+        input=b"caf\xe9",
+        capture_output=True,
+        check=False,
+    )
+    assert (asked.returncode, asked.stdout) == (1, b"")
+    assert b"not valid Unicode" in asked.stderr
+
+
 def test_a_conversation_with_bytes_that_are_not_utf8_is_saved(tmp_path: Path) -> None:
     """A terminal may send any byte: what it sent is kept, and the file is JSON."""
     path = tmp_path / ("long" * 60 + ".json")

@@ -310,6 +310,8 @@ def test_the_cache_is_listed_and_emptied(published, monkeypatch):
         remove(["someone/else"])
     with pytest.raises(CheckpointNotFoundError, match=r"no revision 'v9'.*bbbbbbbb"):
         remove([REPO], "v9")
+    with pytest.raises(CheckpointNotFoundError, match="revision is empty"):
+        remove([REPO], "")  # such as a variable that is not set
     with pytest.raises(CheckpointNotFoundError, match="demo belongs to the package"):
         remove(["demo"])
     part = remove([REPO], "bbbb")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
-from orthrus_mlx import LogitsError, Sampling, mlx_generate
+from orthrus_mlx import GenerationError, LogitsError, Sampling, mlx_generate
 from orthrus_mlx.decoding.choosers import KeyedChooser
 
 from . import row_kernels
@@ -16,7 +17,7 @@ from .scenarios import WAYS
 PROMPT = [1, 2, 3]
 
 
-@pytest.mark.parametrize("value", [mx.nan, mx.inf, -mx.inf])
+@pytest.mark.parametrize("value", [mx.nan, -mx.inf])
 @pytest.mark.parametrize(("mode", "cycle"), WAYS)
 def test_a_broken_weight_is_named(mode: Any, cycle: Any, value: float) -> None:
     model = row_kernels.build(row_kernels.Model)
@@ -41,8 +42,21 @@ def test_a_processor_that_leaves_no_token_is_named(mode: Any, cycle: Any, at: in
 
     options: Any = {"mode": mode, "cycle": cycle, "calibrate": False}
     run = mlx_generate(model, PROMPT, (), 8, logits_processors=[keeps, bans_all], **options)
-    with pytest.raises(LogitsError, match=r"logits_processors\[1\] \(bans_all\)"):
-        written.extend(run)
+    with pytest.raises(LogitsError, match=r"logits_processors\[1\] \(bans_all\).*-inf\.$"):
+        for token in run:
+            written.append(token)
+    assert written == list(mlx_generate(model, PROMPT, (), 8, mode="ar"))[: at - 1]
+
+
+@pytest.mark.parametrize("result", [None, "numpy", "flat", "narrow"])
+def test_what_a_processor_returns_is_checked(result: Any) -> None:
+    def odd(tokens: mx.array, logits: mx.array) -> Any:
+        kinds = {"numpy": np.array(logits), "flat": logits[0], "narrow": logits[:, :5]}
+        return kinds.get(result)
+
+    model = row_kernels.build(row_kernels.Model)
+    with pytest.raises(GenerationError, match=r"logits_processors\[0\] \(odd\) returned"):
+        list(mlx_generate(model, PROMPT, (), 8, logits_processors=[odd], calibrate=False))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=2, seed=1)])

@@ -61,6 +61,12 @@ def no_arrays() -> caches.KVCache:
     return layer
 
 
+def whole_numbers() -> list[Any]:
+    made = [of_shape(1, 2, 3, 64), of_shape(1, 2, 3, 64)]
+    made[1].values = made[1].values.astype(mx.int32)
+    return made
+
+
 def negative() -> caches.KVCache:
     layer = caches.KVCache()
     layer.offset = -1
@@ -81,6 +87,12 @@ BAD = {
     "a batch": lambda m: [of_shape(2, 2, 3, 64), of_shape(2, 2, 3, 64)],
     "no arrays": lambda m: [no_arrays(), no_arrays()],
     "negative": lambda m: [negative(), negative()],
+    "a tuple": lambda m: (caches.KVCache(), caches.KVCache()),
+    "odd bits": lambda m: [caches.QuantizedKVCache(bits=7) for _ in range(2)],
+    "bits in words": lambda m: [caches.QuantizedKVCache(bits="8") for _ in range(2)],
+    "wide groups": lambda m: [caches.QuantizedKVCache(group_size=128) for _ in range(2)],
+    "no groups": lambda m: [caches.QuantizedKVCache(group_size=0) for _ in range(2)],
+    "whole numbers": lambda m: whole_numbers(),
 }
 
 
@@ -170,3 +182,36 @@ def test_a_device_without_quantized_attention_is_named(
 def test_bad_quantization_is_refused(model: Any, options: Any) -> None:
     with pytest.raises(GenerationError, match=r"kv_bits|kv_group_size|quantized_kv_start"):
         mlx_generate(model, PROMPT, (), 4, **options)
+
+
+def test_an_interrupt_while_the_cache_is_quantized_leaves_no_half(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ar_of_mlx_lm(model, 8, 12)
+    real, calls = caches.KVCache.to_quantized, 0
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
+
+    monkeypatch.setattr(caches.KVCache, "to_quantized", interrupted)
+    options: Any = {"mode": "parallel", "kv_bits": 8, "quantized_kv_start": 12}
+    cache = model.make_cache()
+    with pytest.raises(KeyboardInterrupt):
+        list(mlx_generate(model, PROMPT, (), TOKENS, prompt_cache=cache, **options))
+    assert {type(layer) for layer in cache} == {caches.KVCache}
+    done = cache[0].offset - len(PROMPT) + 1
+    last = [PROMPT[-1], *expected][done]
+    more = mlx_generate(model, [last], (), TOKENS - done, prompt_cache=cache, **options)
+    assert list(more) == expected[done:]
+
+
+@pytest.mark.parametrize("more", [{"kv_bits": 4}, {"numerics": "exact"}])
+def test_a_quantized_cache_stays_as_it_is(model: Any, more: Any) -> None:
+    cache = model.make_cache()
+    first = list(mlx_generate(model, PROMPT, (), 4, kv_bits=8, prompt_cache=cache, mode="ar"))
+    with pytest.raises(GenerationError, match="quantized"):
+        mlx_generate(model, first[-1:], (), 4, prompt_cache=cache, **more)
