@@ -202,13 +202,14 @@ def generate(
     from .thinking import think_tags
 
     notes = stderr_console()
-    aside = None if show_thinking else stderr_console(quiet=not verbose)
+    progress = stderr_console(quiet=not verbose)
+    aside = None if show_thinking else progress
     printer = _Printer(aside, sent, think_tags(tokenizer))
     with (
         _Interrupt() as interrupt,
         no_echo(),
-        prefill_bar(notes) as reading,
-        probe_bar(notes) as probing,
+        prefill_bar(progress) as reading,
+        probe_bar(progress) as probing,
     ):
         answer = stream_generate(
             lm,

@@ -234,7 +234,7 @@ def stream_generate(
     prompt: str | Sequence[int] | mx.array,
     max_tokens: int = 256,
     *,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
     eos_token_ids: Collection[int] | None = None,
     **options: Any,
 ) -> Generator[GenerationResponse, None, None]:
@@ -270,7 +270,7 @@ def stream_generate(
     asked = options_from({"max_tokens": max_tokens, **options})
     watch = _Watch(asked.prompt_progress_callback, asked.on_stats)
     given = replace(asked, prompt_progress_callback=watch.progress, on_stats=watch.ended)
-    texts = _several(stop)
+    texts = _several(() if stop is None else stop)
     if not all(isinstance(text, str) for text in texts):
         raise GenerationError(f"stop is {stop!r}; expected a string, or a list of strings.")
     stops = StopStrings(texts)

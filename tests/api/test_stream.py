@@ -270,3 +270,7 @@ def test_every_answer_says_what_cut_it(
     if max_tokens == 0:
         assert (len(responses), last.text, last.token) == (1, "", -1)
         assert (last.prompt_tokens, last.generation_tokens) == (1, 0)
+
+
+def test_no_stop_strings(tokenizer: Any) -> None:
+    assert text_of(write(tokenizer, "Go on.", stop=None)) == "Go on."
