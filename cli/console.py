@@ -8,11 +8,13 @@ Into a pipe an answer stays byte for byte.
 
 import errno
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
@@ -89,25 +91,39 @@ def is_screen(console: Console) -> bool:
     return console.file.isatty() and not console.is_dumb_terminal
 
 
-def note(console: Console, text: str, style: str = "dim", *, wrap: bool = False) -> None:
-    """Print a line as it stands: no markup, and no breaks that the terminal did not make.
+def note(console: Console, text: str, style: str = "dim") -> None:
+    """Print a line without markup; a terminal's lines break between words."""
+    console.print(Text(_fitted(for_terminal(text), console), style=style), soft_wrap=True)
 
-    If `wrap`, a terminal's lines break between words: for what nobody pastes.
+
+def _fitted(text: str, console: Console, first: int = 0) -> str:
+    """Break text for a terminal between words; what stands in backticks is to be pasted whole.
+
+    `first` cells of the first line are taken. A word that is longer than a line is left to the
+    terminal, whose breaks are not copied.
     """
-    console.print(
-        Text(for_terminal(text), style=style), soft_wrap=not (wrap and console.is_terminal)
-    )
+    if not console.is_terminal:
+        return text
+    broken, at = "", first
+    for space, word in re.findall(r"(\s*)(`[^`]*`\S*|\S+)", text):
+        if at and at + cell_len(space + word) > console.width:
+            broken, at, space = broken + "\n", 0, ""
+        broken += space + word
+        at += cell_len(space + word)
+    return broken
 
 
 def print_error(error: Exception, console: Console | None = None) -> None:
-    """Print `error: ...` in red on stderr, in one line."""
+    """Print `error: ...` in red on stderr, in one line where that is no terminal."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         what = f"{error.filename} cannot be used" if error.filename else "Output cannot be written"
         message = f"{what}: {error.strerror}."
     message = for_terminal(message.strip().replace("\n", " "))
-    line = Text.assemble(("error: ", "bold red"), (message, "red"))
-    (console or stderr_console()).print(line, soft_wrap=True)
+    console = console or stderr_console()
+    lead = "error: "
+    line = Text.assemble((lead, "bold red"), (_fitted(message, console, len(lead)), "red"))
+    console.print(line, soft_wrap=True)
 
 
 def read_stdin(hint: str = "") -> str:

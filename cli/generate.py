@@ -239,9 +239,9 @@ def generate(
     last = printer.last
     if verbose and last is not None:
         for line in generation_lines(last, sampled=temp > 0):
-            note(notes, line, wrap=True)
+            note(notes, line)
         if why := no_drafts_line(last, mode.value, BY_FLAG):
-            note(notes, why, wrap=True)
+            note(notes, why)
     cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks)
     if verbose and cut is not None:
         note(notes, cut)

@@ -46,7 +46,7 @@ class LineReader:
         self._stream = stream or sys.stdin
         self._waits = waits or nullcontext
         if hasattr(self._stream, "reconfigure"):
-            self._stream.reconfigure(errors="surrogateescape")
+            self._stream.reconfigure(errors="replace")
 
     def read(self, prompt: str) -> str:
         """Read a line; the prompt is for people only."""

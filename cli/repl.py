@@ -181,12 +181,11 @@ class Chat:
         note(
             self.notes,
             chat_line(last, self.session.reused_tokens, sampled=self.settings.temp > 0),
-            wrap=True,
         )
         line = no_drafts_line(last, self.settings.mode.value, self._remedies)
         if line and not self._told_why:  # once a chat
             self._told_why = True
-            note(self.notes, line, wrap=True)
+            note(self.notes, line)
         if line := cut_line(last, self._remedies, stopped=stopped, thinks=thinks):
             note(self.notes, line)
         if self._interactive:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -258,3 +259,20 @@ def test_an_unknown_users_home_is_one_error_everywhere(monkeypatch: pytest.Monke
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {name} cannot be found")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_terminal_breaks_lines_between_words_and_no_command(width: int) -> None:
+    command = "`orthrus-mlx convert --hf-path owner/name --mlx-path here`"
+    text = f"{'A line of some words that is longer than it. ' * 2}{command}, {'x' * 200} and on."
+    for show in (note, lambda c, t: print_error(OutputError(t), c)):
+        screen, pipe = io.StringIO(), io.StringIO()
+        show(SafeConsole(file=screen, force_terminal=True, width=width, no_color=True), text)
+        show(SafeConsole(file=pipe, width=width), text)
+        plain_lines = [
+            re.sub(r"\x1b\[[0-9;]*m", "", line) for line in screen.getvalue().split("\n")
+        ]
+        assert " ".join(line for line in plain_lines if line) == pipe.getvalue().strip()
+        assert all(len(line) <= width for line in plain_lines if "x" * 200 not in line)
+        assert sum(command in line for line in plain_lines) == 1
+        assert pipe.getvalue().count("\n") == 1
