@@ -105,7 +105,9 @@ def check(cache: Cache, own: Cache, n_kv_heads: int, head_dim: int) -> None:
 
     advice = "Make one with `model.make_cache()`."
     if not isinstance(cache, list):
-        raise GenerationError(f"The prompt cache is a {type(cache).__name__}, not a list. {advice}")
+        raise GenerationError(
+            f"The prompt cache is a {type(cache).__name__}; expected a list. {advice}"
+        )
     if len(cache) != len(own):
         raise GenerationError(
             f"The prompt cache has {len(cache)} layers, and this model {len(own)}: it was made for "

@@ -125,11 +125,6 @@ class GenerationOptions:
             raise GenerationError(
                 f"logits_processors is {processors!r}; expected a list of functions, or None."
             )
-        if self.prompt_cache is not None and not isinstance(self.prompt_cache, Sequence):
-            raise GenerationError(
-                f"prompt_cache is a {type(self.prompt_cache).__name__}; expected what "
-                "`model.make_cache()` gives, a list with a cache for each layer."
-            )
         if isinstance(self.cached_ids, str) or not isinstance(self.cached_ids, Sequence):
             raise GenerationError(f"cached_ids is {self.cached_ids!r}; expected a list of ids.")
         if not isinstance(self.calibrate, bool):

@@ -88,18 +88,18 @@ def time_cycles(
         row_counts=row_counts,
     )
     run = decode(model, request, Fixed(policy), cache, drafters=drafters)
-    ends = dict[int, float]()  # when each cycle was over
+    seen, ends = 0, list[float]()  # when each cycle was over
     for _, stats in run:
-        if stats.cycles % passes:
+        if stats.cycles == seen or stats.cycles % passes:
             continue
-        ends.setdefault(stats.cycles, time.perf_counter())
-        first, *_, last = ends.values() if len(ends) > 1 else (0.0, 0.0)
-        if len(ends) > cycles or (len(ends) > 2 and last - first > enough):
+        seen = stats.cycles
+        ends.append(time.perf_counter())
+        if len(ends) > cycles or (len(ends) > 2 and ends[-1] - ends[0] > enough):
             break
     run.close()
     mx.synchronize()
     trim(cache, length)
-    return statistics.median_low(b - a for a, b in itertools.pairwise(ends.values()))
+    return statistics.median_low(b - a for a, b in itertools.pairwise(ends))
 
 
 class _Guesses:
