@@ -5,6 +5,7 @@ from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
 from .checkpoint.load import load as load_model_and_tokenizer
 from .decoding.consensus import Sampling
+from .decoding.constraints import Choices, Grammar, JsonSchema, Regex, ToolCalls
 from .decoding.options import GenerationOptions
 from .decoding.sequence import DecodeStats
 from .errors import (
@@ -12,6 +13,7 @@ from .errors import (
     CheckpointError,
     CheckpointNotFoundError,
     ConfigError,
+    ConstraintError,
     ContextLengthError,
     ConversionError,
     DataError,
@@ -41,7 +43,9 @@ __all__ = [
     "ChatTemplateError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "Choices",
     "ConfigError",
+    "ConstraintError",
     "ContextLengthError",
     "ConversionError",
     "DataError",
@@ -49,7 +53,9 @@ __all__ = [
     "GenerationError",
     "GenerationOptions",
     "GenerationResponse",
+    "Grammar",
     "IncompleteCheckpointError",
+    "JsonSchema",
     "LogitsError",
     "ModelConfig",
     "NotOrthrusError",
@@ -57,9 +63,11 @@ __all__ = [
     "OrthrusError",
     "OutputError",
     "PromptError",
+    "Regex",
     "Sampling",
     "SamplingError",
     "TensorError",
+    "ToolCalls",
     "TrainingError",
     "UnsafeCheckpointError",
     "__version__",

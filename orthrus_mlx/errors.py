@@ -12,6 +12,7 @@ OrthrusError
 │   ├── PromptError               an empty prompt, or ids outside the vocabulary
 │   ├── ContextLengthError        prompt or answer would pass the context limit
 │   ├── SamplingError             temperature, top-p, seed and the like out of range
+│   ├── ConstraintError           a schema, regex or grammar that cannot be used, or not be met
 │   ├── ChatTemplateError         the tokenizer has no chat template, or it refused the messages
 │   ├── LogitsError               logits that are no numbers, from the weights or a processor
 │   └── NumericsError             exact numerics asked for where no usable row count exists
@@ -79,6 +80,10 @@ class ContextLengthError(GenerationError):
 
 class SamplingError(GenerationError):
     """A decoding or sampling parameter is out of range."""
+
+
+class ConstraintError(GenerationError):
+    """A schema, regex or grammar cannot be used, or the model's tokens cannot meet it."""
 
 
 class ChatTemplateError(GenerationError):

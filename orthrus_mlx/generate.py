@@ -15,12 +15,13 @@ from .chat.prompt import encode_text
 from .checkpoint.config import ModelConfig
 from .decoding.cache import KVQuantization, check, check_quantization
 from .decoding.cost_model import NOMINAL, within
-from .decoding.drafters import CopyDrafter
+from .decoding.drafters import CopyDrafter, ForcedDrafter, PredictionDrafter
 from .decoding.engine import Receipt, decode
+from .decoding.grammar import compile_constraint
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
 from .decoding.scheduler import make_scheduler
-from .decoding.sequence import Decoded, DecodeStats, Progress, Request
+from .decoding.sequence import Decoded, DecodeStats, Drafter, Progress, Request
 from .device.calibrate import device_costs
 from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
@@ -124,10 +125,13 @@ def decode_tokens(
     eos_token_ids: Collection[int],
     options: GenerationOptions,
     receipt: Receipt | None = None,
+    tokenizer: Any = None,
 ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
     """Check a request whole, then decode it.
 
-    Whoever hands the tokens on to a caller counts them in `receipt`.
+    Whoever hands the tokens on to a caller counts them in `receipt`. Constraints and predictions
+    are text, for which `tokenizer` is needed: where there is none, the one that the model was
+    loaded with.
 
     Returns:
         an iterator over each decided token and the totals at that point. Closing it leaves
@@ -167,6 +171,30 @@ def decode_tokens(
             f"{config.max_position_embeddings} with at least one to answer in. Shorten the "
             "prompt, or start a new conversation."
         )
+    ends = frozenset(int(i) for i in eos_token_ids)
+    penalties = options.penalties()
+    penalties.check_ids(config.vocab_size)
+    written = _checked_ids(options.written, config.vocab_size, "written") if options.written else []
+    text = [*options.cached_ids, *prompt]
+    if text[len(text) - len(written) :] != written:
+        raise PromptError("The prompt does not end with the ids of written=.")
+    grammar, predicted = None, None
+    if tokenizer is None:
+        tokenizer = getattr(model, "tokenizer", None)
+    if options.constraint is not None:
+        grammar = compile_constraint(
+            options.constraint,
+            _needed(tokenizer, "constraint"),
+            config.vocab_size,
+            ends,
+            text[: len(text) - len(written)],
+            written,
+        )
+    if options.prediction is not None:
+        ids: Any = options.prediction
+        if isinstance(ids, str):
+            ids = encode_text(_needed(tokenizer, "prediction"), ids, add_special_tokens=False)
+        predicted = _checked_ids(ids, config.vocab_size, "prediction") if len(ids) else None
     row_counts, near_tie = RowCounts(), None
     if options.numerics == "exact":
         found = cached_probe(model, progress=options.probe_progress_callback)
@@ -175,7 +203,7 @@ def decode_tokens(
         near_tie = stored.near_tie
     request = Request(
         prompt=prompt,
-        eos_token_ids=frozenset(int(i) for i in eos_token_ids),
+        eos_token_ids=ends,
         max_tokens=room if options.max_tokens == -1 else min(options.max_tokens, room),
         sampling=options.sampling(secrets.randbits(32)),
         mask_token_id=config.mask_token_id,
@@ -186,6 +214,9 @@ def decode_tokens(
         on_progress=options.prompt_progress_callback,
         cached_ids=options.cached_ids,
         quantization=quantization,
+        penalties=penalties,
+        grammar=grammar,
+        written=len(written),
     )
     scheduler = make_scheduler(
         options.mode,
@@ -199,7 +230,11 @@ def decode_tokens(
         ),
         options.evidence,
     )
-    drafters = [CopyDrafter()] if options.mode == "auto" else []
+    drafters: list[Drafter] = [CopyDrafter()] if options.mode == "auto" else []
+    if grammar is not None:
+        drafters.append(ForcedDrafter())
+    if predicted is not None:
+        drafters.append(PredictionDrafter(predicted))
     return decode(model, request, scheduler, cache, options.on_stats, drafters, receipt)
 
 
@@ -275,19 +310,30 @@ def stream_generate(
         raise GenerationError(f"stop is {stop!r}; expected a string, or a list of strings.")
     stops = StopStrings(texts)
     receipt = Receipt()
-    run = decode_tokens(model, ids, ends, given, receipt)
+    run = decode_tokens(model, ids, ends, given, receipt, tokenizer)
     return _respond(model, run, tokenizer.detokenizer, ends, stops, watch, receipt)
 
 
-def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> list[int]:
+def _needed(tokenizer: Any, name: str) -> Any:
+    if tokenizer is None:
+        raise GenerationError(
+            f"{name}= is text, and this model came without its tokenizer: load it with "
+            "orthrus_mlx.load, or use stream_generate."
+        )
+    return tokenizer
+
+
+def _checked_ids(
+    prompt_tokens: Sequence[int] | mx.array, vocab_size: int, name: str = "prompt_tokens"
+) -> list[int]:
     if isinstance(prompt_tokens, mx.array) and prompt_tokens.ndim != 1:
         raise PromptError(
-            f"prompt_tokens has shape {prompt_tokens.shape}; expected one dimension (one prompt)."
+            f"{name} has shape {prompt_tokens.shape}; expected one dimension (one prompt)."
         )
     ids: Any = prompt_tokens
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise PromptError(
-            f"prompt_tokens is {ids!r}; expected a list of token ids. Encode text with the "
+            f"{name} is {ids!r}; expected a list of token ids. Encode text with the "
             "tokenizer, or give it to stream_generate."
         )
     ids = ids.tolist() if isinstance(ids, mx.array) else list(ids)
@@ -295,10 +341,10 @@ def _checked_ids(prompt_tokens: Sequence[int] | mx.array, vocab_size: int) -> li
         raise PromptError("The prompt is empty; give at least one token.")
     for place, token in enumerate(ids):
         if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise PromptError(f"prompt_tokens[{place}] is {token!r}; expected token ids.")
+            raise PromptError(f"{name}[{place}] is {token!r}; expected token ids.")
         if not 0 <= token < vocab_size:
             raise PromptError(
-                f"prompt_tokens[{place}] is {token}; this model's ids go from 0 to "
+                f"{name}[{place}] is {token}; this model's ids go from 0 to "
                 f"{vocab_size - 1}. Was the prompt encoded with another tokenizer?"
             )
     return [int(token) for token in ids]

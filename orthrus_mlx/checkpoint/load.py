@@ -81,7 +81,8 @@ def load(
     if adapter is not None:
         apply_adapter(model, adapter)
         model = ready(model, lazy=lazy)
-    return model, load_tokenizer(checkpoint.folder)
+    model.tokenizer = load_tokenizer(checkpoint.folder)
+    return model, model.tokenizer
 
 
 def resolve(path_or_hf_repo: str | Path, revision: str | None = None) -> Path:

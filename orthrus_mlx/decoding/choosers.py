@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import GenerationError, LogitsError
 from .consensus import Sampling, scores, top2_margin
+from .grammar import Matcher, mask
+from .penalties import NO_PENALTIES, Penalties
 
 NO_CHOICE = -1  # in place of a token, where logits are NaN, or all are -inf
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
 
-class Choices(NamedTuple):
+class Chosen(NamedTuple):
     """What was chosen at consecutive positions.
 
     Attributes:
         tokens: ids [n]; `NO_CHOICE` where the logits allow none.
-        logits: what they were chosen from [n, vocab_size], processors applied.
+        logits: the model's [n, vocab_size], penalized and processed. A constraint leaves them as
+            they are: a token is chosen from those that it allows.
         margins: by how many logits each was chosen [n]; None where that is not asked for.
     """
 
@@ -42,33 +47,81 @@ class Chooser(Protocol):
 
     reads_text: bool
 
-    def choose(self, logits: mx.array, position: int, drafts: Sequence[int]) -> Choices:
+    def choose(self, logits: mx.array, position: int, before: Ids) -> Chosen:
         """The choices for `position` and those after it.
 
         Args:
-            logits: of the AR rows [n, vocab_size]; row j follows the first j drafts.
+            logits: of the AR rows [n, vocab_size].
             position: of the first choice.
-            drafts: ids [n - 1] that the rows were computed for; empty unless `reads_text`. The
-                choices end with the first that is another id, or go on: the engine keeps what
-                agrees.
+            before: the ids [n] of the rows, anchor and drafts; row j follows the first j + 1 of
+                them. On the host where the chooser `reads_text`. The choices end with the first
+                that is no draft, or go on: the engine keeps what agrees.
         """
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Take note that these ids were decided."""
 
 
 class KeyedChooser:
-    """Greedy, or sampled with noise keyed by seed and position: on the device, all rows at once."""
+    """Greedy, or sampled with noise keyed by seed and position: all rows at once.
 
-    reads_text = False
+    Penalties come first, on the device; then the grammar leaves out what may not follow.
 
-    def __init__(self, sampling: Sampling, margins: bool = False):
-        self.sampling, self.margins = sampling, margins
+    Args:
+        sampling: how a token is chosen.
+        margins: whether `Chosen` is to have them.
+        penalties: what is taken off the logits.
+        text: the ids that penalties look back on, those of this call.
+        start: position of the first of them.
+        grammar: of the answer; it has followed all that was written.
+    """
 
-    def choose(self, logits: mx.array, position: int, drafts: Sequence[int]) -> Choices:
+    def __init__(
+        self,
+        sampling: Sampling,
+        margins: bool = False,
+        penalties: Penalties = NO_PENALTIES,
+        text: Sequence[int] = (),
+        start: int = 0,
+        grammar: Matcher | None = None,
+    ):
+        self.sampling, self.margins, self.penalties = sampling, margins, penalties
+        self.grammar = grammar
+        self.reads_text = grammar is not None
+        self._text, self._start = list(text), start
+
+    def choose(self, logits: mx.array, position: int, before: Ids) -> Chosen:
         """The choices of all rows."""
-        ranked = scores(logits, position, self.sampling)
+        logits = self.penalized(logits, position, before)
+        return self.pick(logits, position, self.allowed(before))
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Take note that these ids were decided."""
+        if self.penalties:
+            self._text += tokens
+        if self.grammar is not None:
+            self.grammar.advance(tokens)
+
+    def penalized(self, logits: mx.array, position: int, before: Ids) -> mx.array:
+        """The logits of rows for `position` and those after it, less the penalties."""
+        if not self.penalties:
+            return logits
+        # The anchor may not be known here yet.
+        return self.penalties.apply(logits, self._text[: position - 1 - self._start], before)
+
+    def allowed(self, before: Ids) -> np.ndarray | None:
+        """What the grammar allows at each row; computed while the device works on the pass."""
+        return None if self.grammar is None else self.grammar.allowed(known(before)[1:])
+
+    def pick(self, logits: mx.array, position: int, allowed: np.ndarray | None) -> Chosen:
+        """The choices of all rows from penalized logits."""
+        ranked = scores(
+            logits if allowed is None else mask(logits, allowed), position, self.sampling
+        )
         tokens = mx.argmax(ranked, axis=-1).astype(mx.int32)
         tokens = mx.where(usable(ranked), tokens, NO_CHOICE)
         margins = top2_margin(ranked, tokens, self.sampling) if self.margins else None
-        return Choices(tokens, logits, margins)
+        return Chosen(tokens, logits, margins)
 
 
 class ProcessedChooser:
@@ -91,14 +144,17 @@ class ProcessedChooser:
         self._history = mx.array(list(prompt))
         self._ends = ends  # behind an end token there is no history to show a processor
 
-    def choose(self, logits: mx.array, position: int, drafts: Sequence[int]) -> Choices:
+    def choose(self, logits: mx.array, position: int, before: Ids) -> Chosen:
         """The choices up to the first that is no draft, or an end token."""
-        chosen: list[Choices] = []
-        for j, draft in enumerate([*drafts, None]):
+        chosen: list[Chosen] = []
+        logits = self._keyed.penalized(logits, position, before)
+        allowed = self._keyed.allowed(before)
+        for j, draft in enumerate([*known(before)[1:], None]):
             stages = [logits[j : j + 1]]
             for n, processor in enumerate(self._processors):
                 stages.append(self._checked(n, processor(self._history, stages[-1]), stages[-1]))
-            choice = self._keyed.choose(stages[-1], position + j, ())
+            row = None if allowed is None else allowed[j : j + 1]
+            choice = self._keyed.pick(stages[-1], position + j, row)
             token = choice.tokens.item()
             if token == NO_CHOICE and chosen:
                 break  # in AR decoding these tokens are handed out before that shows
@@ -111,12 +167,16 @@ class ProcessedChooser:
         tokens = mx.concatenate([choice.tokens for choice in chosen])
         rows = mx.concatenate([choice.logits for choice in chosen])
         margins = [c.margins for c in chosen if c.margins is not None]
-        return Choices(tokens, rows, mx.concatenate(margins) if margins else None)
+        return Chosen(tokens, rows, mx.concatenate(margins) if margins else None)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        """Take note that these ids were decided."""
+        self._keyed.commit(tokens)
 
     def _blame(self, stages: Sequence[mx.array]) -> None:
         """Raise an error for the first processor whose output is unusable, if one is to blame."""
         good = [bool(usable(row).all()) for row in stages]
-        if good[0]:
+        if good[0] and False in good:
             raise LogitsError(
                 f"{self._name(good.index(False) - 1)} left no token to choose: its logits are NaN, "
                 "or all -inf."
@@ -141,3 +201,9 @@ class ProcessedChooser:
 def usable(logits: mx.array) -> mx.array:
     """Which rows [...] of `logits` [..., vocab_size] a token can be chosen from."""
     return mx.max(logits, axis=-1) > -mx.inf  # NaN is greater than nothing
+
+
+def known(ids: Ids) -> list[int]:
+    """The ids here on the host; waits for the device where it computes them."""
+    values: Any = ids.tolist() if isinstance(ids, mx.array) else ids
+    return list(values)

@@ -7,9 +7,12 @@ which the scheduler learns how often its drafts are accepted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
 from typing import Any
 
-from .plan import DIFFUSION, reusable_block
+import numpy as np
+
+from .plan import DIFFUSION, FORCED, PREDICTION, reusable_block
 from .sequence import Sequence
 
 
@@ -27,43 +30,101 @@ class BlockDrafter:
         if use is None:
             return []
         block, overtaken = use
-        guesses: Any = cycle.guesses[block].tolist()
-        return list(guesses[overtaken : overtaken + limit])
+        guesses: Any = cycle.guesses[block, overtaken : overtaken + limit]
+        if sequence.grammar is None:
+            return list(guesses.tolist())
+        return sequence.grammar.guess(np.asarray(guesses))
+
+
+class ForcedDrafter:
+    """What the grammar says must come next. Whatever the model, most of it is accepted.
+
+    Not all: a text that must come can be split into tokens in several ways.
+    """
+
+    source = FORCED
+
+    def propose(self, sequence: Sequence, limit: int) -> list[int]:
+        """The ids that must come next."""
+        return [] if sequence.grammar is None else sequence.grammar.forced(limit)
+
+
+class PredictionDrafter:
+    """A text that the caller expects the answer to be, or to be much like."""
+
+    source = PREDICTION
+    SHORTEST = 2  # ids that must match where the answer went another way
+
+    def __init__(self, prediction: Many[int]) -> None:
+        self._prediction = list(prediction)
+        self._index = SuffixIndex(self.SHORTEST)
+        self._index.read(self._prediction, len(self._prediction))
+        self._place = 0  # in the prediction, behind the ids that were last found there
+        self._seen = 0  # ids of the answer at that time
+
+    def propose(self, sequence: Sequence, limit: int) -> list[int]:
+        """The prediction from the place on that the answer has come to."""
+        answer, ids = sequence.answer, self._prediction
+        new = answer[self._seen :]
+        if ids[self._place : self._place + len(new)] == new:
+            self._place += len(new)
+        else:
+            # Of several places the one next to where the answer was.
+            near = self._place + len(new)
+            ends = self._index.matches(ids, answer)
+            if not ends:
+                return []
+            self._place = max(ends, key=lambda end: (ends[end], -abs(end - near)))
+        self._seen = len(answer)
+        return ids[self._place : self._place + limit]
 
 
 class CopyDrafter:
     """What followed where the text had the longest suffix that it ends with now.
 
     Texts repeat their prompts: edits of code, records of one shape, summaries. The idea is prompt
-    lookup decoding's; the search is an index of all n-grams of `SHORTEST` ids.
+    lookup decoding's.
     """
 
     source = "copy"
     SHORTEST = 4  # ids that must match: shorter repetitions are chance
-    LONGEST = 32  # ids by which matches are compared
-    CANDIDATES = 16  # the last places of an n-gram that are compared
 
     def __init__(self) -> None:
-        self._ends: dict[tuple[int, ...], list[int]] = {}  # where each n-gram ended, in order
-        self._indexed = 0  # ids of the text that are in the index
+        self._index = SuffixIndex(self.SHORTEST)
 
     def propose(self, sequence: Sequence, limit: int) -> list[int]:
         """What followed the longest match, the latest of equally long ones."""
         text = sequence.text
-        # The n-gram at the very end is what is looked up: it enters the index with the next id.
-        for end in range(max(self._indexed, self.SHORTEST), len(text)):
-            self._ends.setdefault(tuple(text[end - self.SHORTEST : end]), []).append(end)
-        self._indexed = max(self._indexed, len(text))
-        ends = self._ends.get(tuple(text[-self.SHORTEST :]), [])[-self.CANDIDATES :]
-        if not ends or limit < 1:
+        self._index.read(text, len(text) - 1)  # its end is what is looked for
+        ends = self._index.matches(text, text)
+        if not ends:
             return []
-        end = max(ends, key=lambda end: (self._match(text, end), end))
+        end = max(ends, key=lambda end: (ends[end], end))
         return text[end : end + limit]
 
-    def _match(self, text: list[int], end: int) -> int:
-        """How many ids before `end` equal those at the end of the text."""
-        most = min(end, self.LONGEST)
-        last = len(text)
-        return next(
-            (n for n in range(self.SHORTEST, most) if text[end - 1 - n] != text[last - 1 - n]), most
-        )
+
+class SuffixIndex:
+    """Where a text has what another one ends with: an index of its n-grams of `shortest` ids."""
+
+    LONGEST = 32  # ids by which matches are compared
+    CANDIDATES = 16  # the last places of an n-gram that are compared
+
+    def __init__(self, shortest: int) -> None:
+        self._shortest = shortest
+        self._ends: dict[tuple[int, ...], list[int]] = {}  # where each n-gram ended, in order
+        self._read = 0  # ids of the text that are in the index
+
+    def read(self, text: Many[int], length: int) -> None:
+        """Take in the first `length` ids of a text that has only grown since the last time."""
+        for end in range(max(self._read + 1, self._shortest), length + 1):
+            self._ends.setdefault(tuple(text[end - self._shortest : end]), []).append(end)
+        self._read = max(self._read, length)
+
+    def matches(self, text: Many[int], said: Many[int]) -> dict[int, int]:
+        """Ends of places in the text that equal the end of `said`, and by how many ids."""
+        ends = self._ends.get(tuple(said[-self._shortest :]), [])[-self.CANDIDATES :]
+        return {end: self._match(text, end, said) for end in ends}
+
+    def _match(self, text: Many[int], end: int, said: Many[int]) -> int:
+        most = min(end, len(said), self.LONGEST)
+        return next((n for n in range(most) if text[end - 1 - n] != said[-1 - n]), most)

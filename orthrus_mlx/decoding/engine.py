@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import LogitsError
 from ..rows import Cache, Rows, Segment
 from .cache import Fork, settle, trim
+from .choosers import Ids, known
 from .drafters import BlockDrafter
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
 from .scheduler import Scheduler
@@ -26,11 +28,9 @@ from .sequence import (
     Decoded,
     DecodeStats,
     Drafter,
-    Ids,
     ModelLogitsError,
     Request,
     Sequence,
-    known,
 )
 
 # Bytes of MLX's unused buffers that prefill leaves to decoding, which would allocate them again in
@@ -140,7 +140,7 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
     starts = [launch.cache[0].offset for launch in launches]
     segments = [_verify_segment(launch) for launch in launches]
     logits, block_logits = runner.forward(Rows(segments))
-    blocks = iter(_guesses(block_logits, segments))
+    blocks = iter(_guesses(block_logits, segments, launches))
     cycles, row = [], 0
     for launch, segment, start in zip(launches, segments, starts, strict=True):
         n = 1 + len(launch.drafts)
@@ -148,11 +148,16 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
             trim(launch.cache, start + n)
         mine, row = logits[row : row + n], row + segment.n_ar
         chooser = launch.sequence.chooser
-        choices = None if chooser.reads_text else chooser.choose(mine, start + 1, ())
+        choices = None
+        if not chooser.reads_text:
+            assert segment.ar is not None
+            choices = chooser.choose(mine, start + 1, segment.ar[:n])
         beside = None
         if segment.blocks is not None:
+            guesses = next(blocks)
+            beside = guesses.reshape(*segment.blocks.shape, *guesses.shape[1:])
             # In a block of the trained length the last row is untrained.
-            beside = next(blocks).reshape(segment.blocks.shape)[:, : runner.config.block_size - 1]
+            beside = beside[:, : runner.config.block_size - 1]
         cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, beside, launch.fork))
     if not drafting:  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
@@ -160,13 +165,20 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
 
 
 def _draft(runner: Runner, launches: Many[_Launch]) -> None:
-    """Start a draft pass; the verify pass behind it is prepared on forks of the caches."""
+    """Start a draft pass; the verify pass behind it is prepared on forks of the caches.
+
+    Where a grammar has to pick the drafts, this waits for the pass.
+    """
     segments = [_draft_segment(launch) for launch in launches]
     _, logits = runner.forward(Rows(segments))
-    guesses = _guesses(logits, segments)
+    guesses = _guesses(logits, segments, launches)
     mx.async_eval(guesses)
     for launch, own in zip(launches, guesses, strict=True):
-        launch.drafts, launch.fork = own, Fork(launch.sequence.cache)
+        grammar = launch.sequence.grammar
+        if grammar is None:
+            launch.drafts, launch.fork = own, Fork(launch.sequence.cache)
+        else:
+            launch.drafts = grammar.guess(np.asarray(own)[: launch.plan.n_drafts])
 
 
 def _draft_segment(launch: _Launch) -> Segment:
@@ -189,14 +201,20 @@ def _verify_segment(launch: _Launch) -> Segment:
     return Segment(launch.cache, ar, blocks.reshape(len(depths), length), depths)
 
 
-def _guesses(logits: mx.array, segments: Many[Segment]) -> list[mx.array]:
-    """The guesses [n_diff] of each segment that has blocks, from the block logits of all."""
-    counts = [segment.n_diff for segment in segments if segment.n_diff]
-    if not counts:
-        return []
-    ids = mx.argmax(logits, axis=-1).astype(mx.int32)
-    ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
-    return list(mx.split(ids, ends)) if ends else [ids]
+def _guesses(logits: mx.array, segments: Many[Segment], launches: Many[_Launch]) -> list[mx.array]:
+    """The guesses of each segment that has blocks, from the block logits of all.
+
+    They are ids [n_diff]; or logits [n_diff, vocab_size], where a grammar has to pick the ids.
+    """
+    found, row = [], 0
+    for segment, launch in zip(segments, launches, strict=True):
+        if segment.n_diff:
+            own, row = logits[row : row + segment.n_diff], row + segment.n_diff
+            picks = launch.sequence.grammar is not None
+            found.append(
+                own.astype(mx.float32) if picks else mx.argmax(own, axis=-1).astype(mx.int32)
+            )
+    return found
 
 
 def _join(*parts: Ids) -> mx.array:

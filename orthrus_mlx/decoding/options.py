@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
-from ..errors import GenerationError
+from ..errors import ConstraintError, GenerationError
 from .cache import KV_BITS, KV_GROUP_SIZES
 from .choosers import LogitsProcessor
 from .consensus import Sampling
+from .constraints import Constraint
+from .penalties import CONTEXT, Penalties
 from .scheduler import CYCLES, MODES, CycleKind, Evidence, Mode
 from .sequence import DecodeStats, Progress
 
@@ -57,6 +59,21 @@ class GenerationOptions:
         kv_bits: bits of a value in the KV cache (2, 3, 4, 5, 6 or 8); None leaves it as it is.
         kv_group_size: values of a quantized KV cache that share a scale.
         quantized_kv_start: tokens in the KV cache from which on it is quantized.
+        constraint: what the answer may be: `JsonSchema`, `Regex`, `Grammar`, `Choices` or
+            `ToolCalls`. Thinking, where the model does it, stays free text in front. Drafts follow
+            the constraint; what it forces is verified several ids at a time in every mode.
+        written: ids of the answer that an earlier call wrote, the last ones of the prompt: the
+            constraint and the prediction go on behind them.
+        prediction: text or ids that the answer is expected to be, or to be much like: drafts that
+            cost nothing to make, whatever they are worth. Not with mode="ar", which does not draft.
+        logit_bias: added to the logits of these ids; the next six are mlx-lm's too, and look back
+            on the ids of this call. All rows of a pass are penalized at once.
+        repetition_penalty: divides the logits of ids said lately, or multiplies negative ones.
+        repetition_context_size: how many ids back that is.
+        presence_penalty: taken off the logit of each id said lately.
+        presence_context_size: how many ids back that is.
+        frequency_penalty: taken off the logit of an id for each time that it was said lately.
+        frequency_context_size: how many ids back that is.
         evidence: what earlier answers showed about drafts; mode="auto" goes on from it and adds to
             it. None starts afresh.
     """
@@ -82,6 +99,16 @@ class GenerationOptions:
     kv_bits: int | None = None
     kv_group_size: int = 64
     quantized_kv_start: int = 0
+    constraint: Constraint | None = None
+    written: Sequence[int] = ()
+    prediction: str | Sequence[int] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    repetition_penalty: float | None = None
+    repetition_context_size: int = CONTEXT
+    presence_penalty: float | None = None
+    presence_context_size: int = CONTEXT
+    frequency_penalty: float | None = None
+    frequency_context_size: int = CONTEXT
     evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
@@ -125,13 +152,39 @@ class GenerationOptions:
             raise GenerationError(
                 f"logits_processors is {processors!r}; expected a list of functions, or None."
             )
-        if isinstance(self.cached_ids, str) or not isinstance(self.cached_ids, Sequence):
-            raise GenerationError(f"cached_ids is {self.cached_ids!r}; expected a list of ids.")
+        for name in ("cached_ids", "written"):
+            ids = getattr(self, name)
+            if isinstance(ids, str) or not isinstance(ids, Sequence):
+                raise GenerationError(f"{name} is {ids!r}; expected a list of ids.")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise ConstraintError(
+                f"constraint is a {type(self.constraint).__name__}; expected JsonSchema(...), "
+                "Regex(...), Grammar(...), Choices(...) or ToolCalls(...)."
+            )
+        if self.prediction is not None and not isinstance(self.prediction, Sequence):
+            raise GenerationError(
+                f"prediction is {self.prediction!r}; expected text, or a list of ids."
+            )
+        if self.prediction is not None and self.mode == "ar":
+            raise GenerationError('prediction= gives drafts, and mode="ar" does not draft.')
         if not isinstance(self.calibrate, bool):
             raise GenerationError(f"calibrate is {self.calibrate!r}; expected True or False.")
         if self.evidence is not None and not isinstance(self.evidence, Evidence):
             raise GenerationError(f"evidence is {self.evidence!r}; expected an Evidence, or None.")
         self.sampling(0)
+        self.penalties()
+
+    def penalties(self) -> Penalties:
+        """What is taken off the logits."""
+        return Penalties(
+            self.logit_bias or {},
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+            self.repetition_context_size,
+            self.presence_context_size,
+            self.frequency_context_size,
+        )
 
     def sampling(self, seed: int) -> Sampling:
         """How tokens are chosen, with `seed` where the caller gave none."""
@@ -144,10 +197,6 @@ CALLABLES = ("on_stats", "prompt_progress_callback", "probe_progress_callback")
 
 # What mlx-lm's generators take and these do not, and what to use instead.
 _XTC = "XTC draws once a call, not once a position, so it could not be the same in every mode"
-_PENALTY = (
-    "penalties and biases are logits processors: logits_processors="
-    "mlx_lm.sample_utils.make_logits_processors(...)"
-)
 INSTEAD = {
     "sampler": "sampling is keyed by seed and position, so that every mode writes the same: use "
     "temperature=, top_p=, top_k=, min_p= and seed=",
@@ -158,10 +207,9 @@ INSTEAD = {
     "max_kv_size": "a cache that forgets its oldest tokens cannot be rolled back",
     "draft_model": "drafts come from the model's own diffusion view: use mode= and block_size=",
     "num_draft_tokens": "use block_size=",
-    "logit_bias": _PENALTY,
-    "repetition_penalty": _PENALTY,
-    "presence_penalty": _PENALTY,
-    "frequency_penalty": _PENALTY,
+    "response_format": "use constraint=JsonSchema(...)",
+    "json_schema": "use constraint=JsonSchema(...)",
+    "grammar": "use constraint=Grammar(...)",
     "input_embeddings": "a prompt is text or ids",
     "eos_token_ids": "use eos_token_id=, one id or several",  # of mlx_generate
     "stop": "stop strings are text: use stream_generate",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-DIFFUSION = "diffusion"  # the source of drafts that the diffusion view proposed
+# Sources of drafts: the diffusion view, what a grammar forces, what the caller expects.
+DIFFUSION, FORCED, PREDICTION = "diffusion", "forced", "prediction"
 
 
 class Plan(NamedTuple):

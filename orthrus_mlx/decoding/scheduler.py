@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from .cost_model import (
     MAX_RATE,
@@ -21,7 +21,7 @@ from .cost_model import (
     staleness,
     trial_loss,
 )
-from .plan import AR_POLICY, AR_STEP, DIFFUSION, Plan, Policy
+from .plan import AR_POLICY, AR_STEP, DIFFUSION, FORCED, PREDICTION, Plan, Policy
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass", "alternating"]
@@ -45,13 +45,25 @@ class Scheduler(Protocol):
 
 
 class Fixed:
-    """The same policy in every cycle, whatever is accepted."""
+    """The same policy in every cycle, whatever is accepted.
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    Drafts that cost no draft pass (forced by a grammar, or predicted by the caller) are verified
+    instead, where there are as many as the policy would make.
+
+    Args:
+        policy: what to do.
+        most: drafts at hand that a cycle verifies at most; 0 to do without them.
+    """
+
+    def __init__(self, policy: Policy, most: int = 0):
+        self.policy, self.most = policy, most
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
         """The policy's cycle, or as much of it as the budget can use."""
+        for source in (FORCED, PREDICTION):
+            count = min(at_hand.get(source, 0), self.most, budget - 1)
+            if count >= max(1, self.policy.n_drafts):
+                return Plan(n_drafts=count, source=source)
         return self.policy.plan(budget, at_hand.get(DIFFUSION, 0))
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
@@ -69,6 +81,7 @@ class Evidence:
     """
 
     PRIOR = (0.7, 8.0)  # rejected and tried, before any evidence
+    PRIORS: ClassVar = {FORCED: (0.5, 50.0)}  # of sources of which more is known
     KEPT, AGED = 0.97, 0.995  # of a source's counts after a cycle of its own, and after any other
     STEP = 0.1  # between two rates that are told apart, as a logarithm
 
@@ -81,7 +94,8 @@ class Evidence:
         Both are rounded, so that few speeds have to be worked out.
         """
         rejected, tried = self.counts.get(source, (0.0, 0.0))
-        rejected, tried = self.PRIOR[0] + rejected, self.PRIOR[1] + tried
+        prior = self.PRIORS.get(source, self.PRIOR)
+        rejected, tried = prior[0] + rejected, prior[1] + tried
         middle, error = math.log(rejected / tried), rejected**-0.5  # of a count, as a share
         low, high = (round(r / self.STEP) * self.STEP for r in (middle - error, middle + error))
         return min(MAX_RATE, math.exp(low)), min(MAX_RATE, math.exp(high))
@@ -208,21 +222,22 @@ def make_scheduler(
     """The scheduler for a `mode` and `cycle` of the public API.
 
     Args:
-        mode: "auto" chooses each cycle; "parallel" always drafts a full block; "ar" never drafts.
+        mode: "auto" chooses each cycle; "parallel" always drafts a full block; "ar" never drafts,
+            and verifies what a grammar forces.
         cycle: what "auto" may choose from; "parallel" takes "auto" for the paper's "two-pass".
         block_size: rows of the largest block.
         costs: called for the device's costs where the scheduler needs them.
         evidence: of earlier answers, which "auto" starts from and adds to.
     """
     if mode == "ar":
-        return Fixed(AR_POLICY)
+        return Fixed(AR_POLICY, block_size - 1)
     if mode == "auto":
         known = costs()
         return Adaptive(known, policies(known, cycle, block_size), evidence)
     if cycle == "alternating" and block_size > 2:  # a block of two leaves nothing to verify
-        return Fixed(Policy("alternating", block_size - 2, block_size - 1))
+        return Fixed(Policy("alternating", block_size - 2, block_size - 1), block_size - 1)
     if cycle == "one-pass" and block_size > 2:
         # As many rows as the two passes of a two-pass cycle have.
         length = (2 * block_size + 1) // 3
-        return Fixed(Policy("one-pass", length - 1, length, blocks=2))
-    return Fixed(Policy("two-pass", block_size - 1))
+        return Fixed(Policy("one-pass", length - 1, length, blocks=2), block_size - 1)
+    return Fixed(Policy("two-pass", block_size - 1), block_size - 1)

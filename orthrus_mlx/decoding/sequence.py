@@ -9,24 +9,27 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
-from ..errors import LogitsError
+from ..errors import ConstraintError, LogitsError
 from ..rows import Cache
 from .cache import Fork, KVQuantization, trim
 from .choosers import (
     NO_CHOICE,
-    Choices,
     Chooser,
+    Chosen,
+    Ids,
     KeyedChooser,
     LogitsProcessor,
     ProcessedChooser,
+    known,
+    usable,
 )
 from .consensus import Sampling, count_accepted
+from .grammar import Matcher
+from .penalties import NO_PENALTIES, Penalties
 from .plan import ANY_ROWS, Plan, RowCounts
 from .scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
-
-Ids = list[int] | mx.array  # [n]; an array where the device may still be computing them
 
 
 @dataclass
@@ -117,6 +120,9 @@ class Request:
         on_progress: called with (prompt ids read, prompt ids in all).
         cached_ids: ids that the cache holds, where the caller knows them: drafts may copy them.
         quantization: of the KV cache; None for none.
+        penalties: what is taken off the logits; they look back on the ids of this call.
+        grammar: of the answer, at its first id to be written; None for any text.
+        written: how many ids of the answer earlier calls wrote: the last ones of the prompt.
     """
 
     prompt: list[int]
@@ -131,10 +137,25 @@ class Request:
     on_progress: Progress | None = None
     cached_ids: Many[int] = ()
     quantization: KVQuantization | None = None
+    penalties: Penalties = NO_PENALTIES
+    grammar: Matcher | None = None
+    written: int = 0
 
-    def chooser(self) -> Chooser:
-        """Who decides this sequence's tokens."""
-        keyed = KeyedChooser(self.sampling, margins=self.near_tie is not None)
+    def chooser(self, start: int, grammar: Matcher | None) -> Chooser:
+        """Who decides this sequence's tokens.
+
+        Args:
+            start: position of the prompt's first id.
+            grammar: this sequence's own.
+        """
+        keyed = KeyedChooser(
+            self.sampling,
+            self.near_tie is not None,
+            self.penalties,
+            self.prompt,
+            start,
+            grammar,
+        )
         if not self.logits_processors:
             return keyed
         return ProcessedChooser(keyed, self.logits_processors, self.prompt, self.eos_token_ids)
@@ -170,6 +191,7 @@ class Cycle(NamedTuple):
         logits: of AR rows [anchor, drafts...], [n + 1, vocab_size].
         choices: made from them on the device; None where the chooser reads the text first.
         guesses: of the blocks beside the AR rows, [blocks, length]; None where there are none.
+            Under a grammar not the ids, but their logits [blocks, length, vocab_size] in float32.
         fork: the cache that its verify pass was prepared on, if there was a draft pass before it.
     """
 
@@ -177,7 +199,7 @@ class Cycle(NamedTuple):
     start: int
     drafts: Ids
     logits: mx.array
-    choices: Choices | None
+    choices: Chosen | None
     guesses: mx.array | None
     fork: Fork | None
 
@@ -208,6 +230,7 @@ class Sequence:
         last: the last finished cycle, of whose drafts `accepted` were accepted.
         done: whether its last token is decided.
         stats: totals; the caller counts what it hands out.
+        grammar: of its answer, behind the last token decided; None for any text.
     """
 
     def __init__(
@@ -218,7 +241,8 @@ class Sequence:
         drafters: Many[Drafter] = (),
     ):
         self.request, self.scheduler, self.cache = request, scheduler, cache
-        self.chooser = request.chooser()
+        self.grammar = request.grammar.fork() if request.grammar else None
+        self.chooser = request.chooser(cache[0].offset, self.grammar)
         self.drafters = tuple(drafters)
         self.text = [*request.cached_ids, *request.prompt]
         self.budget = request.max_tokens
@@ -245,9 +269,17 @@ class Sequence:
         return self.budget if room is None else min(self.budget, max(1, room))
 
     def propose(self, limit: int) -> dict[str, list[int]]:
-        """Drafts at hand for the next cycle, by source."""
-        proposed = ((d.source, d.propose(self, limit)) for d in self.drafters if limit > 0)
-        return {source: ids for source, ids in proposed if ids}
+        """Drafts at hand for the next cycle, by source, as far as the grammar allows them."""
+        proposed = {d.source: d.propose(self, limit) for d in self.drafters if limit > 0}
+        if self.grammar is not None:
+            proposed = {source: self.grammar.cut(ids) for source, ids in proposed.items() if ids}
+        return {source: ids for source, ids in proposed.items() if ids}
+
+    @property
+    def answer(self) -> list[int]:
+        """The ids written so far, those of earlier calls that `Request.written` counts too."""
+        request = self.request
+        return self.text[len(request.cached_ids) + len(request.prompt) - request.written :]
 
     def may_run_ahead(self) -> bool:
         """Whether an AR step may start behind the one in flight, before its token is known here."""
@@ -275,10 +307,16 @@ class Sequence:
         if cycle.fork is not None:
             cycle.fork.commit()
             start(cycle.outputs, self.cache)
-        choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, drafts)
+        before = [self.text[-1], *drafts]
+        choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, before)
         tokens: Any = choices.tokens.tolist()
         accepted = count_accepted(drafts, tokens)
         if NO_CHOICE in tokens[: accepted + 1]:
+            if bool(usable(choices.logits[tokens.index(NO_CHOICE)])):
+                raise ConstraintError(
+                    "The constraint leaves no token to choose: this tokenizer cannot write what "
+                    "it asks for here, or the logits of all that can are -inf."
+                )
             raise ModelLogitsError("The model's logits are NaN, or all -inf")
         close = self._near_ties(choices.margins, accepted + 1)
         # Of a processed sequence the last accepted draft may be an end token, with nothing after.
@@ -295,6 +333,7 @@ class Sequence:
         self.stats.count(cycle.plan, len(drafts), self.accepted)
         self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
         self.text += [d.token for d in decided]
+        self.chooser.commit([d.token for d in decided])
         self.budget -= len(decided)
         self.ended = decided[-1].token in ends
         self.done = self.ended or self.budget == 0
@@ -307,9 +346,3 @@ class Sequence:
             return [False] * count
         values: Any = margins[:count].tolist()
         return [margin <= self.request.near_tie for margin in values]
-
-
-def known(ids: Ids) -> list[int]:
-    """The ids here on the host; waits for the device where it computes them."""
-    values: Any = ids.tolist() if isinstance(ids, mx.array) else ids
-    return list(values)

@@ -126,7 +126,7 @@ def test_bad_options_are_named(
         ("xtc_probability", "XTC"),
         ("max_kv_size", "rolled back"),
         ("draft_model", "diffusion view"),
-        ("repetition_penalty", r"make_logits_processors"),
+        ("response_format", r"constraint=JsonSchema"),
         ("max_token", r"did you mean max_tokens=\?"),
         ("nonsense", "no option nonsense="),
     ],

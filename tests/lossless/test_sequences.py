@@ -195,14 +195,15 @@ class Text:
 def test_a_copy_follows_a_longest_match(text: list[int], limit: int) -> None:
     """Held against a search of all places, at every length of the text."""
     drafter, shortest = CopyDrafter(), CopyDrafter.SHORTEST
-    drafter.CANDIDATES = 100
+    drafter._index.CANDIDATES = 100
     for n in range(len(text) + 1):
         now = text[:n]
         sequence: Any = Text(now)
         matches = {}
         for end in range(shortest, n):
             length = 0
-            while length < min(end, drafter.LONGEST) and now[end - 1 - length] == now[-1 - length]:
+            most = min(end, drafter._index.LONGEST)
+            while length < most and now[end - 1 - length] == now[-1 - length]:
                 length += 1
             if length >= shortest:
                 matches[end] = length

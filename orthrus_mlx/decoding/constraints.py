@@ -1,0 +1,303 @@
+"""What an answer may be: a JSON Schema, a regular expression, a grammar, one of some choices.
+
+These describe; `grammar` turns a description into what the tokenizer's ids may be. llguidance does
+the work for both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import ConstraintError, brief
+
+MAX_BYTES = 128 << 10  # of one description; compiling a larger one takes seconds
+# Work that compiling may take before it is given up: some 50 ms.
+LEXER_FUEL = 200_000
+
+Tag = Callable[[str], str]  # how a grammar names a tag, by its text
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Base of all constraints.
+
+    Raises:
+        ConstraintError: at once, for a description that cannot be used: what is wrong, and where.
+    """
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """The answer, without what stands before it, as one of llguidance's grammars."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Refuse what llguidance cannot enforce."""
+        llguidance = library()
+        text = described([self.body()])
+        if len(text) > MAX_BYTES:
+            raise ConstraintError(
+                f"{self._name} is {len(text):,} bytes; at most {MAX_BYTES:,} are taken."
+            )
+        limits = llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
+        problem = llguidance.LLMatcher.validate_grammar(text, limits=limits)
+        if problem:
+            raise ConstraintError(f"{self._name} cannot be used: {problem.strip()}")
+
+    @property
+    def _name(self) -> str:
+        return {JsonSchema: "The JSON Schema", Regex: "The regular expression"}.get(
+            type(self), f"The {type(self).__name__.lower()}"
+        )
+
+
+@dataclass(frozen=True)
+class JsonSchema(Constraint):
+    """JSON that a schema (draft 2020-12 and before) describes.
+
+    Keywords that cannot be enforced are refused, and nothing is fetched for a `$ref`. Properties
+    come in the schema's order.
+
+    Attributes:
+        schema: a mapping, True for any JSON, or either as JSON text.
+        separators: between items and behind keys, as `json.dumps` has them.
+        whitespace_flexible: let the model put white space where JSON allows it, any amount.
+    """
+
+    schema: Mapping[str, Any] | str | bool
+    separators: tuple[str, str] = (", ", ": ")
+    whitespace_flexible: bool = False
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """The schema, with the white space asked for."""
+        return {"json_schema": self.with_guidance(self._parsed())}
+
+    def with_guidance(self, schema: Any) -> dict[str, Any]:
+        """A schema that says how it is to be written, in the words of llguidance."""
+        item, key = self.separators
+        # All of them, so that a schema that brings some of its own changes nothing.
+        guidance = {
+            "whitespace_flexible": self.whitespace_flexible,
+            "item_separator": "," if self.whitespace_flexible else item,
+            "key_separator": ":" if self.whitespace_flexible else key,
+            "coerce_one_of": False,
+            "lenient": False,
+        }
+        return {**({} if schema is True else schema), "x-guidance": guidance}
+
+    def _parsed(self) -> Any:
+        schema: Any = self.schema
+        if isinstance(schema, str):
+            if len(schema) > MAX_BYTES:
+                raise ConstraintError(
+                    f"The JSON Schema is {len(schema):,} characters; at most {MAX_BYTES:,} bytes "
+                    "are taken."
+                )
+            try:
+                schema = json.loads(schema)
+            except (ValueError, RecursionError) as error:
+                raise ConstraintError(f"The JSON Schema is not valid JSON: {error}.") from None
+        if schema is not True and not isinstance(schema, Mapping):
+            raise ConstraintError(
+                f"The JSON Schema is {json_type(schema)}; expected an object, or true for any JSON."
+            )
+        return schema
+
+    def check(self) -> None:
+        """Refuse separators that would not make JSON, then the schema."""
+        parts = self.separators
+        pair = isinstance(parts, Sequence) and len(parts) == 2
+        if not pair or not all(isinstance(part, str) for part in parts):
+            raise ConstraintError(f'separators is {parts!r}; expected two, as in (", ", ": ").')
+        if [part.strip(" \t\r\n") for part in parts] != [",", ":"]:
+            raise ConstraintError(
+                f'separators is {parts!r}; expected "," and ":", each with white space or not.'
+            )
+        super().check()
+
+
+@dataclass(frozen=True)
+class Regex(Constraint):
+    """Text that all of a regular expression matches, in Rust's syntax (no look-around).
+
+    Attributes:
+        pattern: the expression.
+    """
+
+    pattern: str
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """The expression as a grammar of one rule."""
+        _check_text("The regular expression", self.pattern)
+        return _grammar(library().LLMatcher.grammar_from_regex(self.pattern))
+
+
+@dataclass(frozen=True)
+class Grammar(Constraint):
+    """Text that a context-free grammar derives.
+
+    Attributes:
+        text: in llguidance's variant of Lark, or in GBNF.
+    """
+
+    text: str
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """The grammar, in Lark."""
+        _check_text("The grammar", self.text)
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        library()
+        try:
+            return {"lark_grammar": any_to_lark(self.text)}
+        except Exception as error:
+            raise ConstraintError(f"The grammar cannot be read as GBNF: {brief(error)}.") from None
+
+
+@dataclass(frozen=True)
+class Choices(Constraint):
+    """One of some texts, as it stands.
+
+    Attributes:
+        options: the texts.
+    """
+
+    options: Sequence[str]
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """A grammar of alternatives."""
+        texts = self.options
+        if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+            raise ConstraintError(f"options is {texts!r}; expected a list of texts.")
+        for text in texts:
+            _check_text("A choice", text)
+        return {"lark_grammar": "start: " + " | ".join(map(quoted, texts))}
+
+    @property
+    def _name(self) -> str:
+        return "The list of choices"
+
+
+@dataclass(frozen=True)
+class ToolCalls(Constraint):
+    """Calls of tools as Qwen3 writes them: JSON between `<tool_call>` tags, one a line.
+
+    Attributes:
+        tools: as OpenAI's API has them: {"type": "function", "function": {"name": ...,
+            "parameters": a JSON Schema}}.
+        choice: "auto" for text, calls or both; "required" for at least one call; or the name of
+            the tool to call.
+        parallel: whether there may be several calls.
+    """
+
+    tools: Sequence[Mapping[str, Any]]
+    choice: str = "auto"
+    parallel: bool = True
+    _schemas: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def check(self) -> None:
+        """Refuse what is no list of tools, or a choice of another tool."""
+        for tool in self.tools:
+            function = tool.get("function") if isinstance(tool, Mapping) else None
+            name = function.get("name") if isinstance(function, Mapping) else None
+            if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
+                raise ConstraintError(
+                    f"A tool is {brief(ValueError(repr(tool)))}; expected a mapping with a "
+                    '"function" that has a "name".'
+                )
+            JsonSchema(function.get("parameters") or {"type": "object"})
+            self._schemas[name] = function.get("parameters") or {"type": "object"}
+        if not self._schemas:
+            raise ConstraintError("There are no tools to call.")
+        if self.choice not in ("auto", "required", *self._schemas):
+            raise ConstraintError(
+                f"choice is {self.choice!r}; expected auto, required, or one of "
+                f"{', '.join(self._schemas)}."
+            )
+        super().check()
+
+    def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
+        """Text and calls; a tag is one token where the tokenizer has it as one."""
+        any_of = self.choice in ("auto", "required")
+        names = list(self._schemas) if any_of else [self.choice]
+        calls = 'call ("\\n" call)*' if self.parallel and any_of else "call"
+        rules = [
+            f"start: TEXT? ({calls})?" if self.choice == "auto" else f"start: {calls}",
+            "TEXT: /(.|\\n)+/",
+            f'call: {tag("<tool_call>")} "\\n" ({" | ".join(f"f{n}" for n in range(len(names)))}) '
+            f'"\\n" {tag("</tool_call>")}',
+        ]
+        as_written = JsonSchema(True)
+        for n, name in enumerate(names):
+            head = f'{{"name": {json.dumps(name)}, "arguments": '
+            schema = json.dumps(as_written.with_guidance(self._schemas[name]))
+            rules.append(f'f{n}: {quoted(head)} %json {schema} "}}"')
+        return {"lark_grammar": "\n".join(rules)}
+
+    @property
+    def _name(self) -> str:
+        return "The grammar of the tools"
+
+
+def described(grammars: Sequence[Mapping[str, Any]]) -> str:
+    """Grammars, the first of which may name the others, as llguidance reads them.
+
+    Raises:
+        ConstraintError: for values that are not JSON.
+    """
+    try:
+        return json.dumps({"grammars": grammars}, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConstraintError(f"The JSON Schema cannot be written as JSON: {error}.") from None
+
+
+def library() -> Any:
+    """The module llguidance.
+
+    Raises:
+        ConstraintError: where it is not installed.
+    """
+    try:
+        import llguidance
+    except ImportError:
+        raise ConstraintError(
+            "Constraints need llguidance: pip install 'orthrus-mlx[grammar]'."
+        ) from None
+    return llguidance
+
+
+def quoted(text: str) -> str:
+    """Text as a string of Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def json_type(value: Any) -> str:
+    """What a value is called in JSON, for messages."""
+    kinds: list[tuple[Any, str]] = [(bool, "a boolean"), (str, "a string"), (list, "an array")]
+    kinds += [(int | float, "a number"), (type(None), "null")]
+    return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+def _grammar(text: str) -> dict[str, Any]:
+    """The one grammar of a description that llguidance wrote."""
+    found: dict[str, Any] = json.loads(text)["grammars"][0]
+    return {key: value for key, value in found.items() if value is not None and key != "name"}
+
+
+def _check_text(what: str, text: Any) -> None:
+    if not isinstance(text, str):
+        raise ConstraintError(f"{what} is {text!r}; expected text.")
+    if not text.strip():
+        raise ConstraintError(f"{what} is empty.")
+    if len(text) > MAX_BYTES:
+        raise ConstraintError(
+            f"{what} is {len(text):,} characters; at most {MAX_BYTES:,} bytes are taken."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConstraintError(f"{what} holds half of a surrogate pair.") from None

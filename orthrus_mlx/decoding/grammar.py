@@ -1,0 +1,236 @@
+"""Which ids may come next in an answer under a constraint.
+
+Everything here depends on the ids of the answer alone, never on how they were drafted. So every
+mode writes the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import ConstraintError
+from .constraints import LEXER_FUEL, Constraint, described, library
+
+TEXT = "/(.|\\n)*/"  # of thinking: anything but single-token tags, which text never matches
+
+
+class Matcher:
+    """Follows one answer through its grammar.
+
+    An end token is allowed where the answer may end, and alone where nothing can follow. It is not
+    followed: there is nothing behind it.
+    """
+
+    def __init__(self, matcher: Any, vocab_size: int, ends: frozenset[int]):
+        self._matcher, self.vocab_size, self.ends = matcher, vocab_size, ends
+        self._check()
+
+    def fork(self) -> Matcher:
+        """A matcher of its own at the same place."""
+        return Matcher(self._matcher.deep_copy(), self.vocab_size, self.ends)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Go on behind these ids of the answer.
+
+        Raises:
+            ConstraintError: if the grammar does not allow them.
+        """
+        text = [token for token in tokens if token not in self.ends]
+        if text and not self._matcher.consume_tokens(text):
+            self._check()
+
+    def allowed(self, drafts: Sequence[int]) -> np.ndarray:
+        """What may come at the next place and behind each draft.
+
+        Returns:
+            int32 [1 + len(drafts), ceil(vocab_size / 32)]: one bit an id, lowest first. Behind a
+            draft that is not allowed all ids are.
+        """
+        from llguidance import numpy as masks
+
+        bits = masks.allocate_token_bitmask(1 + len(drafts), self.vocab_size)
+        if drafts:
+            run = [(self._matcher, 0, list(drafts))]
+            masks.fill_next_token_bitmask_par_with_draft_tokens(_executor(), run, bits)
+        else:
+            masks.fill_next_token_bitmask(self._matcher, bits)
+        self._check()
+        return bits
+
+    def cut(self, drafts: Sequence[int]) -> list[int]:
+        """The drafts up to the first that is not allowed."""
+        ids = list(drafts)
+        text = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
+        fits = self._matcher.validate_tokens(ids[:text])
+        self._check()
+        if fits == text < len(ids) and _has(self.allowed(ids[:text])[-1], ids[text]):
+            fits += 1
+        return ids[:fits]
+
+    def forced(self, limit: int) -> list[int]:
+        """The ids that must come next, at most `limit`."""
+        return self._walk(limit, None)
+
+    def guess(self, logits: np.ndarray) -> list[int]:
+        """The likeliest ids that may come next.
+
+        Args:
+            logits: float32 [n, vocab_size] of consecutive places, the next one first.
+
+        Returns:
+            up to n ids: at each place the one that must come, or else the likeliest one allowed.
+        """
+        return self._walk(len(logits), logits)
+
+    def _walk(self, limit: int, logits: np.ndarray | None) -> list[int]:
+        found: list[int] = []
+        followed = 0
+        while len(found) < limit:
+            # Several at once, where whole texts are forced: cheaper, and as the tokenizer splits.
+            ids = self._matcher.compute_ff_tokens()[: limit - len(found)]
+            if not ids:
+                ids = self._only() if logits is None else self._likeliest(logits[len(found)])
+            if not ids:
+                break
+            found += ids
+            if ids[-1] in self.ends:
+                break
+            if not self._matcher.consume_tokens(ids):
+                break
+            followed += len(ids)
+        self._check()
+        if followed and not self._matcher.rollback(followed):
+            self._check()
+        return found
+
+    def _only(self) -> list[int]:
+        """The one id that may come next, if there is one."""
+        ids = self.allowed_ids()
+        return ids.tolist() if len(ids) == 1 else []
+
+    def _likeliest(self, row: np.ndarray) -> list[int]:
+        """The likeliest id that may come next; none where nothing may."""
+        best = int(row.argmax())
+        if _has(self.allowed(())[0], best):
+            return [best]
+        ids = self.allowed_ids()
+        return [int(ids[row[ids].argmax()])] if len(ids) else []
+
+    def allowed_ids(self) -> np.ndarray:
+        """The ids that may come next."""
+        octets = self.allowed(())[0].view(np.uint8)
+        return np.flatnonzero(np.unpackbits(octets, count=self.vocab_size, bitorder="little"))
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise ConstraintError(
+                f"The constraint cannot be followed: {self._matcher.get_error().strip()}"
+            )
+
+
+def _has(bits: np.ndarray, token: int) -> bool:
+    """Whether a row of `Matcher.allowed` allows an id."""
+    return bool(bits[token // 32] >> (token % 32) & 1)
+
+
+@functools.cache
+def _executor() -> Any:
+    return library().LLExecutor(1)
+
+
+def mask(logits: mx.array, bits: np.ndarray) -> mx.array:
+    """`logits` [n, vocab_size] with -inf for ids that `bits` (see `Matcher.allowed`) leave out."""
+    n, vocab_size = logits.shape
+    octets = mx.array(bits.view(np.uint8))[:, :, None]
+    allowed = ((octets >> mx.arange(8, dtype=mx.uint8)) & 1).reshape(n, -1)[:, :vocab_size]
+    return mx.where(allowed.astype(mx.bool_), logits, mx.array(-mx.inf, logits.dtype))
+
+
+def compile_constraint(
+    constraint: Constraint,
+    tokenizer: Any,
+    vocab_size: int,
+    ends: frozenset[int],
+    before: Sequence[int],
+    written: Sequence[int] = (),
+) -> Matcher:
+    """The matcher of an answer.
+
+    Where the tokenizer has tags for thinking, the grammar has them too: one grammar from the first
+    token on. Thinking is free text; the constraint holds behind it.
+
+    Args:
+        constraint: what the answer may be.
+        tokenizer: mlx-lm's `TokenizerWrapper` of a fast tokenizer.
+        vocab_size: ids that the model has logits for.
+        ends: ids that end an answer.
+        before: ids of the prompt. Thinking that it opened goes on; if it ends with closed thinking,
+            there is none.
+        written: ids of the answer that an earlier call wrote.
+
+    Raises:
+        ConstraintError: if the tokenizer cannot write what is asked for, or did not in `written`.
+    """
+    llguidance = library()
+    if not ends:
+        raise ConstraintError("A constraint needs an id that ends the answer; there is none.")
+    vocabulary = _vocabulary(tokenizer, vocab_size, ends)
+
+    def tag(text: str) -> str:
+        ids = vocabulary.tokenize_str(text, parse_special=True)
+        return f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(text)
+
+    body = constraint.body(tag)
+    thinking = _thinking(tokenizer, before, tag)
+    if thinking:
+        whole = [{"lark_grammar": f"start: {thinking} @body"}, {"name": "body", **body}]
+    else:
+        whole = [body]
+    limits = llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
+    compiled = llguidance.LLMatcher(vocabulary, described(whole), log_level=0, limits=limits)
+    matcher = Matcher(compiled, vocab_size, ends)
+    if len(matcher.allowed_ids()) == 0:
+        raise ConstraintError("The constraint allows no answer that this tokenizer could write.")
+    matcher.advance(written)
+    return matcher
+
+
+def _thinking(tokenizer: Any, before: Sequence[int], tag: Any) -> str:
+    """What stands before the answer: nothing, or thinking, as a grammar."""
+    if not getattr(tokenizer, "has_thinking", False):
+        return ""
+    ids = list(before)
+    opened, closed = tokenizer.rfind_think_start(ids), tokenizer.rfind_think_end(ids)
+    rest = f'{TEXT} {tag(tokenizer.think_end)} "\\n\\n"'
+    if opened > closed:
+        return rest
+    if closed >= 0 and not tokenizer.decode(ids[closed + 1 :]).strip():
+        return ""
+    return f"({tag(tokenizer.think_start)} {rest})?"
+
+
+_vocabularies: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def _vocabulary(tokenizer: Any, vocab_size: int, ends: frozenset[int]) -> Any:
+    """Llguidance's view of a tokenizer, kept as long as that: a large one takes seconds."""
+    from llguidance.hf import from_tokenizer
+
+    inner = getattr(tokenizer, "_tokenizer", tokenizer)
+    kept = _vocabularies.setdefault(inner, {})
+    key = (vocab_size, ends)
+    if key not in kept:
+        try:
+            kept[key] = from_tokenizer(inner, n_vocab=vocab_size, eos_token=sorted(ends))
+        except ValueError as error:
+            raise ConstraintError(
+                f"This tokenizer ({type(inner).__name__}) cannot be constrained: {error}."
+            ) from None
+    return kept[key]
