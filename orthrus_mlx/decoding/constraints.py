@@ -7,8 +7,9 @@ the work for both.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ConstraintError, brief
@@ -16,6 +17,15 @@ from ..errors import ConstraintError, brief
 MAX_BYTES = 128 << 10  # of one description; compiling a larger one takes seconds
 # Work that compiling may take before it is given up: some 50 ms.
 LEXER_FUEL = 200_000
+
+# Keywords of JSON Schema that llguidance enforces, by what they hold.
+_ONE = ("items", "additionalProperties", "additionalItems")  # schemas
+_SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_VALUES = """type enum const format pattern minLength maxLength multipleOf minimum maximum $ref
+    exclusiveMinimum exclusiveMaximum minItems maxItems required minProperties maxProperties"""
+ENFORCED = (*_VALUES.split(), *_ONE, *_SEVERAL[:-1], *_NAMED)
+OBSOLETE = ("extends", "disallow", "divisibleBy")  # of draft 3, which llguidance takes for notes
 
 Tag = Callable[[str], str]  # how a grammar names a tag, by its text
 
@@ -118,6 +128,14 @@ class JsonSchema(Constraint):
                 f'separators is {parts!r}; expected "," and ":", each with white space or not.'
             )
         super().check()
+        for name in unknown_keywords(self._parsed()):
+            near = get_close_matches(name.lower(), map(str.lower, ENFORCED), n=1, cutoff=0.85)
+            meant = [keyword for keyword in ENFORCED if keyword.lower() in near]
+            if meant or name in OBSOLETE:
+                raise ConstraintError(
+                    f"The JSON Schema cannot be used: its keyword {name!r} would be ignored"
+                    + (f"; did you mean {meant[0]}?" if meant else ".")
+                )
 
 
 @dataclass(frozen=True)
@@ -241,6 +259,23 @@ class ToolCalls(Constraint):
     @property
     def _name(self) -> str:
         return "The grammar of the tools"
+
+
+def unknown_keywords(schema: Any) -> Iterator[str]:
+    """The keywords in a schema, and in those within, that llguidance does not enforce.
+
+    It refuses some by itself; others are notes (title, description, x-...), or misspelt.
+    """
+    if not isinstance(schema, Mapping):
+        return
+    yield from (str(name) for name in schema if name not in ENFORCED)
+    inner = [schema.get(name) for name in _ONE]
+    inner += [s for name in _SEVERAL if isinstance(part := schema.get(name), list) for s in part]
+    inner += [
+        s for name in _NAMED if isinstance(part := schema.get(name), Mapping) for s in part.values()
+    ]
+    for part in inner:
+        yield from unknown_keywords(part)
 
 
 def described(grammars: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,295 @@
+"""Under a constraint every mode writes what constrained plain decoding writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orthrus_mlx import DecodeStats, JsonSchema, Regex, mlx_generate, stream_generate
+from orthrus_mlx.decoding.grammar import compile_constraint
+from orthrus_mlx.errors import ConstraintError
+from tests.amount import few
+
+from .schemas import (
+    VOCAB_SIZE,
+    allowed,
+    demo_tokenizer,
+    grammar_of,
+    matcher,
+    model,
+    one_by_one,
+    schemas,
+    thinking_tokenizer,
+)
+
+WAYS: list[dict[str, Any]] = [
+    {"mode": "parallel", "cycle": "two-pass"},
+    {"mode": "parallel", "cycle": "one-pass"},
+    {"mode": "parallel", "cycle": "alternating"},
+    {"mode": "auto", "calibrate": False},
+    {"mode": "ar"},  # with what the grammar forces
+]
+SEPARATORS = st.sampled_from([(", ", ": "), (",", ":")])
+BUDGET = 40
+
+
+@settings(max_examples=few(20, of=200))
+@given(
+    schemas(),
+    SEPARATORS,
+    st.integers(0, 30),
+    st.integers(2, 16),
+    st.sampled_from([0.0, 0.8]),
+    st.data(),
+)
+def test_ids_are_those_of_constrained_plain_decoding(
+    schema: dict[str, Any],
+    separators: tuple[str, str],
+    seed: int,
+    block_size: int,
+    temperature: float,
+    data: st.DataObject,
+) -> None:
+    """In every way, and when cut anywhere and continued; finished answers are valid."""
+    tokenizer, lm = demo_tokenizer(), model(seed, block_size)
+    constraint = JsonSchema(schema, separators)
+    grammar, prompt = grammar_of(constraint), [5, 6, 7 + seed]
+    ends = tokenizer.eos_token_ids
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_tokens": BUDGET}
+    processors = [one_by_one(tokenizer, grammar, len(prompt))]
+    plain = list(mlx_generate(lm, prompt, ends, mode="ar", logits_processors=processors, **options))
+
+    lm.tokenizer = tokenizer
+    for way in WAYS:
+        assert (
+            list(mlx_generate(lm, prompt, ends, constraint=constraint, **way, **options)) == plain
+        )
+
+    # Cut after any token, and continued by a call that is told what was written.
+    place = data.draw(st.integers(1, len(plain)))
+    if place < len(plain) or plain[-1] not in ends:
+        way = data.draw(st.sampled_from(WAYS))
+        cache = lm.make_cache()
+        first = {**options, "max_tokens": place, "prompt_cache": cache, "constraint": constraint}
+        assert list(mlx_generate(lm, prompt, ends, **way, **first)) == plain[:place]
+        rest = {**first, "max_tokens": BUDGET - place, "written": plain[:place]}
+        known = [*prompt, *plain[: place - 1]]
+        again = mlx_generate(lm, plain[place - 1 : place], ends, cached_ids=known, **way, **rest)
+        assert list(again) == plain[place:]
+
+    check_answer(tokenizer, grammar, schema, plain)
+
+
+def check_answer(tokenizer: Any, grammar: str, schema: Any, ids: list[int]) -> None:
+    """A finished answer is valid; an unfinished one is the beginning of one."""
+    ends = tokenizer.eos_token_ids
+    text = [token for token in ids if token not in ends]
+    state = matcher(tokenizer, grammar)
+    assert state.try_consume_tokens(text) == len(text)
+    if ids[-1] in ends:
+        assert state.is_accepting()
+        instance = json.loads(tokenizer.decode(text))
+        jsonschema.Draft202012Validator(schema).validate(instance)
+
+
+@settings(max_examples=few(20, of=200))
+@given(schemas(), st.integers(0, 30), st.sampled_from([0.0, 0.8]), st.sampled_from(WAYS))
+def test_thinking_is_free_and_what_follows_obeys(
+    schema: dict[str, Any], seed: int, temperature: float, way: dict[str, Any]
+) -> None:
+    """One grammar from the first token on: no draft jumps over the end of thinking."""
+    tokenizer, lm = thinking_tokenizer(), model(seed, 7)
+    start, end = tokenizer.think_start_id, tokenizer.think_end_id
+    ends, constraint = tokenizer.eos_token_ids, JsonSchema(schema)
+    tags, opened = [start, end], [5, 6, start]
+
+    def close(tokens: mx.array, logits: mx.array) -> mx.array:
+        # A random model hardly ever closes its thinking: let it, after some words.
+        said: Any = tokens.tolist()
+        close = end in np.array(said) or len(said) < 12
+        return logits if close else logits + 1e4 * (mx.arange(VOCAB_SIZE) == end)
+
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "seed": seed,
+        "max_tokens": 50,
+        "constraint": constraint,
+        "logits_processors": [close],
+    }
+    lm.tokenizer = tokenizer
+    ids = list(mlx_generate(lm, opened, ends, mode="ar", **options))
+    assert list(mlx_generate(lm, opened, ends, **way, **options)) == ids
+    assert end in ids
+    answer = ids[ids.index(end) + 1 :]
+    assert not set(tags) & set(answer)
+    text = tokenizer.decode([token for token in answer if token not in ends])
+    assert text.startswith("\n\n") or "\n\n".startswith(text)
+    if ids[-1] in ends:
+        jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "first"),
+    [
+        ("", {"<think>", "{"}),  # nothing known: it may think
+        ("<think>\nso", None),  # thinking goes on
+        ("<think>\n\n</think>\n\n", {"{"}),  # the template closed it
+        ("<think>a</think> answered. And now?", {"<think>", "{"}),  # an earlier turn's
+    ],
+)
+def test_where_thinking_may_stand(prompt: str, first: set[str] | None) -> None:
+    tokenizer = thinking_tokenizer()
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    grammar = compile_constraint(
+        JsonSchema({"type": "object"}), tokenizer, VOCAB_SIZE, frozenset({2}), ids
+    )
+    texts = {tokenizer.decode([int(token)]) for token in grammar.allowed_ids()}
+    if first is None:
+        assert {"a", "{", "</think>"} <= texts and "<think>" not in texts
+    else:
+        assert {text[0] if text[0] != "<" else text for text in texts} == first
+
+
+@given(schemas(), st.integers(0, 30), st.data())
+def test_masks_of_a_block_are_those_of_its_places(
+    schema: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    """With a draft that will be rejected, one that is forbidden, or an end, at any place."""
+    tokenizer = demo_tokenizer()
+    constraint = JsonSchema(schema)
+    ends = frozenset(tokenizer.eos_token_ids)
+    grammar = compile_constraint(constraint, tokenizer, VOCAB_SIZE, ends, [])
+    state = matcher(tokenizer, grammar_of(constraint))
+    drafts: list[int] = []
+    rng = np.random.default_rng(seed)
+    for _ in range(data.draw(st.integers(0, 12))):
+        may = np.flatnonzero(allowed(state))
+        token = int(rng.choice(may))
+        drafts.append(token)
+        if token in ends:
+            break
+        assert state.consume_token(token)
+    if data.draw(st.booleans()):
+        drafts.append(int(rng.integers(VOCAB_SIZE)))
+    bits = grammar.allowed(drafts)
+    state = matcher(tokenizer, grammar_of(constraint))
+    for place, draft in enumerate([*drafts, None]):
+        row = np.unpackbits(bits[place].view(np.uint8), bitorder="little")[:VOCAB_SIZE]
+        may = allowed(state)
+        assert (row == may).all(), place
+        if draft is None or not may[draft] or draft in ends:
+            assert place <= len(grammar.cut(drafts)) <= place + 1
+            break
+        assert state.consume_token(draft)
+    # The matcher itself has not moved.
+    assert (grammar.allowed([])[0] == bits[0]).all()
+
+
+@given(schemas(), st.integers(0, 30), st.integers(1, 9))
+def test_guesses_and_forced_ids_are_allowed_and_leave_the_matcher_in_place(
+    schema: dict[str, Any], seed: int, n: int
+) -> None:
+    tokenizer = demo_tokenizer()
+    ends = frozenset(tokenizer.eos_token_ids)
+    grammar = compile_constraint(JsonSchema(schema), tokenizer, VOCAB_SIZE, ends, [])
+    logits = np.random.default_rng(seed).standard_normal((n, VOCAB_SIZE), np.float32)
+    before = grammar.allowed([])
+    guesses, forced = grammar.guess(logits), grammar.forced(n)
+    assert (grammar.allowed([]) == before).all()
+    assert 1 <= len(guesses) <= n and len(forced) <= n
+    for ids in (guesses, forced):
+        assert grammar.cut(ids) == ids
+    assert len(guesses) == n or guesses[-1] in ends
+    assert guesses[: len(forced)] == forced
+    if not forced and guesses[0] != logits[0].argmax():
+        may = grammar.allowed_ids()
+        assert guesses[0] == may[logits[0][may].argmax()]
+
+
+def test_a_text_that_is_forced_needs_no_pass_for_each_token() -> None:
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    text = "Nothing else may be written here, whatever the model would like to say."
+    stats: list[DecodeStats] = []
+    for mode in ("ar", "parallel", "auto"):
+        answer = stream_generate(
+            lm,
+            tokenizer,
+            [5],
+            constraint=Regex(text.replace(".", "\\.")),
+            mode=mode,
+            calibrate=False,
+            on_stats=stats.append,
+        )
+        assert "".join(r.text for r in answer) == text
+        totals = stats.pop()
+        # Split in another way than the tokenizer's by this model, a token may fall.
+        rejected = totals.drafted_tokens - totals.accepted_tokens
+        assert totals.accepted_by["forced"] > 0
+        assert totals.forward_passes <= 1 + totals.generation_tokens / 15 + rejected
+
+
+def test_logprobs_are_the_models_own() -> None:
+    """Without a constraint's mask: nothing is -inf."""
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    for r in stream_generate(lm, tokenizer, [5], constraint=Regex("[ab]{3}"), mode="parallel"):
+        assert mx.isfinite(r.logprobs).all()
+
+
+def test_processors_come_before_the_mask() -> None:
+    """A processor can neither break a constraint nor see it."""
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    seen = []
+
+    def favour(tokens: mx.array, logits: mx.array) -> mx.array:
+        seen.append(bool(mx.isfinite(logits).all()))
+        return logits + 1e3 * (mx.arange(VOCAB_SIZE) == 77)
+
+    options: dict[str, Any] = {"constraint": Regex("[ab]{5}"), "logits_processors": [favour]}
+    answers = {
+        "".join(r.text for r in stream_generate(lm, tokenizer, [5], mode=mode, **options))
+        for mode in ("ar", "parallel")
+    }
+    assert len(answers) == 1 and set(answers.pop()) <= {"a", "b"} and all(seen)
+
+
+def test_what_cannot_be_met_is_an_error() -> None:
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    lm.tokenizer = tokenizer
+    with pytest.raises(ConstraintError, match="needs an id that ends"):
+        mlx_generate(lm, [5], (), constraint=Regex("a"))
+    never = JsonSchema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"})
+    with pytest.raises(ConstraintError):
+        mlx_generate(lm, [5], 2, constraint=never)
+    with pytest.raises(ConstraintError):  # what was written does not fit
+        mlx_generate(lm, [5, 9], 2, constraint=Regex("a"), written=[9])
+
+    def hide(tokens: mx.array, logits: mx.array) -> mx.array:
+        return mx.where(mx.arange(VOCAB_SIZE) == 9, logits, -mx.inf)
+
+    for mode in ("ar", "parallel"):
+        run = mlx_generate(lm, [5], 2, mode=mode, constraint=Regex("a"), logits_processors=[hide])
+        with pytest.raises(ConstraintError, match="leaves no token"):
+            list(run)
+
+
+@settings(max_examples=few(10, of=200))
+@given(schemas(), st.integers(0, 30))
+def test_an_answer_does_not_depend_on_the_prediction(schema: dict[str, Any], seed: int) -> None:
+    tokenizer, lm = demo_tokenizer(), model(seed, 5)
+    options: dict[str, Any] = {"max_tokens": 30, "constraint": JsonSchema(schema)}
+    lm.tokenizer = tokenizer
+    plain = list(mlx_generate(lm, [5], tokenizer.eos_token_ids, mode="ar", **options))
+    wrong = [*plain[:3], 9, 9, *plain[4:]]
+    for prediction in (plain, wrong, tokenizer.decode(plain), [3] * 40):
+        for way in ({"mode": "parallel"}, {"mode": "auto", "calibrate": False}):
+            ids = mlx_generate(
+                lm, [5], tokenizer.eos_token_ids, prediction=prediction, **way, **options
+            )
+            assert list(ids) == plain
