@@ -6,6 +6,7 @@ exactly. It decides speed alone: whatever it plans, the ids are the same.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -131,6 +132,9 @@ class Adaptive:
     tried only on credit: a cycle earns its tokens and pays its time in AR steps, and every AR step
     adds `INCOME`. A trial waits until there is `RESERVE` of what it can lose.
 
+    What a grammar forces costs no draft pass and is hardly ever rejected: decoding without the
+    diffusion view has it too, and drafts must be faster than that (`base_speed`).
+
     No cycle starts beyond a debt of `MAX_DEBT`, but one that verifies drafts already paid for. So,
     by these costs, the answers that share one `Evidence` lose to AR decoding at most `MAX_DEBT`,
     plus the income, plus the cycle in flight: a cycle, or a pass that drafts and the next one.
@@ -138,6 +142,7 @@ class Adaptive:
 
     MAX_CREDIT, MAX_DEBT, INCOME = 12.0, 10.0, 0.015  # AR steps
     RESERVE = 0.5
+    BASE = 4.0  # AR steps that `base_speed` starts from
     HYSTERESIS = 1.02  # how many times as fast as the current policy another must be expected
 
     def __init__(
@@ -146,6 +151,7 @@ class Adaptive:
         self.costs, self.policies = costs, policies
         self.evidence = Evidence() if evidence is None else evidence
         self.ar_speed = 1 / costs.of_ar_step()
+        self._base = (self.BASE, self.BASE * costs.of_ar_step())  # tokens and time
         self.current, self.speed = AR_POLICY, self.ar_speed
         self._stale = 1.0  # how many times as often the drafts of the last pass are rejected
         self._in_flight = False  # whether that pass drafted and verified nothing
@@ -154,40 +160,56 @@ class Adaptive:
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
         """The cycle that is expected to be fastest, or an AR step while drafting does not pay."""
         ready = at_hand.get(DIFFUSION, 0)
-        plan = self.current.plan(budget, ready)
+        own = self.current.plan(budget, ready)
         # Drafts at hand are paid for: to verify them is faster than to make and verify them.
-        fastest = max(self.speed, self._speed_of(plan)) if ready else self.speed
-        proposed = [
-            Plan(n_drafts=min(rows - 1, count, budget - 1), source=source)
-            for source, count in at_hand.items()
-            for rows in self.costs.verify
-            if source != DIFFUSION and min(rows - 1, count, budget - 1) > 0
-        ]
-        for other in proposed:
-            if (speed := self._speed_of(other)) > fastest:
-                fastest, plan = speed, other
-        if plan.is_ar:
-            return AR_STEP
-        if self._in_flight and ready and plan.source == DIFFUSION:
-            return plan
-        # A block cut short at the end of the budget can lose even if all of it is accepted.
-        steps = plan_cost(self.costs, plan, plan.n_drafts) * self.ar_speed
-        if plan.draft_rows and steps >= 1 + plan.n_drafts:
-            return AR_STEP
-        pays = fastest > self.ar_speed
-        least = -self.MAX_DEBT if pays else self.RESERVE * trial_loss(self.costs, plan)
-        return plan if self.evidence.credit > least else AR_STEP
+        fastest = max(self.speed, self._speed_of(own)) if ready else self.speed
+        ranked = [(fastest, own)]
+        at_hand = {source: n for source, n in at_hand.items() if source != DIFFUSION}
+        for source, rows in itertools.product(at_hand, self.costs.verify):
+            plan = Plan(n_drafts=min(rows - 1, at_hand[source], budget - 1), source=source)
+            speed = self._speed_of(plan) if plan.n_drafts > 0 else 0.0
+            if speed > (self.ar_speed if source == FORCED else fastest):
+                ranked.append((speed, plan))
+        ranked.sort(key=lambda pair: -pair[0])
+        return next((plan for speed, plan in ranked if self._may(plan, speed, ready)), AR_STEP)
 
     def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Count the outcome of a cycle, and what it gained on AR decoding."""
-        gain = self.INCOME
-        if not plan.is_ar:
-            gain = 1 + accepted - plan_cost(self.costs, plan, n_drafts) * self.ar_speed
+        """Count the outcome of a cycle, and what it gained on decoding without the draft view."""
+        cost = plan_cost(self.costs, plan, n_drafts)
+        gain = 1 + accepted - cost * self.base_speed
+        if plan.is_ar or plan.source == FORCED:
+            gain = self.INCOME
+            tokens, spent = self._base
+            kept = Evidence.KEPT
+            self._base = (kept * tokens + 1 + accepted, kept * spent + cost)
         self.evidence.credit = min(self.MAX_CREDIT, self.evidence.credit + gain)
         self.evidence.add(plan.source, n_drafts, accepted, self._staleness_of(plan))
         self._stale = staleness(plan, n_drafts, accepted)
         self._in_flight = plan.block_rows > 0 and not n_drafts
         self._choose()
+
+    @property
+    def base_speed(self) -> float:
+        """Tokens per unit of time without drafts that can be done without.
+
+        That is AR decoding, or what it has come to here with what a grammar forces.
+        """
+        tokens, spent = self._base
+        return tokens / spent
+
+    def _may(self, plan: Plan, speed: float, ready: int) -> bool:
+        """Whether a cycle expected to have this speed may run, by what there is to lose."""
+        if plan.is_ar or plan.source == FORCED:
+            return True
+        if self._in_flight and ready and plan.source == DIFFUSION:
+            return True
+        # A block cut short at the end of the budget can lose even if all of it is accepted.
+        steps = plan_cost(self.costs, plan, plan.n_drafts) * self.ar_speed
+        if plan.draft_rows and steps >= 1 + plan.n_drafts:
+            return False
+        pays = speed > self.base_speed
+        least = -self.MAX_DEBT if pays else self.RESERVE * trial_loss(self.costs, plan)
+        return self.evidence.credit > least
 
     def _choose(self) -> None:
         """Take the policy that is expected to be fastest; leave the current one only for more."""
