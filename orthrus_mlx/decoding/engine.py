@@ -159,7 +159,7 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
             # In a block of the trained length the last row is untrained.
             beside = beside[:, : runner.config.block_size - 1]
         cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, beside, launch.fork))
-    if not drafting:  # else the verify pass waits on its forks
+    if all(launch.fork is None for launch in launches):  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
     return cycles
 
