@@ -24,14 +24,15 @@ from benchmarks.simulate import COSTS
 from orthrus_mlx import DecodeStats, JsonSchema, Sampling, load
 from orthrus_mlx.chat.prompt import encode_chat
 from orthrus_mlx.decoding.choosers import LogitsProcessor
-from orthrus_mlx.decoding.cost_model import Costs, plan_cost
+from orthrus_mlx.decoding.cost_model import Costs, plan_cost, within
 from orthrus_mlx.decoding.drafters import ForcedDrafter
 from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.grammar import Matcher, compile_constraint, mask
-from orthrus_mlx.decoding.plan import Plan
+from orthrus_mlx.decoding.plan import ANY_ROWS, Plan
 from orthrus_mlx.decoding.scheduler import Scheduler, make_scheduler
 from orthrus_mlx.decoding.sequence import Request
 from orthrus_mlx.device.calibrate import device_costs
+from orthrus_mlx.device.probe import cached_probe
 
 TEXT = {"type": "string", "maxLength": 16}
 PERSON = {
@@ -119,9 +120,12 @@ class Priced:
 class Bench:
     """One model's answers to one question under one schema."""
 
-    def __init__(self, model: Any, tokenizer: Any, sampling: Sampling, max_tokens: int):
+    def __init__(
+        self, model: Any, tokenizer: Any, sampling: Sampling, max_tokens: int, exact: bool
+    ):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.max_tokens = max_tokens
+        self.row_counts = cached_probe(model).row_counts if exact else ANY_ROWS
         self.ends = frozenset(tokenizer.eos_token_ids)
         self.prompt = encode_chat(tokenizer, [{"role": "user", "content": QUESTION}], {})[0]
 
@@ -154,6 +158,7 @@ class Bench:
             self.sampling,
             self.model.config.mask_token_id,
             processors,
+            self.row_counts,
             grammar=matcher,
         )
         drafters = [ForcedDrafter()] if forced else []
@@ -169,6 +174,7 @@ def main() -> None:
     parser.add_argument("--temp", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--exact", action="store_true", help="exact numerics, as probed here")
     parser.add_argument("--float32", action="store_true", help="compute in float32")
     parser.add_argument("--schema", choices=tuple(SCHEMAS), help="this one only")
     parser.add_argument("--costs", choices=(*COSTS, "here"), default="4-bit 0.32.0")
@@ -178,7 +184,10 @@ def main() -> None:
         model.set_dtype(mx.float32)
     block = model.config.block_size
     costs = device_costs(model, block) if args.costs == "here" else COSTS[args.costs]
-    bench = Bench(model, tokenizer, Sampling(args.temp, seed=args.seed), args.max_tokens)
+    bench = Bench(
+        model, tokenizer, Sampling(args.temp, seed=args.seed), args.max_tokens, args.exact
+    )
+    costs = within(costs, bench.row_counts)
     print(f"{args.model}, temperature {args.temp:g}, costs: {args.costs}\n")
     ways = ("plain", "blind", *FIXED, "forced", "auto")
     names = [*ways, *(f"{way}: speed" for way in (*FIXED, "forced", "auto"))]
