@@ -162,6 +162,7 @@ def generate(
     lm, tokenizer = options.load_model(
         model, revision, quiet=not verbose, adapter_path=adapter_path
     )
+    penalties.check_bias(bias, lm)
     if use_default_chat_template:
         habits.use_default_chat_template(tokenizer)
     for token in extra_eos_token or ():
@@ -180,19 +181,6 @@ def generate(
     more: dict[str, Any] = {}
     if cached is not None:
         more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
-    processors = penalties.make_processors(
-        bias,
-        lm,
-        repetition_penalty=repetition_penalty,
-        repetition_context_size=repetition_context_size,
-        presence_penalty=presence_penalty,
-        presence_context_size=presence_context_size,
-        frequency_penalty=frequency_penalty,
-        frequency_context_size=frequency_context_size,
-    )
-    if processors:
-        more["logits_processors"] = processors
-
     from orthrus_mlx.generate import stream_generate
 
     from .console import note, stderr_console
@@ -221,6 +209,13 @@ def generate(
             min_p=min_p,
             top_k=top_k,
             seed=seed,
+            repetition_penalty=repetition_penalty,
+            repetition_context_size=repetition_context_size,
+            presence_penalty=presence_penalty,
+            presence_context_size=presence_context_size,
+            frequency_penalty=frequency_penalty,
+            frequency_context_size=frequency_context_size,
+            logit_bias=bias,
             stop=stop or [],
             mode=mode.value,
             cycle=cycle.value,

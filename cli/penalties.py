@@ -1,7 +1,6 @@
-"""What bends the logits on the command line: penalties and biases, made by mlx-lm's functions."""
+"""What bends the logits on the command line: penalties and biases, as mlx-lm has them."""
 
 import json
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -55,15 +54,12 @@ def parse_logit_bias(text: str | None) -> dict[int, float]:
         raise _bad_bias("must be a JSON object of token ids and numbers") from None
 
 
-def make_processors(bias: dict[int, float], model: Any, **penalties: Any) -> list[Callable]:
-    """mlx-lm's logits processors for what was asked; none for nothing."""
-    from mlx_lm.sample_utils import make_logits_processors
-
+def check_bias(bias: dict[int, float], model: Any) -> None:
+    """Refuse a bias of an id that the model does not have."""
     for token in bias:
         if not 0 <= token < model.config.vocab_size:
             last = model.config.vocab_size - 1
             raise _bad_bias(f"{token} is no token of this model: ids go from 0 to {last}")
-    return list(make_logits_processors(logit_bias=bias, **penalties))
 
 
 def _finite(number: Any) -> float:

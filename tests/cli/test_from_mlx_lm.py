@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import GenerationError, load, mlx_generate
+from orthrus_mlx import GenerationError, load, mlx_generate, stream_generate
+from orthrus_mlx.chat.prompt import encode_chat
 from orthrus_mlx.cli.habits import REFUSED, rewrite
 from orthrus_mlx.tools import prompt_cache
 
@@ -116,18 +117,35 @@ def test_the_default_chat_template_where_there_is_none() -> None:
     assert own.chat_template == before
 
 
-def test_penalties_are_those_of_mlx_lm(fake: Fake) -> None:  # noqa: F811
-    import mlx.core as mx
-
-    invoke(
+def test_penalties_reach_the_engine(fake: Fake) -> None:  # noqa: F811
+    result = invoke(
         "generate", "hi", "--repetition-penalty", "2", "--repetition-context-size", "1",
         "--presence-penalty", "1", "--frequency-penalty", "0.5", "--frequency-context-size", "3",
     )  # fmt: skip
-    logits = mx.array([[4.0, -4.0, 4.0, 4.0]])
-    for processor in fake.generate.options[0]["logits_processors"]:
-        logits = processor(mx.array([0, 0, 1, 1]), logits)
-    # Repetition: 1. Presence: 0 and 1. Frequency: 0 once, 1 twice.
-    assert logits.tolist() == [[4 - 1 - 0.5, -4 * 2 - 1 - 2 * 0.5, 4, 4]]
+    assert result.exit_code == 0, result.output
+    options = fake.generate.options[0]
+    assert "logits_processors" not in options  # these would be called row by row
+    given = {name: value for name, value in options.items() if "_penalty" in name}
+    assert given == {"repetition_penalty": 2, "presence_penalty": 1, "frequency_penalty": 0.5}
+    sizes = [options[f"{name}_context_size"] for name in ("repetition", "presence", "frequency")]
+    assert sizes == [1, 20, 3]
+
+
+def test_penalties_write_what_those_of_mlx_lm_do() -> None:
+    from mlx_lm.sample_utils import make_logits_processors
+
+    model, tokenizer = load("demo")
+    ids, _ = encode_chat(tokenizer, [{"role": "user", "content": QUESTION}])
+    flags = {"repetition_penalty": 3.0, "presence_penalty": 4.0, "frequency_penalty": 4.0}
+    given = [part for name, x in flags.items() for part in (f"--{name.replace('_', '-')}", str(x))]
+    result = invoke("generate", QUESTION, "--mode", "parallel", "-m", "24", *given)
+    assert result.exit_code == 0, result.output
+    row_by_row = make_logits_processors(**flags)
+    answer = stream_generate(
+        model, tokenizer, ids, max_tokens=24, mode="ar", logits_processors=row_by_row
+    )
+    assert result.stdout.rstrip("\n") == "".join(r.text for r in answer)
+    assert result.stdout != invoke("generate", QUESTION, "-m", "24").stdout
 
 
 def test_a_bias_changes_the_answer_in_every_mode() -> None:
