@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import habits, options, penalties
+from . import habits, options, penalties, structured
 from .cache_prompt import open_cached
 from .options import examples
 
@@ -19,6 +19,11 @@ EXAMPLES = examples(
     'orthrus-mlx generate "Write a haiku about the sea"',
     "orthrus-mlx generate --model chiennv/Orthrus-Qwen3-1.7B -m 512 -p 'Hello!'",
     'orthrus-mlx generate "Three rivers, as JSON" --no-verbose > rivers.json',
+    "orthrus-mlx generate 'Ann is 7 years old. As JSON.' --json-schema person.json",
+    "orthrus-mlx generate 'How tall is a giraffe?' --regex '[0-9]{1,3} (cm|m)'",
+    "orthrus-mlx generate 'Is 7 a prime?' --choices yes,no",
+    "orthrus-mlx generate 'Write 12 plus 7 as a sum.' --grammar sum.lark",
+    "cat a.py | orthrus-mlx generate 'Rename x to n' -m -1 --prediction a.py",
     "cat notes.txt | orthrus-mlx generate 'Summarize this'",
     "orthrus-mlx generate --temp 0.7 --top-p 0.9 --seed 7 'Tell me a story'",
     "orthrus-mlx generate --ignore-chat-template 'Once upon a time'",
@@ -103,6 +108,11 @@ def generate(
     frequency_penalty: penalties.FrequencyPenaltyOption = None,
     frequency_context_size: penalties.FrequencyContextOption = 20,
     logit_bias: penalties.LogitBiasOption = None,
+    json_schema: structured.JsonSchemaOption = None,
+    regex: structured.RegexOption = None,
+    grammar: structured.GrammarOption = None,
+    choices: structured.ChoicesOption = None,
+    prediction: structured.PredictionOption = None,
     max_tokens: options.MaxTokensOption = 100,
     stop: Annotated[
         list[str] | None,
@@ -139,6 +149,10 @@ def generate(
     """
     template_config = options.parse_template_config(chat_template_config)
     bias = penalties.parse_logit_bias(logit_bias)
+    asked = structured.from_flags(
+        json_schema=json_schema, regex=regex, grammar=grammar, choices=choices
+    )
+    predicted = structured.read_prediction(prediction, mode.value)
     for flag, value in (
         ("--system-prompt", system_prompt),
         ("--prefill-response", prefill_response),
@@ -181,6 +195,8 @@ def generate(
     more: dict[str, Any] = {}
     if cached is not None:
         more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
+    from orthrus_mlx.chat.prompt import encode_start
+    from orthrus_mlx.constrained import is_whole
     from orthrus_mlx.generate import stream_generate
 
     from .console import note, stderr_console
@@ -191,6 +207,13 @@ def generate(
 
     notes = stderr_console()
     progress = stderr_console(quiet=not verbose)
+    matcher, written = None, []
+    if prefill_response is not None:
+        written = encode_start(tokenizer, sent, prefill_response)
+    if asked is not None:
+        before = [*more.get("cached_ids", ()), *ids[: len(ids) - len(written)]]
+        matcher = structured.prepare(asked, lm, tokenizer, before, written, progress)
+        more |= {"constraint": asked.constraint}
     aside = None if show_thinking else progress
     printer = _Printer(aside, sent, think_tags(tokenizer))
     with (
@@ -216,6 +239,8 @@ def generate(
             frequency_penalty=frequency_penalty,
             frequency_context_size=frequency_context_size,
             logit_bias=bias,
+            written=written,
+            prediction=predicted,
             stop=stop or [],
             mode=mode.value,
             cycle=cycle.value,
@@ -237,7 +262,12 @@ def generate(
             note(notes, line)
         if why := no_drafts_line(last, mode.value, BY_FLAG):
             note(notes, why)
-    cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks)
+    unfinished = ""
+    if asked is not None and matcher is not None and not is_whole(matcher, printer.said):
+        unfinished = asked.noun
+    cut = cut_line(
+        last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks, unfinished=unfinished
+    )
     if verbose and cut is not None:
         note(notes, cut)
     if interrupt.noted:
@@ -343,6 +373,7 @@ class _Printer:
         from .thinking import Answer
 
         self.last: Any = None  # the last response
+        self.said: list[int] = []  # the ids of the answer
         self._screen = PlainScreen(sys.stdout, aside)
         self._answer = Answer(self._screen.write, prompt, tags)
 
@@ -356,6 +387,7 @@ class _Printer:
         with self._screen, closing(responses):
             try:
                 for self.last in responses:
+                    self.said.append(self.last.token)
                     self._answer.feed(self.last.text)
             finally:
                 self._answer.finish()

@@ -21,7 +21,9 @@ BY_COMMAND = Remedies(
 FEW = 16  # tokens: a shorter answer says nothing of how drafts would do
 
 
-def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> str | None:
+def cut_line(
+    last: Any, remedies: Remedies, *, stopped: bool, thinks: bool, unfinished: str = ""
+) -> str | None:
     """Say what cut an answer short and what to do; None if it came to its own end.
 
     Args:
@@ -29,8 +31,11 @@ def cut_line(last: Any, remedies: Remedies, *, stopped: bool, thinks: bool) -> s
         remedies: what to do about it.
         stopped: whether Ctrl-C was pressed.
         thinks: whether the model was still thinking.
+        unfinished: what a constraint asks for and the answer is not yet: "JSON" or "text".
     """
     where = " while thinking, before the answer began" if thinks else ""
+    if unfinished and not thinks:
+        where = f" with the {unfinished} unfinished"
     cut = last.cut if last is not None else None
     if cut == "max_tokens":
         flag, count = remedies.max_tokens, last.generation_tokens

@@ -33,6 +33,7 @@ HEADER_BYTES = 16 * MIB  # of a safetensors file: some 100,000 tensors
 MEASURED_BYTES = MIB
 OPTIONS_BYTES = MIB
 CONVERSATION_BYTES = 64 * MIB
+PREDICTION_BYTES = 4 * MIB  # more than any context holds
 LINE_BYTES = 64 * MIB  # of prompts or training data, whose files may be of any size
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")

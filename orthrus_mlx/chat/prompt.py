@@ -59,6 +59,7 @@ def encode_chat(
 
     If `unfinished`, the last message is not over, and the prompt ends with it. The first `skip`
     characters are left out. Markup in a message is encoded as text, and a warning says so.
+    No token reaches across the start of an unfinished answer: none would if the model wrote it.
     """
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
@@ -80,9 +81,33 @@ def encode_chat(
         getattr(tokenizer, "think_end", None) or "</think>",
     )
     text = text[skip:]
-    parts = text.split(cut) if markup else [text]
+    start = ""
+    if unfinished and messages[-1].get("role") == "assistant":
+        start = _start_in(text, str(messages[-1]["content"]))
+    halves = [text.removesuffix(start), start] if start else [text]
+    parts = [part for half in halves for part in (half.split(cut) if markup else [half])]
     ids = [id for part in parts for id in encode_text(tokenizer, part, add_special_tokens=False)]
     return ids, "".join(parts)
+
+
+def encode_start(tokenizer: Any, text: str, answer: str) -> list[int]:
+    """The ids of an unfinished answer, which are the last ones of a prompt from `encode_chat`.
+
+    Args:
+        tokenizer: the one that encoded the prompt.
+        text: the text of the prompt.
+        answer: the last message.
+    """
+    message = {"role": "assistant", "content": _start_in(text, answer)}
+    cut, messages, _ = cut_markup(tokenizer, [message])
+    parts = messages[0]["content"].split(cut)
+    return [id for part in parts for id in encode_text(tokenizer, part, add_special_tokens=False)]
+
+
+def _start_in(text: str, answer: str) -> str:
+    """An unfinished answer as a template wrote it at the end of `text`; some strip white space."""
+    written = (answer, answer.lstrip(), answer.strip())
+    return next((start for start in written if text.endswith(start)), "")
 
 
 def cut_markup(

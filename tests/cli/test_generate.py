@@ -34,10 +34,10 @@ class Fake:
         return FakeModel(), self.tokenizer
 
 
-NO_PENALTIES = {
+NOT_ASKED = {
     "repetition_penalty": None, "repetition_context_size": 20, "presence_penalty": None,
     "presence_context_size": 20, "frequency_penalty": None, "frequency_context_size": 20,
-    "logit_bias": {},
+    "logit_bias": {}, "written": [], "prediction": None,
 }  # fmt: skip
 
 
@@ -137,7 +137,7 @@ def test_options_reach_the_engine(fake: Fake) -> None:
         "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1, "seed": 4,
         "mode": "ar", "cycle": "one-pass", "numerics": "exact", "stop": ["A", "B"],
         "prefill_step_size": 64, "block_size": 8, "calibrate": False,
-        "kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 7, **NO_PENALTIES,
+        "kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 7, **NOT_ASKED,
     }  # fmt: skip
     assert fake.tokenizer.eos_added == ["<end>"]
     assert result.stdout == "An an\n"
@@ -152,7 +152,7 @@ def test_the_defaults_are_those_of_mlx_lm(fake: Fake) -> None:
         "max_tokens": 100, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
         "seed": None, "mode": "auto", "cycle": "auto", "numerics": "fast", "stop": [],
         "prefill_step_size": 2048, "block_size": None, "calibrate": True,
-        "kv_bits": None, "kv_group_size": 64, "quantized_kv_start": 5000, **NO_PENALTIES,
+        "kv_bits": None, "kv_group_size": 64, "quantized_kv_start": 5000, **NOT_ASKED,
     }  # fmt: skip
 
 
