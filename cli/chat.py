@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from . import options
+from . import options, structured
 from .options import examples
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ EXAMPLES = examples(
     'orthrus-mlx chat --temp 0.7 --system-prompt "Answer in rhymes"',
     "orthrus-mlx chat --continue",
     "orthrus-mlx chat --load trip.json",
+    "orthrus-mlx chat --json-schema person.json",
+    "orthrus-mlx chat --choices yes,no < questions.txt",
     "orthrus-mlx chat < questions.txt > answers.txt",
 )
 
@@ -67,6 +69,10 @@ def chat(
     min_p: Annotated[float | None, _own_default(options.MinPOption)] = None,
     top_k: Annotated[int | None, _own_default(options.TopKOption)] = None,
     seed: options.SeedOption = None,
+    json_schema: structured.JsonSchemaOption = None,
+    regex: structured.RegexOption = None,
+    grammar: structured.GrammarOption = None,
+    choices: structured.ChoicesOption = None,
     max_tokens: options.MaxTokensOption = 256,
     mode: options.ModeOption = options.Mode.auto,
     cycle: options.CycleOption = options.Cycle.auto,
@@ -74,22 +80,41 @@ def chat(
     block_size: options.BlockSizeOption = None,
     calibrate: options.CalibrateOption = True,
     prefill_step_size: options.PrefillStepSizeOption = 2048,
+    kv_bits: options.KvBitsOption = None,
+    kv_group_size: options.KvGroupSizeOption = 64,
+    quantized_kv_start: options.QuantizedKvStartOption = 5000,
 ) -> None:
     """Talk with a model, turn by turn.
 
     Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message;
     /bye ends. Into a pipe, answers are plain text, and reasoning goes to stderr.
     """
+    from orthrus_mlx import GenerationOptions
+
     from .console import note, stderr_console
     from .conversation import Conversation
     from .last_chat import keep_cache, keep_last, load_cache, load_last
+    from .render import PlainScreen
     from .settings import Settings
     from .slash import describe_loaded, note_missing_switch
     from .thinking import think_tags
 
     template_config = options.parse_template_config(chat_template_config)
+    asked = structured.from_flags(
+        json_schema=json_schema, regex=regex, grammar=grammar, choices=choices
+    )
     if load and go_on:
         raise typer.BadParameter("cannot be combined with --continue", param_hint="--load")
+    extra: dict[str, Any] = {
+        "block_size": block_size,
+        "calibrate": calibrate,
+        "prefill_step_size": prefill_step_size,
+        "kv_bits": kv_bits,
+        "kv_group_size": kv_group_size,
+        "quantized_kv_start": quantized_kv_start,
+    }
+    GenerationOptions(numerics=numerics.value, **extra)  # refuses what no answer could take
+    quantized = f" {kv_bits} {kv_group_size} {quantized_kv_start}" if kv_bits is not None else ""
     notes = stderr_console()
     conversation = Conversation.load(load) if load else load_last() if go_on else Conversation()
     if system_prompt is not None:
@@ -115,8 +140,12 @@ def chat(
     flags = {"temp": temp, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     _set_sampling(settings, {k: v for k, v in flags.items() if v is not None}, lm, notes)
     session = ChatSession(lm, tokenizer, template_config=template_config)
+    if asked is not None:
+        with structured.building(notes):
+            session.prepare(asked.constraint)
+        settings.asked = asked
     if go_on:
-        load_cache(session)
+        load_cache(session, quantized)
     if think is not None:
         note_missing_switch(session, notes)
     name = options.DEMO if model is None else model
@@ -131,13 +160,10 @@ def chat(
         think_tags=think_tags(tokenizer),
         interactive=interactive,
         keep=keep_last(name, notes),
-        extra_options={
-            "block_size": block_size,
-            "calibrate": calibrate,
-            "prefill_step_size": prefill_step_size,
-        },
+        extra_options=extra,
+        exact_screen=None if plain else PlainScreen(sys.stdout, None if show_thinking else notes),
     ).run()
-    keep_cache(session)
+    keep_cache(session, quantized)
 
 
 def _set_sampling(

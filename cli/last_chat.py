@@ -65,9 +65,12 @@ def keep_last(model: str, notes: Console) -> Callable[[Conversation], None]:
     return keep
 
 
-def keep_cache(session: ChatSession) -> None:
-    """Keep the cache of the last conversation, where it is not too large."""
-    key, path = _weights(session.model), last_chat_path()
+def keep_cache(session: ChatSession, quantized: str = "") -> None:
+    """Keep the cache of the last conversation, where it is not too large.
+
+    `quantized` says how it is quantized, if it is: another chat that does so may take it up.
+    """
+    key, path = _key(session, quantized), last_chat_path()
     if key is None or path is None or session.cache_bytes > LARGEST_CACHE:
         return
     path = path.with_suffix(".safetensors")
@@ -80,11 +83,16 @@ def keep_cache(session: ChatSession) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_cache(session: ChatSession) -> None:
-    """Take up the cache of the last conversation, if it was made by the same weights."""
-    key, path = _weights(session.model), last_chat_path()
+def load_cache(session: ChatSession, quantized: str = "") -> None:
+    """Take up the cache of the last conversation, if the same weights made it, quantized alike."""
+    key, path = _key(session, quantized), last_chat_path()
     if key is not None and path is not None:
         session.load_cache(path.with_suffix(".safetensors"), key)
+
+
+def _key(session: ChatSession, quantized: str) -> str | None:
+    weights = _weights(session.model)
+    return weights and weights + quantized
 
 
 def _make_private(path: Path) -> None:

@@ -43,13 +43,20 @@ class Session(Protocol):
     def reset(self) -> None:
         """Forget everything."""
 
+    def prepare(self, constraint: Any) -> None:
+        """Make what a constraint needs."""
+
+    def is_whole(self, constraint: Any) -> bool:
+        """Whether the last answer, which this constrained, may end where it does."""
+
 
 class Chat:
     """One chat: who reads, who answers, where it shows, and what was said so far.
 
     When nobody is there to react (`interactive=False`, input from a pipe), every line is a message,
     but for /bye, and the first error or Ctrl-C ends the chat; otherwise it goes on.
-    `keep` is called after each line that was dealt with.
+    `keep` is called after each line that was dealt with. What a constraint shapes goes to
+    `exact_screen`, if there is one: JSON is no Markdown.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Chat:
         think_tags: tuple[str, str] = DEFAULT_TAGS,
         interactive: bool = True,
         extra_options: Mapping[str, Any] | None = None,
+        exact_screen: Screen | None = None,
         keep: Callable[[Conversation], None] = lambda conversation: None,
     ) -> None:
         self.session = session
@@ -74,7 +82,7 @@ class Chat:
         self.settings = settings or Settings()
         self.totals = Totals()
         self._reader = reader
-        self._screen = screen
+        self._screens = {False: screen, True: exact_screen or screen}
         self._think_tags = think_tags
         self._interactive = interactive
         self._extra_options = dict(extra_options or {})
@@ -140,14 +148,15 @@ class Chat:
     def _answer(self, question: str, attempt: int) -> Turn | None:
         """Stream an answer to the screen; None if it was stopped before its first token."""
         last: Any = None
+        screen = self._screens[self.settings.asked is not None]
         self.session.thinking = self.settings.thinking.wanted
         with (
             answering() as ctrl_c,
-            self._screen,
+            screen,
             prefill_bar(self.notes, ctrl_c.check) as reading,
             probe_bar(self.notes, ctrl_c.check) as probing,
         ):
-            answer = Answer(self._screen.write)
+            answer = Answer(screen.write)
             responses = self.session.stream(
                 self.conversation.messages(question),
                 **self.settings.options(attempt),
@@ -160,7 +169,7 @@ class Chat:
                     for response in responses:
                         if last is None:
                             prompt = self.session.prompt_text
-                            answer = Answer(self._screen.write, prompt, self._think_tags)
+                            answer = Answer(screen.write, prompt, self._think_tags)
                         last = response
                         answer.feed(response.text)
                         ctrl_c.check()
@@ -186,7 +195,11 @@ class Chat:
         if line and not self._told_why:  # once a chat
             self._told_why = True
             note(self.notes, line)
-        if line := cut_line(last, self._remedies, stopped=stopped, thinks=thinks):
+        asked = self.settings.asked
+        whole = asked is None or self.session.is_whole(asked.constraint)
+        unfinished = "" if whole or asked is None else asked.noun
+        line = cut_line(last, self._remedies, stopped=stopped, thinks=thinks, unfinished=unfinished)
+        if line:
             note(self.notes, line)
         if self._interactive:
             self.notes.print()

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from orthrus_mlx.checkpoint.config import read_json
 from orthrus_mlx.errors import OrthrusError
 
+from . import structured
 from .options import MAX_SEED, Cycle, Mode, Numerics, Thinking
 
 
@@ -53,6 +55,10 @@ def _between(value: Any, low: float, high: float) -> Any:
     return value
 
 
+def _constraint(kind: str, text: str) -> structured.Asked | None:
+    return None if text.lower() == "none" else structured.read(kind, text)
+
+
 def _one_of(names: type[StrEnum]) -> Setting:
     choices = tuple(name.value for name in names)
     return Setting(names, ", ".join(choices), choices)
@@ -69,7 +75,12 @@ SETTINGS = {
     "mode": _one_of(Mode),
     "cycle": _one_of(Cycle),
     "numerics": _one_of(Numerics),
+    "json_schema": Setting(partial(_constraint, "json_schema"), "a file, JSON text, or none"),
+    "regex": Setting(partial(_constraint, "regex"), "a regular expression, or none"),
+    "grammar": Setting(partial(_constraint, "grammar"), "a file in Lark or GBNF, or none"),
+    "choices": Setting(partial(_constraint, "choices"), "texts with commas between, or none"),
 }
+FILES = ("json_schema", "grammar")  # settings that may name a file
 
 # What mlx-lm and Ollama call them.
 _ALIASES = {"temperature": "temp", "num_predict": "max_tokens", "think": "thinking"}
@@ -104,7 +115,7 @@ _CONFIG_KEYS = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_
 
 @dataclass
 class Settings:
-    """Sampling and decoding settings."""
+    """Sampling and decoding settings; `asked` is the one constraint."""
 
     temp: float = 0.0
     top_p: float = 1.0
@@ -116,6 +127,7 @@ class Settings:
     mode: Mode = Mode.auto
     cycle: Cycle = Cycle.auto
     numerics: Numerics = Numerics.fast
+    asked: structured.Asked | None = None
 
     def set(self, name: str, text: str) -> str:
         """Read a value from text, if any, or say what was expected; return what holds now."""
@@ -124,10 +136,15 @@ class Settings:
             return f"{name} = {self._show(name)}"
         try:
             value = SETTINGS[name].read(text)
+        except OrthrusError:  # of a constraint, which says what is wrong
+            raise
         except ValueError:
             takes = SETTINGS[name].takes
             raise SettingError(f"{name} cannot be {text!r}; it takes {takes}.") from None
-        setattr(self, name, value)
+        if name not in structured.KINDS:
+            setattr(self, name, value)
+        elif value is not None or self._asked(name):
+            self.asked = value
         return f"{name} = {self._show(name)}"
 
     def _known(self, name: str) -> str:
@@ -143,11 +160,17 @@ class Settings:
     def lines(self) -> list[str]:
         """List all settings and what they take."""
         return [
-            f"{name:<12}{self._show(name):<10}{setting.takes}" for name, setting in SETTINGS.items()
+            f"{name:<12}{shorten(self._show(name), 30):<9} {setting.takes}"
+            for name, setting in SETTINGS.items()
         ]
 
     def _show(self, name: str) -> str:
+        if name in structured.KINDS:
+            return self.asked.text if self.asked and self._asked(name) else "none"
         return str(getattr(self, name)).lower()
+
+    def _asked(self, kind: str) -> bool:
+        return self.asked is not None and self.asked.kind == kind
 
     def options(self, attempt: int = 0) -> dict[str, Any]:
         """Give the arguments for `stream_generate`; each attempt at an answer has its own seed."""
@@ -161,4 +184,11 @@ class Settings:
             "mode": self.mode.value,
             "cycle": self.cycle.value,
             "numerics": self.numerics.value,
+            "constraint": self.asked.constraint if self.asked else None,
         }
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """Text in one line, cut where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,10 +1,11 @@
 """The slash commands of a chat."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -13,8 +14,9 @@ from orthrus_mlx.errors import OrthrusError
 from .console import note
 from .conversation import Conversation
 from .reader import complete_path
-from .settings import SETTINGS, Settings
+from .settings import FILES, SETTINGS, Settings, shorten
 from .stats import Totals, acceptance, plural, speed
+from .structured import building
 from .thinking import NO_SWITCH
 
 
@@ -31,6 +33,9 @@ class Cache(Protocol):
 
     def reset(self) -> None:
         """Forget everything."""
+
+    def prepare(self, constraint: Any) -> None:
+        """Make what a constraint needs."""
 
 
 class ChatState(Protocol):
@@ -104,6 +109,8 @@ def complete(text: str) -> Iterable[str]:
     setting, space, value = argument.partition(" ")
     if not space:
         return [f"/set {known} " for known in SETTINGS if known.startswith(setting)]
+    if setting in FILES:
+        return [f"/set {setting} {path}" for path in complete_path(value)]
     choices = SETTINGS[setting].choices if setting in SETTINGS else ()
     return [f"/set {setting} {choice}" for choice in choices if choice.startswith(value)]
 
@@ -169,7 +176,7 @@ class SlashCommands:
     def _ask(self, question: str, line: str, command: str) -> None:
         self._doubt = _Doubt(line, command)
         self._note(question)
-        self._note(f"y runs {_shorten(command)}, n sends your line as a message.")
+        self._note(f"y runs {shorten(command)}, n sends your line as a message.")
 
     def _run(self, text: str) -> None:
         name, argument = _split(text)
@@ -204,7 +211,7 @@ class SlashCommands:
         turns = self._chat.conversation.turns
         if not turns:
             raise CommandError("There is nothing to undo.")
-        self._note(f"Taken back: {_shorten(turns.pop().question)}")
+        self._note(f"Taken back: {shorten(turns.pop().question)}")
 
     def _retry(self, _: str) -> None:
         if not self._chat.conversation.turns:
@@ -232,12 +239,22 @@ class SlashCommands:
         if text.split(maxsplit=1)[0] == "system":
             self._system(text.removeprefix("system").strip())
             return
-        name, _, value = text.replace("=", " ", 1).partition(" ")
+        # NAME VALUE or NAME=VALUE; a value may hold = and line breaks.
+        name, value = re.fullmatch(r"([^\s=]*)\s*=?(.*)", text, re.DOTALL).groups()
         if name == "nothink":
             name, value = "thinking", "off"
         elif name == "think" and not value.strip():
             value = "on"
-        self._note(settings.set(name, value.strip()))
+        before = settings.asked
+        said = settings.set(name, value.strip())
+        if settings.asked is not None and settings.asked is not before:
+            try:
+                with building(self._chat.notes):
+                    self._chat.session.prepare(settings.asked.constraint)
+            except BaseException:
+                settings.asked = before
+                raise
+        self._note(said)
         if value and settings.thinking.wanted is not None and "think" in name:
             note_missing_switch(self._chat.session, self._chat.notes)
 
@@ -278,9 +295,9 @@ def describe_loaded(conversation: Conversation) -> str:
     if conversation.path is not None:
         line += f" from {_shown(conversation.path)}"
     if conversation.pending is not None:
-        line += f"; now to answer: {_shorten(conversation.pending)}"
+        line += f"; now to answer: {shorten(conversation.pending)}"
     elif conversation.turns:
-        line += f"; the last was: {_shorten(conversation.turns[-1].question)}"
+        line += f"; the last was: {shorten(conversation.turns[-1].question)}"
     return line
 
 
@@ -315,8 +332,3 @@ def _nearest(name: str) -> str | None:
     near = get_close_matches(name, alike, n=1, cutoff=0.75)
     near += [command for command in _KNOWN if name and command.startswith(name)]
     return near[0] if near else None
-
-
-def _shorten(text: str, width: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= width else line[: width - 1] + "…"

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_lm.models.cache import (
     KVCache,
+    QuantizedKVCache,
     load_prompt_cache,
     make_prompt_cache,
     save_prompt_cache,
@@ -15,7 +16,9 @@ from mlx_lm.models.cache import (
 )
 
 from .chat.prompt import encode_chat
+from .constrained import is_whole, prepare_constraint
 from .decoding.consensus import common_prefix
+from .decoding.constraints import Constraint
 from .decoding.scheduler import Evidence
 from .errors import GenerationError
 from .files import check_tensor_file
@@ -61,7 +64,11 @@ class ChatSession:
         """Forget everything and give the cache's memory back."""
         self._cache: list[Any] = make_prompt_cache(self.model)
         self._held: list[int] = []  # the ids that the cache holds
-        self._evidence = Evidence()  # how many drafts were accepted in this conversation
+        # How many drafts were accepted in this conversation, by whether a constraint held: that
+        # makes it easier to guess.
+        self._evidence = {False: Evidence(), True: Evidence()}
+        self._asked: list[int] = []  # the ids of the last prompt
+        self._said: list[int] = []  # the ids of the last answer
 
     @property
     def has_thinking_switch(self) -> bool:
@@ -94,13 +101,14 @@ class ChatSession:
         self.reused_tokens = shared
 
         said: list[int] = []
+        self._asked, self._said = ids, said
         answer = stream_generate(
             self.model,
             self.tokenizer,
             ids[shared:],
             prompt_cache=self._cache,
             cached_ids=ids[:shared],
-            evidence=self._evidence,
+            evidence=self._evidence[options.get("constraint") is not None],
             **options,
         )
         try:
@@ -117,8 +125,24 @@ class ChatSession:
             raise
         self._hold(ids + said)
 
+    def prepare(self, constraint: Constraint) -> None:
+        """Make what a constraint needs, which takes seconds for the first of a large vocabulary.
+
+        Raises:
+            ConstraintError: if the tokenizer cannot write what is asked for.
+        """
+        prepare_constraint(constraint, self.model, self.tokenizer)
+
+    def is_whole(self, constraint: Constraint) -> bool:
+        """Whether the last answer, which this constrained, may end where it does."""
+        matcher = prepare_constraint(constraint, self.model, self.tokenizer, self._asked)
+        return is_whole(matcher, self._said)
+
     def save_cache(self, path: Path, key: str) -> None:
-        """Write the cache to a file `*.safetensors`, for a session with the same `key`."""
+        """Write the cache to a file `*.safetensors`, for a session with the same `key`.
+
+        The key stands for all that the cache depends on: the weights, and how it is quantized.
+        """
         layers = self._cache if self._held else []
         save_prompt_cache(str(path), layers, {"key": key, "ids": json.dumps(self._held)})
 
@@ -132,7 +156,8 @@ class ChatSession:
         except Exception:
             return
         fits = metadata["key"] == key and len(cache) == len(self._cache)
-        if fits and all(type(c) is KVCache and c.offset == len(ids) for c in cache):
+        kinds = (KVCache, QuantizedKVCache)
+        if fits and all(type(c) in kinds and c.offset == len(ids) for c in cache):
             self._cache, self._held = cache, ids
 
     def _hold(self, ids: list[int]) -> None:

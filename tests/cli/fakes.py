@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from orthrus_mlx.cli.thinking import Kind
+from orthrus_mlx.errors import ConstraintError
 
 EOS = 0
 
@@ -139,6 +140,9 @@ class FakeSession:
         self.cached_tokens = 0
         self.prompt_text = opening
         self.resets = 0
+        self.prepared: list[Any] = []
+        self.cannot_write = False
+        self.whole = True
         self.thinking: bool | None = None
         self.has_thinking_switch = True
 
@@ -150,6 +154,14 @@ class FakeSession:
 
     def reset(self) -> None:
         self.resets += 1
+
+    def prepare(self, constraint: Any) -> None:
+        self.prepared.append(constraint)
+        if self.cannot_write:
+            raise ConstraintError("No.")
+
+    def is_whole(self, constraint: Any) -> bool:
+        return self.whole
 
 
 class FakeReader:
