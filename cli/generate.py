@@ -189,6 +189,7 @@ def generate(
         think,
         prefill_response,
         cached=cached is not None,
+        apart=prefill_response is not None and (asked is not None or predicted is not None),
         raw=ignore_chat_template or (cached is not None and cached.raw),
         quiet=not verbose,
     )
@@ -208,7 +209,7 @@ def generate(
     notes = stderr_console()
     progress = stderr_console(quiet=not verbose)
     matcher, written = None, []
-    if prefill_response is not None:
+    if prefill_response is not None and (asked is not None or predicted is not None):
         written = encode_start(tokenizer, sent, prefill_response)
     if asked is not None:
         before = [*more.get("cached_ids", ()), *ids[: len(ids) - len(written)]]
@@ -320,6 +321,7 @@ def _encode(
     prefill: str | None,
     *,
     cached: bool,
+    apart: bool,
     raw: bool,
     quiet: bool,
 ) -> tuple[list[int], str]:
@@ -335,7 +337,7 @@ def _encode(
     parts = system_prompt is not None or prefill is not None
     if not raw and (tokenizer.has_chat_template or parts):
         if cached:
-            return continue_chat(tokenizer, message, template_config, prefill)
+            return continue_chat(tokenizer, message, template_config, prefill, apart)
         messages = [{"role": "user", "content": message}]
         if system_prompt is not None:
             messages.insert(0, {"role": "system", "content": system_prompt})
@@ -345,7 +347,7 @@ def _encode(
             messages.append({"role": "assistant", "content": prefill})
         unfinished = prefill is not None
         config = {**template_config, **thinking_config(think)}
-        return encode_chat(tokenizer, messages, config, unfinished=unfinished)
+        return encode_chat(tokenizer, messages, config, unfinished=unfinished, apart=apart)
     if not raw and not quiet:
         note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
     # What is cached has the special token that a text begins with.

@@ -54,12 +54,14 @@ def encode_chat(
     *,
     unfinished: bool = False,
     skip: int = 0,
+    apart: bool = False,
 ) -> tuple[list[int], str]:
     """Turn messages into the prompt for the next answer: its ids, and its text.
 
     If `unfinished`, the last message is not over, and the prompt ends with it. The first `skip`
     characters are left out. Markup in a message is encoded as text, and a warning says so.
-    No token reaches across the start of an unfinished answer: none would if the model wrote it.
+    If `apart`, no token reaches across the start of the last message: none would if the model wrote
+    it. See `encode_start`.
     """
     if not tokenizer.has_chat_template:
         raise ChatTemplateError(
@@ -81,9 +83,7 @@ def encode_chat(
         getattr(tokenizer, "think_end", None) or "</think>",
     )
     text = text[skip:]
-    start = ""
-    if unfinished and messages[-1].get("role") == "assistant":
-        start = _start_in(text, str(messages[-1]["content"]))
+    start = _start_in(text, messages[-1]["content"]) if apart else ""
     halves = [text.removesuffix(start), start] if start else [text]
     parts = [part for half in halves for part in (half.split(cut) if markup else [half])]
     ids = [id for part in parts for id in encode_text(tokenizer, part, add_special_tokens=False)]
@@ -91,7 +91,9 @@ def encode_chat(
 
 
 def encode_start(tokenizer: Any, text: str, answer: str) -> list[int]:
-    """The ids of an unfinished answer, which are the last ones of a prompt from `encode_chat`.
+    """The ids of an unfinished answer, which end a prompt that `encode_chat` encoded `apart`.
+
+    White space at its start is left to the prompt: templates strip it or bring some of their own.
 
     Args:
         tokenizer: the one that encoded the prompt.
@@ -106,8 +108,7 @@ def encode_start(tokenizer: Any, text: str, answer: str) -> list[int]:
 
 def _start_in(text: str, answer: str) -> str:
     """An unfinished answer as a template wrote it at the end of `text`; some strip white space."""
-    written = (answer, answer.lstrip(), answer.strip())
-    return next((start for start in written if text.endswith(start)), "")
+    return next((s for s in (answer.lstrip(), answer.strip()) if text.endswith(s)), "")
 
 
 def cut_markup(

@@ -136,17 +136,24 @@ def with_suffix(path: str | Path) -> Path:
 
 
 def continue_chat(
-    tokenizer: Any, message: str, template_config: Mapping[str, Any], prefill: str | None = None
+    tokenizer: Any,
+    message: str,
+    template_config: Mapping[str, Any],
+    prefill: str | None = None,
+    apart: bool = False,
 ) -> tuple[list[int], str]:
     """The ids and text that go on with a cached chat's last message, and ask for the answer.
 
-    As in mlx-lm, what was cached is the beginning of the user's message.
+    As in mlx-lm, what was cached is the beginning of the user's message. `prefill` begins the
+    answer; for `apart` see `encode_chat`.
     """
     answer = [] if prefill is None else [{"role": "assistant", "content": prefill}]
 
     def encode(content: str, skip: int = 0) -> tuple[list[int], str]:
         messages = [{"role": "user", "content": content}, *answer]
-        return encode_chat(tokenizer, messages, template_config, unfinished=bool(answer), skip=skip)
+        return encode_chat(
+            tokenizer, messages, template_config, unfinished=bool(answer), skip=skip, apart=apart
+        )
 
     place = encode(QUERY)[1].find(QUERY)
     if place < 0:

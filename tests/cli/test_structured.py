@@ -147,11 +147,13 @@ def test_no_token_reaches_across_the_start_of_an_answer(answer: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer._tokenizer, "chat_template", merging)
         patch.setattr(orthrus_mlx.chat.prompt.warnings, "warn", lambda *_, **__: None)
-        ids, text = encode_chat(tokenizer, messages, unfinished=True)
+        ids, text = encode_chat(tokenizer, messages, unfinished=True, apart=True)
     start = encode_start(tokenizer, text, answer)
     assert ids[len(ids) - len(start) :] == start
-    assert ids[: len(ids) - len(start)] == encode_text(tokenizer, "Th", add_special_tokens=False)
-    assert tokenizer.decode(start) == text.removeprefix("Th")
+    space = answer[: len(answer) - len(answer.lstrip())]
+    head = encode_text(tokenizer, "Th" + space, add_special_tokens=False)
+    assert ids[: len(ids) - len(start)] == head
+    assert tokenizer.decode(start) == answer.lstrip()
 
 
 def test_an_answer_that_is_cut_is_said_to_be_unfinished() -> None:
