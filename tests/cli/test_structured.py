@@ -18,6 +18,7 @@ from orthrus_mlx.constrained import is_whole, prepare_constraint
 
 from .fakes import response
 from .test_app import invoke, plain
+from .test_generate import Fake, fake  # noqa: F401  (a fixture)
 
 SCHEMA = json.dumps(
     {
@@ -130,6 +131,43 @@ def test_the_answer_goes_on_behind_a_prefill() -> None:
     start = '{"name": "Bo'
     rest = ask("--json-schema", SCHEMA, "--prefill-response", start)
     assert json.loads(start + rest)["name"].startswith("Bo")
+
+
+def test_thinking_goes_aside_and_the_json_to_stdout(
+    fake: Fake,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake.generate.answers = ["<think>\nHm.\n</think>\n\n{}"]
+    prepared = []
+
+    class Matcher:
+        def advance(self, ids: Any) -> None:
+            assert not ids
+
+    def prepare(constraint: Any, model: Any, tokenizer: Any, before: Any) -> Matcher:
+        prepared.append(before)
+        return Matcher()
+
+    monkeypatch.setattr("orthrus_mlx.constrained.prepare_constraint", prepare)
+    monkeypatch.setattr("orthrus_mlx.constrained.is_whole", lambda *_: True)
+    result = invoke("generate", "hi", "--json-schema", "true", "--prediction", "{}")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "{}\n"
+    assert "Hm." in result.stderr
+    options = fake.generate.options[0]
+    assert options["constraint"] == JsonSchema("true")
+    assert options["prediction"] == "{}"
+    assert prepared == [encode_text(fake.tokenizer, "<user>hi\n<assistant>")]
+
+
+def test_a_cached_prompt_is_answered_under_a_constraint(tmp_path: Path) -> None:
+    file = str(tmp_path / "cached")
+    invoke("cache-prompt", "--prompt-cache-file", file, "-p", QUESTION[:12])
+    rest = ("generate", QUESTION[12:], "--prompt-cache-file", file, "--json-schema", SCHEMA)
+    assert json.loads(invoke(*rest, "--no-calibrate").stdout) == {"name": "Ann", "age": 7}
+    start = '{"name": "An'
+    more = invoke(*rest, "--no-calibrate", "--prefill-response", start).stdout
+    assert json.loads(start + more)["name"].startswith("An")
 
 
 def test_a_prefill_that_the_constraint_does_not_allow() -> None:
