@@ -240,7 +240,8 @@ class SlashCommands:
             self._system(text.removeprefix("system").strip())
             return
         # NAME VALUE or NAME=VALUE; a value may hold = and line breaks.
-        name, value = re.fullmatch(r"([^\s=]*)\s*=?(.*)", text, re.DOTALL).groups()
+        name = re.split(r"[\s=]", text, maxsplit=1)[0]
+        value = text.removeprefix(name).lstrip().removeprefix("=")
         if name == "nothink":
             name, value = "thinking", "off"
         elif name == "think" and not value.strip():
