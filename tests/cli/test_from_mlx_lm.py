@@ -145,7 +145,7 @@ def test_penalties_write_what_those_of_mlx_lm_do() -> None:
         model, tokenizer, ids, max_tokens=24, mode="ar", logits_processors=row_by_row
     )
     assert result.stdout.rstrip("\n") == "".join(r.text for r in answer)
-    assert result.stdout != invoke("generate", QUESTION, "-m", "24").stdout
+    assert result.stdout != invoke("generate", QUESTION, "--mode", "ar", "-m", "24").stdout
 
 
 def test_a_bias_changes_the_answer_in_every_mode() -> None:
