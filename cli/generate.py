@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,7 +197,6 @@ def generate(
     if cached is not None:
         more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
     from orthrus_mlx.chat.prompt import encode_start
-    from orthrus_mlx.constrained import is_whole
     from orthrus_mlx.generate import stream_generate
 
     from .console import note, stderr_console
@@ -208,13 +207,11 @@ def generate(
 
     notes = stderr_console()
     progress = stderr_console(quiet=not verbose)
-    matcher, written = None, []
+    written = []
     if prefill_response is not None and (asked is not None or predicted is not None):
         written = encode_start(tokenizer, sent, prefill_response)
     if asked is not None:
-        before = [*more.get("cached_ids", ()), *ids[: len(ids) - len(written)]]
-        matcher = structured.prepare(asked, lm, tokenizer, before, written, progress)
-        more |= {"constraint": asked.constraint}
+        more["constraint"] = asked.constraint
     aside = None if show_thinking else progress
     printer = _Printer(aside, sent, think_tags(tokenizer))
     with (
@@ -223,39 +220,40 @@ def generate(
         prefill_bar(progress) as reading,
         probe_bar(progress) as probing,
     ):
-        answer = stream_generate(
-            lm,
-            tokenizer,
-            ids,
-            max_tokens=max_tokens,
-            temperature=temp,
-            top_p=top_p,
-            min_p=min_p,
-            top_k=top_k,
-            seed=seed,
-            repetition_penalty=repetition_penalty,
-            repetition_context_size=repetition_context_size,
-            presence_penalty=presence_penalty,
-            presence_context_size=presence_context_size,
-            frequency_penalty=frequency_penalty,
-            frequency_context_size=frequency_context_size,
-            logit_bias=bias,
-            written=written,
-            prediction=predicted,
-            stop=stop or [],
-            mode=mode.value,
-            cycle=cycle.value,
-            numerics=numerics.value,
-            block_size=block_size,
-            calibrate=calibrate,
-            prefill_step_size=prefill_step_size,
-            kv_bits=kv_bits,
-            kv_group_size=kv_group_size,
-            quantized_kv_start=quantized_kv_start,
-            prompt_progress_callback=reading,
-            probe_progress_callback=probing,
-            **more,
-        )
+        with structured.building(progress) if asked else nullcontext():
+            answer = stream_generate(
+                lm,
+                tokenizer,
+                ids,
+                max_tokens=max_tokens,
+                temperature=temp,
+                top_p=top_p,
+                min_p=min_p,
+                top_k=top_k,
+                seed=seed,
+                repetition_penalty=repetition_penalty,
+                repetition_context_size=repetition_context_size,
+                presence_penalty=presence_penalty,
+                presence_context_size=presence_context_size,
+                frequency_penalty=frequency_penalty,
+                frequency_context_size=frequency_context_size,
+                logit_bias=bias,
+                written=written,
+                prediction=predicted,
+                stop=stop or [],
+                mode=mode.value,
+                cycle=cycle.value,
+                numerics=numerics.value,
+                block_size=block_size,
+                calibrate=calibrate,
+                prefill_step_size=prefill_step_size,
+                kv_bits=kv_bits,
+                kv_group_size=kv_group_size,
+                quantized_kv_start=quantized_kv_start,
+                prompt_progress_callback=reading,
+                probe_progress_callback=probing,
+                **more,
+            )
         printer.print(answer)
     last = printer.last
     if verbose and last is not None:
@@ -263,12 +261,8 @@ def generate(
             note(notes, line)
         if why := no_drafts_line(last, mode.value, BY_FLAG):
             note(notes, why)
-    unfinished = ""
-    if asked is not None and matcher is not None and not is_whole(matcher, printer.said):
-        unfinished = asked.noun
-    cut = cut_line(
-        last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks, unfinished=unfinished
-    )
+    noun = asked.noun if asked else ""
+    cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks, noun=noun)
     if verbose and cut is not None:
         note(notes, cut)
     if interrupt.noted:
@@ -375,7 +369,6 @@ class _Printer:
         from .thinking import Answer
 
         self.last: Any = None  # the last response
-        self.said: list[int] = []  # the ids of the answer
         self._screen = PlainScreen(sys.stdout, aside)
         self._answer = Answer(self._screen.write, prompt, tags)
 
@@ -389,7 +382,6 @@ class _Printer:
         with self._screen, closing(responses):
             try:
                 for self.last in responses:
-                    self.said.append(self.last.token)
                     self._answer.feed(self.last.text)
             finally:
                 self._answer.finish()

@@ -46,9 +46,6 @@ class Session(Protocol):
     def prepare(self, constraint: Any) -> None:
         """Make what a constraint needs."""
 
-    def is_whole(self, constraint: Any) -> bool:
-        """Whether the last answer, which this constrained, may end where it does."""
-
 
 class Chat:
     """One chat: who reads, who answers, where it shows, and what was said so far.
@@ -196,9 +193,8 @@ class Chat:
             self._told_why = True
             note(self.notes, line)
         asked = self.settings.asked
-        whole = asked is None or self.session.is_whole(asked.constraint)
-        unfinished = "" if whole or asked is None else asked.noun
-        line = cut_line(last, self._remedies, stopped=stopped, thinks=thinks, unfinished=unfinished)
+        noun = asked.noun if asked else ""
+        line = cut_line(last, self._remedies, stopped=stopped, thinks=thinks, noun=noun)
         if line:
             note(self.notes, line)
         if self._interactive:

@@ -22,7 +22,7 @@ FEW = 16  # tokens: a shorter answer says nothing of how drafts would do
 
 
 def cut_line(
-    last: Any, remedies: Remedies, *, stopped: bool, thinks: bool, unfinished: str = ""
+    last: Any, remedies: Remedies, *, stopped: bool, thinks: bool, noun: str = ""
 ) -> str | None:
     """Say what cut an answer short and what to do; None if it came to its own end.
 
@@ -31,11 +31,11 @@ def cut_line(
         remedies: what to do about it.
         stopped: whether Ctrl-C was pressed.
         thinks: whether the model was still thinking.
-        unfinished: what a constraint asks for and the answer is not yet: "JSON" or "text".
+        noun: what a constraint asks for: "JSON" or "text".
     """
     where = " while thinking, before the answer began" if thinks else ""
-    if unfinished and not thinks:
-        where = f" with the {unfinished} unfinished"
+    if last is not None and last.complete is False and not thinks:
+        where = f" with the {noun} unfinished"
     cut = last.cut if last is not None else None
     if cut == "max_tokens":
         flag, count = remedies.max_tokens, last.generation_tokens

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orthrus_mlx.decoding.constraints import Constraint
-    from orthrus_mlx.decoding.grammar import Matcher
 
 _PANEL = "Structured output"
 
@@ -157,34 +156,6 @@ def read_prediction(text: str | None, mode: str) -> str | None:
 
     path = _named(text)
     return text if path is None else read_text(path, PromptError, PREDICTION_BYTES)
-
-
-def prepare(
-    asked: Asked,
-    model: Any,
-    tokenizer: Any,
-    before: Sequence[int],
-    written: Sequence[int],
-    console: "Console",
-) -> "Matcher":
-    """The matcher of an answer behind the ids `before`, of which `written` is the beginning.
-
-    Raises:
-        BadParameter: if the answer cannot begin so.
-    """
-    from orthrus_mlx.constrained import prepare_constraint
-    from orthrus_mlx.errors import ConstraintError
-
-    with building(console):
-        matcher = prepare_constraint(asked.constraint, model, tokenizer, before)
-    try:
-        matcher.advance(written)
-    except ConstraintError:
-        raise typer.BadParameter(
-            f"does not begin an answer that {_flag(asked.kind)} allows",
-            param_hint="--prefill-response",
-        ) from None
-    return matcher
 
 
 @contextmanager

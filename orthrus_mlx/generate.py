@@ -54,6 +54,8 @@ class GenerationResponse:
         seed: the sampling seed in use.
         near_ties: tokens chosen by less than the kernels' disagreement, as probed, so far; None
             where that is not known (exact numerics, or no probe on this machine yet).
+        complete: whether the answer is all that its constraint asks for, and may end as it stands;
+            None without a constraint.
     """
 
     text: str
@@ -73,6 +75,7 @@ class GenerationResponse:
     seed: int = 0
     near_ties: int | None = None
     cut: str | None = None
+    complete: bool | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -453,6 +456,7 @@ def _respond(
             seed=stats.seed,
             near_ties=stats.near_ties,
             cut=cut(finish_reason),
+            complete=stats.complete,
         )
 
     def cut(finish_reason: str | None) -> str | None:

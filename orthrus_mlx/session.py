@@ -16,9 +16,9 @@ from mlx_lm.models.cache import (
 )
 
 from .chat.prompt import encode_chat
-from .constrained import is_whole, prepare_constraint
 from .decoding.consensus import common_prefix
 from .decoding.constraints import Constraint
+from .decoding.grammar import compile_constraint
 from .decoding.scheduler import Evidence
 from .errors import GenerationError
 from .files import check_tensor_file
@@ -67,8 +67,6 @@ class ChatSession:
         # How many drafts were accepted in this conversation, by whether a constraint held: that
         # makes it easier to guess.
         self._evidence = {False: Evidence(), True: Evidence()}
-        self._asked: list[int] = []  # the ids of the last prompt
-        self._said: list[int] = []  # the ids of the last answer
 
     @property
     def has_thinking_switch(self) -> bool:
@@ -101,7 +99,6 @@ class ChatSession:
         self.reused_tokens = shared
 
         said: list[int] = []
-        self._asked, self._said = ids, said
         answer = stream_generate(
             self.model,
             self.tokenizer,
@@ -131,12 +128,8 @@ class ChatSession:
         Raises:
             ConstraintError: if the tokenizer cannot write what is asked for.
         """
-        prepare_constraint(constraint, self.model, self.tokenizer)
-
-    def is_whole(self, constraint: Constraint) -> bool:
-        """Whether the last answer, which this constrained, may end where it does."""
-        matcher = prepare_constraint(constraint, self.model, self.tokenizer, self._asked)
-        return is_whole(matcher, self._said)
+        ends = frozenset(self.tokenizer.eos_token_ids)
+        compile_constraint(constraint, self.tokenizer, self.model.config.vocab_size, ends, ())
 
     def save_cache(self, path: Path, key: str) -> None:
         """Write the cache to a file `*.safetensors`, for a session with the same `key`.

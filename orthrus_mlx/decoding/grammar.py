@@ -64,6 +64,11 @@ class Matcher:
         self._check()
         return bits
 
+    @property
+    def complete(self) -> bool:
+        """Whether the answer may end here."""
+        return bool(self._matcher.is_accepting())
+
     def cut(self, drafts: Sequence[int]) -> list[int]:
         """The drafts up to the first that is not allowed."""
         ids = list(drafts)
@@ -198,7 +203,12 @@ def compile_constraint(
     matcher = Matcher(compiled, vocab_size, ends)
     if len(matcher.allowed_ids()) == 0:
         raise ConstraintError("The constraint allows no answer that this tokenizer could write.")
-    matcher.advance(written)
+    try:
+        matcher.advance(written)
+    except ConstraintError:
+        raise ConstraintError(
+            "The answer begins with text that the constraint does not allow."
+        ) from None
     return matcher
 
 

@@ -52,6 +52,7 @@ class DecodeStats:
             otherwise; None where that is not measured (exact numerics, or no probe).
         seed: the sampling seed used.
         finish_reason: "stop" or "length" once the last token is handed out.
+        complete: whether what was decided is all that its constraint asks for; None without one.
     """
 
     prompt_tokens: int = 0
@@ -68,6 +69,7 @@ class DecodeStats:
     near_ties: int | None = None
     seed: int = 0
     finish_reason: str | None = None
+    complete: bool | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -334,6 +336,8 @@ class Sequence:
         self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
         self.text += [d.token for d in decided]
         self.chooser.commit([d.token for d in decided])
+        if self.grammar is not None:
+            self.stats.complete = self.grammar.complete
         self.budget -= len(decided)
         self.ended = decided[-1].token in ends
         self.done = self.ended or self.budget == 0

@@ -127,6 +127,7 @@ def response(
         seed=7 if seed is None else seed,
         near_ties=0,
         cut="max_tokens" if finish == "length" else None,
+        complete=None,
     )
 
 
@@ -142,7 +143,6 @@ class FakeSession:
         self.resets = 0
         self.prepared: list[Any] = []
         self.cannot_write = False
-        self.whole = True
         self.thinking: bool | None = None
         self.has_thinking_switch = True
 
@@ -159,9 +159,6 @@ class FakeSession:
         self.prepared.append(constraint)
         if self.cannot_write:
             raise ConstraintError("No.")
-
-    def is_whole(self, constraint: Any) -> bool:
-        return self.whole
 
 
 class FakeReader:

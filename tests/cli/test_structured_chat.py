@@ -101,9 +101,8 @@ def test_constrained_answers_are_no_markdown() -> None:
 
 
 def test_an_answer_that_is_cut_is_said_to_be_unfinished() -> None:
-    session = FakeSession('{"a": 1}')
-    session.whole = False
-    settings = Settings(max_tokens=3, asked=read("json_schema", "true"))
+    session: Any = ChatSession(*load("demo"))
+    settings = Settings(max_tokens=3, asked=read("json_schema", SCHEMA))
     chat = make(session, "1", settings=settings)
     chat.run()
     assert lines(chat.notes)[-1] == (
@@ -170,16 +169,6 @@ def test_what_is_learnt_of_constrained_answers_is_kept_apart(
     free, constrained = given[:2]
     assert free is not constrained
     assert given[2] is free and given[3] is constrained
-
-
-def test_a_session_knows_whether_an_answer_is_whole() -> None:
-    session = ChatSession(*load("demo"))
-    constraint = JsonSchema(SCHEMA)
-    session.prepare(constraint)
-    ask(session, "Ann is 7 years old. As JSON.", constraint=constraint)
-    assert session.is_whole(constraint)
-    ask(session, "Ann is 7 years old. As JSON.", constraint=constraint, max_tokens=5)
-    assert not session.is_whole(constraint)
 
 
 def test_a_quantized_cache_is_kept_for_chats_that_quantize_alike(tmp_path: Path) -> None:

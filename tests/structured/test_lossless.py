@@ -293,3 +293,17 @@ def test_an_answer_does_not_depend_on_the_prediction(schema: dict[str, Any], see
                 lm, [5], tokenizer.eos_token_ids, prediction=prediction, **way, **options
             )
             assert list(ids) == plain
+
+
+@pytest.mark.parametrize("mode", ["ar", "parallel"])
+def test_an_answer_says_whether_it_is_complete(mode: str) -> None:
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    options: dict[str, Any] = {"constraint": Regex("[ab]{4,}"), "mode": mode, "block_size": 2}
+    said = ""
+    for r in stream_generate(lm, tokenizer, [5], max_tokens=9, **options):
+        said += r.text
+    assert r.complete is (len(said) >= 4)
+    short = list(stream_generate(lm, tokenizer, [5], max_tokens=1, **options))
+    assert short[-1].finish_reason == "length" and short[-1].complete is False
+    free = list(stream_generate(lm, tokenizer, [5], max_tokens=1))
+    assert free[-1].complete is None
