@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ConstraintError, brief
 
-MAX_BYTES = 128 << 10  # of one description; compiling a larger one takes seconds
+MAX_BYTES = 64 << 10  # of one description; compiling a larger one takes seconds
 # Work that compiling may take before it is given up: some 50 ms.
 LEXER_FUEL = 200_000
 
@@ -56,7 +56,7 @@ class Constraint:
         limits = llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
         problem = llguidance.LLMatcher.validate_grammar(text, limits=limits)
         if problem:
-            raise ConstraintError(f"{self._name} cannot be used: {problem.strip()}")
+            raise ConstraintError(f"{self._name} cannot be used: {in_one_line(problem)}.")
 
     @property
     def _name(self) -> str:
@@ -288,6 +288,15 @@ def described(grammars: Sequence[Mapping[str, Any]]) -> str:
         return json.dumps({"grammars": grammars}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConstraintError(f"The JSON Schema cannot be written as JSON: {error}.") from None
+
+
+def in_one_line(problem: str) -> str:
+    """What llguidance says is wrong, without the picture that it draws of where."""
+    text = problem.replace("<non-verbose/>", "").strip()
+    first, _, rest = text.partition("\n")
+    if " regex parse error:" in first and "\nerror: " in rest:
+        first = rest.rpartition("\nerror: ")[2].partition("\n")[0]
+    return first[:500].rstrip(" .")
 
 
 def library() -> Any:

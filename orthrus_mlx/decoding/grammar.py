@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ConstraintError
-from .constraints import LEXER_FUEL, Constraint, described, library
+from .constraints import LEXER_FUEL, Constraint, described, in_one_line, library
 
 TEXT = "/(.|\\n)*/"  # of thinking: anything but single-token tags, which text never matches
 
@@ -136,7 +136,7 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             raise ConstraintError(
-                f"The constraint cannot be followed: {self._matcher.get_error().strip()}"
+                f"The constraint cannot be followed: {in_one_line(self._matcher.get_error())}."
             )
 
 

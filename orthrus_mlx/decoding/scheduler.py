@@ -48,8 +48,8 @@ class Scheduler(Protocol):
 class Fixed:
     """The same policy in every cycle, whatever is accepted.
 
-    Drafts that cost no draft pass (forced by a grammar, or predicted by the caller) are verified
-    instead, where there are as many as the policy would make.
+    Drafts that cost no draft pass are verified instead: what the caller predicted, and what a
+    grammar forces, where it is as many as the policy would make.
 
     Args:
         policy: what to do.
@@ -61,9 +61,9 @@ class Fixed:
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
         """The policy's cycle, or as much of it as the budget can use."""
-        for source in (FORCED, PREDICTION):
+        for source, least in ((PREDICTION, 1), (FORCED, max(1, self.policy.n_drafts))):
             count = min(at_hand.get(source, 0), self.most, budget - 1)
-            if count >= max(1, self.policy.n_drafts):
+            if count >= least:
                 return Plan(n_drafts=count, source=source)
         return self.policy.plan(budget, at_hand.get(DIFFUSION, 0))
 

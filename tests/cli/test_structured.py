@@ -204,7 +204,7 @@ def test_an_answer_cut_while_thinking_has_not_begun() -> None:
 
 def test_a_prediction_changes_the_cost_alone(tmp_path: Path) -> None:
     def rivers(*args: str) -> Any:
-        flags = ("--mode", "parallel", "--block-size", "6")
+        flags = ("--mode", "parallel")
         return invoke("generate", "Three rivers, as JSON", *flags, *args)
 
     free = rivers()
