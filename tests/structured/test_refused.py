@@ -118,7 +118,7 @@ def test_a_keyword_is_enforced_or_refused(keyword: str) -> None:
         ({"not": {}, "x-guidance": {"lenient": True}}, "not"),
         ({"minimum": 3, "maximum": 2, "type": "integer"}, "minimum"),
         ("{", "not valid JSON"),
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 60_000, "not valid JSON"),
         ("[1]", "an array"),
         (3, "a number"),
         (None, "null"),
