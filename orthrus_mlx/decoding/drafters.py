@@ -7,9 +7,7 @@ which the scheduler learns how often its drafts are accepted.
 
 from __future__ import annotations
 
-from typing import Any
-
-from .plan import DIFFUSION, reusable_block
+from .plan import DIFFUSION
 from .sequence import Sequence
 
 
@@ -19,16 +17,11 @@ class BlockDrafter:
     source = DIFFUSION
 
     def propose(self, sequence: Sequence, limit: int) -> list[int]:
-        """The rest of the deepest block that expected no more drafts than were accepted."""
-        cycle = sequence.last
-        if cycle is None or cycle.guesses is None or sequence.in_flight is not None:
+        """What the last cycle left over."""
+        if sequence.last is None or sequence.in_flight is not None:
             return []
-        use = reusable_block(cycle.plan, len(cycle.drafts), sequence.accepted)
-        if use is None:
-            return []
-        block, overtaken = use
-        guesses: Any = cycle.guesses[block].tolist()
-        return list(guesses[overtaken : overtaken + limit])
+        guesses, _ = sequence.last.left_over(sequence.accepted)
+        return guesses[:limit]
 
 
 class CopyDrafter:

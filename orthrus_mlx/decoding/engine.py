@@ -141,6 +141,9 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
     segments = [_verify_segment(launch) for launch in launches]
     logits, block_logits = runner.forward(Rows(segments))
     blocks = iter(_guesses(block_logits, segments))
+    if any(segment.n_diff for segment in segments):
+        # A copy, as a view would keep the logits of the blocks for as long as a choice is known.
+        logits = mx.take(logits, mx.arange(len(logits)), axis=0)
     cycles, row = [], 0
     for launch, segment, start in zip(launches, segments, starts, strict=True):
         n = 1 + len(launch.drafts)
@@ -149,11 +152,12 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
         mine, row = logits[row : row + n], row + segment.n_ar
         chooser = launch.sequence.chooser
         choices = None if chooser.reads_text else chooser.choose(mine, start + 1, ())
-        beside = None
+        beside: list[mx.array | None] = [None, None]
         if segment.blocks is not None:
             # In a block of the trained length the last row is untrained.
-            beside = next(blocks).reshape(segment.blocks.shape)[:, : runner.config.block_size - 1]
-        cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, beside, launch.fork))
+            last, shape = runner.config.block_size - 1, segment.blocks.shape
+            beside = [part.reshape(shape)[:, :last] for part in next(blocks)]
+        cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, *beside, launch.fork))
     if not drafting:  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
     return cycles
@@ -163,7 +167,7 @@ def _draft(runner: Runner, launches: Many[_Launch]) -> None:
     """Start a draft pass; the verify pass behind it is prepared on forks of the caches."""
     segments = [_draft_segment(launch) for launch in launches]
     _, logits = runner.forward(Rows(segments))
-    guesses = _guesses(logits, segments)
+    guesses = [ids for ids, _ in _guesses(logits, segments)]
     mx.async_eval(guesses)
     for launch, own in zip(launches, guesses, strict=True):
         launch.drafts, launch.fork = own, Fork(launch.sequence.cache)
@@ -189,14 +193,17 @@ def _verify_segment(launch: _Launch) -> Segment:
     return Segment(launch.cache, ar, blocks.reshape(len(depths), length), depths)
 
 
-def _guesses(logits: mx.array, segments: Many[Segment]) -> list[mx.array]:
-    """The guesses [n_diff] of each segment that has blocks, from the block logits of all."""
+def _guesses(logits: mx.array, segments: Many[Segment]) -> list[tuple[mx.array, mx.array]]:
+    """Guesses and their probabilities [n_diff], for each segment that has blocks."""
     counts = [segment.n_diff for segment in segments if segment.n_diff]
     if not counts:
         return []
     ids = mx.argmax(logits, axis=-1).astype(mx.int32)
+    # Less the largest first: what is left is small where the guess is sure, and exact enough.
+    rest = mx.logsumexp(logits - mx.max(logits, axis=-1, keepdims=True), axis=-1)
+    chances = mx.nan_to_num(mx.exp(-rest.astype(mx.float32)))
     ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
-    return list(mx.split(ids, ends)) if ends else [ids]
+    return list(zip(mx.split(ids, ends), mx.split(chances, ends), strict=True))
 
 
 def _join(*parts: Ids) -> mx.array:

@@ -21,7 +21,7 @@ from .choosers import (
     ProcessedChooser,
 )
 from .consensus import Sampling, count_accepted
-from .plan import ANY_ROWS, Plan, RowCounts
+from .plan import ANY_ROWS, Plan, RowCounts, reusable_block
 from .scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
@@ -170,6 +170,7 @@ class Cycle(NamedTuple):
         logits: of AR rows [anchor, drafts...], [n + 1, vocab_size].
         choices: made from them on the device; None where the chooser reads the text first.
         guesses: of the blocks beside the AR rows, [blocks, length]; None where there are none.
+        chances: the diffusion view's probabilities of those guesses.
         fork: the cache that its verify pass was prepared on, if there was a draft pass before it.
     """
 
@@ -179,13 +180,27 @@ class Cycle(NamedTuple):
     logits: mx.array
     choices: Choices | None
     guesses: mx.array | None
+    chances: mx.array | None
     fork: Fork | None
 
     @property
     def outputs(self) -> list[mx.array]:
         """What its verify pass computes."""
-        parts = [self.logits, self.guesses, *(self.choices or ())]
+        parts = [self.logits, self.guesses, self.chances, *(self.choices or ())]
         return [part for part in parts if part is not None]
+
+    def left_over(self, accepted: int) -> tuple[list[int], list[float]]:
+        """Drafts for the next cycle and their probabilities, once `accepted` were accepted.
+
+        They are the rest of the deepest block that expected no more drafts to be accepted.
+        """
+        use = reusable_block(self.plan, len(self.drafts), accepted)
+        if use is None or self.guesses is None or self.chances is None:
+            return [], []
+        block, overtaken = use
+        guesses: Any = self.guesses[block, overtaken:].tolist()
+        chances: Any = self.chances[block, overtaken:].tolist()
+        return guesses, chances
 
 
 class Drafter(Protocol):
@@ -251,6 +266,8 @@ class Sequence:
 
     def may_run_ahead(self) -> bool:
         """Whether an AR step may start behind the one in flight, before its token is known here."""
+        if self.last is None:  # a scheduler may open with an AR step and go on otherwise
+            return False
         cycle = self.in_flight
         # The cycle in flight wrote to the cache already, whose next token may find it quantized.
         quantization = self.request.quantization
@@ -293,7 +310,8 @@ class Sequence:
         self.last, self.in_flight, self.ahead = cycle, self.ahead, None
         self.accepted = sum(d.from_draft for d in decided)
         self.stats.count(cycle.plan, len(drafts), self.accepted)
-        self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
+        _, chances = cycle.left_over(self.accepted)
+        self.scheduler.observe(cycle.plan, len(drafts), self.accepted, chances)
         self.text += [d.token for d in decided]
         self.budget -= len(decided)
         self.ended = decided[-1].token in ends
