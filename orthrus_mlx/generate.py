@@ -19,9 +19,10 @@ from .decoding.drafters import CopyDrafter
 from .decoding.engine import Receipt, decode
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
-from .decoding.scheduler import make_scheduler
+from .decoding.scheduler import Evidence, make_scheduler
 from .decoding.sequence import Decoded, DecodeStats, Progress, Request
 from .device.calibrate import device_costs
+from .device.learnt import Learnt
 from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
 from .errors import ContextLengthError, GenerationError, PromptError
@@ -187,6 +188,12 @@ def decode_tokens(
         cached_ids=options.cached_ids,
         quantization=quantization,
     )
+    evidence = Evidence() if options.evidence is None else options.evidence
+    on_stats = options.on_stats
+    if options.mode == "auto" and options.calibrate:
+        learnt = Learnt(model)
+        learnt.begin(evidence)
+        on_stats = _keeping(learnt, evidence, on_stats)
     scheduler = make_scheduler(
         options.mode,
         options.cycle,
@@ -197,10 +204,24 @@ def decode_tokens(
             else NOMINAL,
             row_counts,
         ),
-        options.evidence,
+        evidence,
     )
     drafters = [CopyDrafter()] if options.mode == "auto" else []
-    return decode(model, request, scheduler, cache, options.on_stats, drafters, receipt)
+    return decode(model, request, scheduler, cache, on_stats, drafters, receipt)
+
+
+def _keeping(
+    learnt: Learnt, evidence: Evidence, on_stats: Callable[[DecodeStats], None] | None
+) -> Callable[[DecodeStats], None]:
+    """`on_stats`, and what the answer showed of drafts is kept."""
+
+    def ended(stats: DecodeStats) -> None:
+        if stats.cycles:
+            learnt.keep(evidence)
+        if on_stats is not None:
+            on_stats(stats)
+
+    return ended
 
 
 def prepare(

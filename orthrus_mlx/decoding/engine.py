@@ -152,12 +152,13 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
         mine, row = logits[row : row + n], row + segment.n_ar
         chooser = launch.sequence.chooser
         choices = None if chooser.reads_text else chooser.choose(mine, start + 1, ())
-        beside: list[mx.array | None] = [None, None]
+        guesses = chances = None
         if segment.blocks is not None:
             # In a block of the trained length the last row is untrained.
             last, shape = runner.config.block_size - 1, segment.blocks.shape
-            beside = [part.reshape(shape)[:, :last] for part in next(blocks)]
-        cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, *beside, launch.fork))
+            guesses, chances = (part.reshape(shape)[:, :last] for part in next(blocks))
+        parts = (mine, choices, guesses, chances, launch.fork)
+        cycles.append(Cycle(launch.plan, start, launch.drafts, *parts))
     if not drafting:  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
     return cycles

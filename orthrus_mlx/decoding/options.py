@@ -58,7 +58,7 @@ class GenerationOptions:
         kv_group_size: values of a quantized KV cache that share a scale.
         quantized_kv_start: tokens in the KV cache from which on it is quantized.
         evidence: what earlier answers showed about drafts; mode="auto" goes on from it and adds to
-            it. None starts afresh.
+            it. Empty or None: with the little that this model's earlier texts say, kept on disk.
     """
 
     max_tokens: int = 256
