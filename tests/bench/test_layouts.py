@@ -45,7 +45,8 @@ def test_a_replay_takes_the_passes_of_a_real_run(
 def test_right_drafts_make_a_block_a_pass() -> None:
     tokens = list(range(40))
     right = {k: [(tokens + [-1] * k)[n : n + k] for n in range(40)] for k in range(2, 17)}
-    answer = Answer("counting", tokens, right)
+    sure = {k: [[0.9] * k] * 40 for k in right}
+    answer = Answer("counting", tokens, right, sure)
     assert forwards(Policy("two-pass", 15), answer) == 6  # 16 + 16 + 8 tokens
     assert forwards(Policy("one-pass", 14, 15, 1), answer) == 4  # 1, then 15 a pass
     assert forwards(Policy("alternating", 14, 15, 1), answer) == 6  # 1 + 15, 1 + 15, 1 + 7
