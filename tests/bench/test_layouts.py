@@ -50,6 +50,7 @@ def test_right_drafts_make_a_block_a_pass() -> None:
     assert forwards(Policy("two-pass", 15), answer) == 6  # 16 + 16 + 8 tokens
     assert forwards(Policy("one-pass", 14, 15, 1), answer) == 4  # 1, then 15 a pass
     assert forwards(Policy("alternating", 14, 15, 1), answer) == 6  # 1 + 15, 1 + 15, 1 + 7
-    wrong = Answer("guessing", tokens, {k: [[99] * k for _ in tokens] for k in range(2, 17)})
+    never = {k: [[99] * k for _ in tokens] for k in range(2, 17)}
+    wrong = Answer("guessing", tokens, never, sure)
     assert best(two_pass([2, 3, 4]), [wrong])[1] == 79  # the last one needs no draft
     assert best(one_pass(32, [4, 11, 16]), [wrong])[1] == 40
