@@ -147,13 +147,13 @@ class Evidence:
             )
 
     def of_another_text(self) -> Evidence:
-        """What this says of a text that was not seen yet."""
+        """What this says of a text that was not seen yet, and which has no credit yet."""
         shares = {name: min(1.0, self.CARRIED / n) for name, (_, n) in self.counts.items() if n}
         counts = {
             name: (share * self.counts[name][0], share * self.counts[name][1])
             for name, share in shares.items()
         }
-        return Evidence(counts, max(0.0, self.credit), self.doubts)
+        return Evidence(counts, doubts=self.doubts)
 
 
 class Adaptive:
@@ -163,6 +163,9 @@ class Adaptive:
     speed. While the fastest policy is expected to beat AR decoding, it runs. Otherwise drafts are
     tried only on credit: a cycle earns its tokens and pays its time in AR steps, and every AR step
     adds `INCOME`. A trial waits until there is `RESERVE` of what it can lose.
+
+    Drafts at hand have probabilities. What is done with them is what has the largest surplus:
+    expected tokens, less the tokens that its time is worth at the policy's speed.
 
     No cycle starts beyond a debt of `MAX_DEBT`, but one that verifies drafts already paid for. So,
     by these costs, the answers that share one `Evidence` lose to AR decoding at most `MAX_DEBT`,

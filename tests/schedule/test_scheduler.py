@@ -165,14 +165,14 @@ def second_plan(evidence: Evidence) -> Plan:
 
 
 def test_of_another_text_little_is_known() -> None:
-    evidence = Evidence(credit=-5.0)
+    evidence = Evidence(credit=5.0)
     for _ in range(40):
         evidence.add(DIFFUSION, 15, 15)
         evidence.add("copy", 3, 0)
     other = evidence.of_another_text()
     assert all(tried <= Evidence.CARRIED for _, tried in other.counts.values())
     assert other.rates(DIFFUSION)[0] < Evidence().rates(DIFFUSION)[0] < other.rates("copy")[0]
-    assert other.credit == 0.0 and evidence.credit == -5.0
+    assert other.credit == 0.0 and evidence.credit == 5.0
 
 
 def with_drafts(chances: list[float], costs: Costs = COSTS["bf16 0.32.1"]) -> Adaptive:
