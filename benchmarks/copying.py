@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ class Priced(Adaptive):
 
     spent = 0.0
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(
+        self, plan: Plan, n_drafts: int, accepted: int, chances: Sequence[float] = ()
+    ) -> None:
         """Add the cycle's cost, then update the scheduler."""
         self.spent += plan_cost(self.costs, plan, n_drafts)
-        super().observe(plan, n_drafts, accepted)
+        super().observe(plan, n_drafts, accepted, chances)
 
 
 def answer(

@@ -28,7 +28,7 @@ from benchmarks.simulate import cycles
 from orthrus_mlx.decoding.plan import Policy
 from orthrus_mlx.decoding.scheduler import Fixed
 
-LENGTHS = (4, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
+LENGTHS = (3, 4, 5, 6, 8, 9, 11, 13, 16, 19, 22, 26, 30, 31, 32)  # of blocks, anchor included
 BLOCKS = (1, 2)  # of a one-pass forward
 AT_ONCE = 8  # anchors in one pass
 
@@ -42,11 +42,19 @@ class Answer:
         tokens: the answer's ids.
         drafts: by block length, then by number of tokens written: the guesses for the positions
             that follow.
+        probabilities: of these guesses, in the same order.
     """
 
     kind: str
     tokens: list[int]
     drafts: dict[int, list[list[int]]]
+    probabilities: dict[int, list[list[float]]]
+
+    def chances(self, anchor: int, length: int) -> list[float]:
+        """As `simulate.Text.chances`."""
+        if anchor >= len(self.tokens):
+            return [0.0] * length
+        return self.probabilities[self._made_with(length)][anchor][:length]
 
     def guesses(self, anchor: int, length: int) -> list[bool]:
         """As `simulate.Text.guesses`."""
@@ -55,8 +63,11 @@ class Answer:
         if anchor >= len(self.tokens):
             return [False] * length
         # Only an answer's last block has another length than the policy's.
-        drafts = self.drafts[min(n for n in self.drafts if n >= length)][anchor][:length]
+        drafts = self.drafts[self._made_with(length)][anchor][:length]
         return [a == b for a, b in zip(places, drafts, strict=True)]
+
+    def _made_with(self, length: int) -> int:
+        return min(n for n in self.drafts if n >= length)
 
 
 def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int) -> Answer:
@@ -71,6 +82,7 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
     block_size, mask = model.config.block_size, model.config.mask_token_id
     lengths = [n for n in LENGTHS if n < block_size] + [block_size]
     drafts: dict[int, list[list[int]]] = {length: [] for length in lengths}
+    chances: dict[int, list[list[float]]] = {length: [] for length in lengths}
     cache, start = model.make_cache(), len(prompt) - 1
     if start:
         model.forward(Rows.verify(mx.array(prompt[:-1]), cache))
@@ -85,7 +97,9 @@ def read_answer(model: Any, kind: str, prompt: list[int], ends: Any, limit: int)
             guesses: Any = mx.argmax(logits, axis=-1).reshape(blocks.shape).tolist()
             # The last row of a block of the trained length is untrained.
             drafts[length] += [[*g[: block_size - 1], -1][:length] for g in guesses]
-    return Answer(kind, tokens, drafts)
+            sure: Any = mx.softmax(logits, axis=-1, precise=True).max(axis=-1)
+            chances[length] += sure.reshape(blocks.shape).tolist()
+    return Answer(kind, tokens, drafts, chances)
 
 
 def forwards(policy: Policy, answer: Answer) -> int:
@@ -189,10 +203,11 @@ def main() -> None:
 
 def read_entry(entry: dict[str, Any]) -> Answer:
     """An answer from the file of a table, whose keys are strings."""
-    if not isinstance(entry["drafts"], dict):
+    if not isinstance(entry["drafts"], dict) or "probabilities" not in entry:
         sys.exit("This table was written by an older version: delete it, and it is made anew.")
     drafts = {int(length): guesses for length, guesses in entry["drafts"].items()}
-    return Answer(entry["kind"], entry["tokens"], drafts)
+    chances = {int(length): sure for length, sure in entry["probabilities"].items()}
+    return Answer(entry["kind"], entry["tokens"], drafts, chances)
 
 
 def read_cases(prompts: str, tokenizer: Any, per_kind: int) -> list[tuple[str, list[int]]]:

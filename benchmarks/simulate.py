@@ -20,6 +20,8 @@ Assumptions, all of them:
      AR steps that are products. For 9 to 15 rows nothing is published: they keep the old cost.
    - "4-bit 0.32.0": with `qmv_wide`, on an M3 Max (pull request 3863): 0.129 ms for 1 and 2 rows,
      0.165 for 4, 0.263 for 6, 0.323 for 8, 0.405 for 9, 0.51 for 10 to 32, 1.00 from 33.
+   - "4-bit M4 Pro": the same release, 5120 x 17408, on that chip (mlx issue 3852).
+   - "bf16 half": "bf16 0.32.1" with half of its gain, should whole passes gain less than products.
    65 to 96 rows are assumed to cost half as much again as 64.
 2. In a one-pass forward, the shared weights cost a pass over all rows. Each view's attention
    weights, a fifth of a model, cost a pass over its own rows (the diffusion view's are 17.0 / 19.0
@@ -38,7 +40,12 @@ Assumptions, all of them:
 7. Short blocks draft worse: models are trained on long ones. The rejection rate in a block of
    n < 16 rows is (16 / n)^0.14 times that in 16, as measured on the bundled demo (for the first
    three drafts 0.21 in 16 rows, 0.23 in 8, 0.26 in 4).
-8. Prefill, sampling and the host cost nothing in any mode; the scheduler knows the true costs.
+8. With `--sure`, guesses carry probabilities, and positions differ in how doubtful they are: the
+   chance that a guess is wrong is v^((1-m)/m), with m its mean by 4 and v drawn for each position,
+   a beta distribution of mean m. Its shape is that of a small checkpoint of blocks of 16, whose
+   probabilities were below 0.9, 0.99 at 6.2 and 12.7 % of its drafts where it has 6.4 and 12.4 %.
+   The view says this chance itself. Without `--sure` the scheduler hears no probabilities.
+9. Prefill, sampling and the host cost nothing in any mode; the scheduler knows the true costs.
 """
 
 from __future__ import annotations
@@ -92,10 +99,14 @@ BF16 = {1: 1.0, 16: CYCLE_COST / 2, 32: 1.1 * CYCLE_COST / 2, 64: CYCLE_COST, 96
 # `gemv_wide`, and milliseconds with `qmv_wide`; see assumption 1.
 WIDE = {8: CYCLE_COST / 2 - PRODUCTS * (1 - 1 / 1.7)}
 MS = {1: 0.129, 2: 0.129, 4: 0.165, 6: 0.263, 8: 0.323, 9: 0.405, 32: 0.51, 64: 1.0, 96: 1.5}
+M4_PRO = {1: 1.0, 2: 1.0, 3: 1.13, 4: 1.43, 5: 1.75, 8: 2.84, 32: 4.5, 64: 9.0, 96: 13.5}
+HALF = {8: CYCLE_COST / 2 - PRODUCTS * (1 - 1 / 1.7) / 2}
 COSTS = {
     "bf16 0.31.2": cost_table(BF16),
     "bf16 0.32.1": cost_table(BF16 | WIDE),
     "4-bit 0.32.0": cost_table({rows: ms / MS[1] for rows, ms in MS.items()}),
+    "4-bit M4 Pro": cost_table(M4_PRO),
+    "bf16 half": cost_table(BF16 | HALF),
 }
 
 
@@ -145,22 +156,62 @@ class Text:
         self.first = self.draw.randrange(len(kind.chances))
         self.hardness: list[float] = []
 
+    def chances(self, anchor: int, length: int) -> list[float]:
+        """How sure the view is of the guesses of a block; empty if it does not say."""
+        return []
+
     def guesses(self, anchor: int, length: int) -> list[bool]:
         """Whether the guess of each row of a block is right, the first for the next place."""
         while len(self.hardness) <= anchor + length:
             self.hardness.append(self.draw.random())
         right: list[bool] = []
         for depth in range(length):
-            place = anchor + 1 + depth
-            stretch = self.first + place // self.kind.stretch
-            chance = self.kind.chances[stretch % len(self.kind.chances)] * DECAY**depth
-            chance = 1 - max(0.0, 1 - chance) * max(1.0, BLOCK / length) ** SHORT
-            right.append(self.hardness[place] < chance * (1 if all(right) else BEHIND_WRONG))
+            chance = self.mean(anchor, depth, length) * (1 if all(right) else BEHIND_WRONG)
+            right.append(self.hardness[anchor + 1 + depth] < chance)
         return right
+
+    def mean(self, anchor: int, depth: int, length: int) -> float:
+        """The chance that a guess is right if all before it are."""
+        stretch = self.first + (anchor + 1 + depth) // self.kind.stretch
+        chance = self.kind.chances[stretch % len(self.kind.chances)] * DECAY**depth
+        return 1 - max(0.0, 1 - chance) * max(1.0, BLOCK / length) ** SHORT
+
+
+class SureText(Text):
+    """One answer whose guesses carry probabilities; see assumption 8."""
+
+    def __init__(self, kind: Kind, seed: int):
+        super().__init__(kind, seed)
+        self.other = random.Random(seed + 1_000_000)
+        self.doubts: list[float] = []
+
+    def guesses(self, anchor: int, length: int) -> list[bool]:
+        """As `Text.guesses`."""
+        return [right for right, _ in self._block(anchor, length)]
+
+    def chances(self, anchor: int, length: int) -> list[float]:
+        """As `Text.chances`."""
+        return [chance for _, chance in self._block(anchor, length)]
+
+    def _block(self, anchor: int, length: int) -> list[tuple[bool, float]]:
+        while len(self.hardness) <= anchor + length:
+            self.hardness.append(self.draw.random())
+            self.doubts.append(1 - self.other.random())
+        block: list[tuple[bool, float]] = []
+        for depth in range(length):
+            seen_right = all(right for right, _ in block)
+            mean = 1 - self.mean(anchor, depth, length) * (1 if seen_right else BEHIND_WRONG)
+            mean = min(0.999, max(1e-6, mean))
+            wrong = self.doubts[anchor + 1 + depth] ** ((1 - mean) / mean)
+            block.append((self.hardness[anchor + 1 + depth] >= wrong, 1 - wrong))
+        return block
 
 
 class Guesses(Protocol):
     """Which guesses are right at each position of a text."""
+
+    def chances(self, anchor: int, length: int) -> list[float]:
+        """How sure the view is of the guesses of a block; empty if it does not say."""
 
     def guesses(self, anchor: int, length: int) -> list[bool]:
         """Whether the guess of each row of a block is right, the first for the next place."""
@@ -181,12 +232,13 @@ def cycles(
         drafts = guesses[: plan.n_drafts]
         accepted = drafts.index(False) if False in drafts else len(drafts)
         yield plan, len(drafts), accepted
-        scheduler.observe(plan, len(drafts), accepted)
-        pending = []
+        pending, chances = [], list[float]()
         if (use := reusable_block(plan, len(drafts), accepted)) is not None:
             block, overtaken = use
             begun = anchor + anchor_depths(len(drafts), plan.blocks)[block]
             pending = text.guesses(begun, plan.block_rows)[overtaken : block_size - 1]
+            chances = text.chances(begun, plan.block_rows)[overtaken : block_size - 1]
+        scheduler.observe(plan, len(drafts), accepted, chances)
         anchor += accepted + 1
         budget -= accepted + 1
 
@@ -198,14 +250,19 @@ def speed_up(scheduler: Scheduler, costs: Costs, text: Text, tokens: int) -> flo
 
 
 def mean_speed_up(
-    policy: Policy | None, costs: Costs, kind: Kind, tokens: int, answers: int
+    policy: Policy | None,
+    costs: Costs,
+    kind: Kind,
+    tokens: int,
+    answers: int,
+    text: type[Text] = Text,
 ) -> float:
     """Harmonic mean of the speed-ups of `answers` answers; mode="auto" if `policy` is None."""
     times = 0.0
     found = policies(costs, "auto", LONGEST)
     for seed in range(answers):
         scheduler = Adaptive(costs, found) if policy is None else Fixed(policy)
-        times += 1 / speed_up(scheduler, costs, Text(kind, seed), tokens)
+        times += 1 / speed_up(scheduler, costs, text(kind, seed), tokens)
     return answers / times
 
 
@@ -225,6 +282,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer")
     parser.add_argument("--costs", choices=[*COSTS, "all"], default="all")
     parser.add_argument("--bursty", action="store_true", help="alternate easy and hard stretches")
+    parser.add_argument("--sure", action="store_true", help="guesses carry probabilities")
     args = parser.parse_args()
     names = [*FIXED, "best fixed or AR", "**auto**", "auto / best"]
     print(f"| costs | model | kind | published | {' | '.join(names)} |")
@@ -235,7 +293,7 @@ def main() -> None:
         for model, kinds in SPEED_UPS.items():
             for name, published in kinds.items():
                 kind = Kind.of(published * CYCLE_COST, args.bursty)
-                size = (args.tokens, args.answers)
+                size = (args.tokens, args.answers, SureText if args.sure else Text)
                 row = [mean_speed_up(policy, costs, kind, *size) for policy in FIXED.values()]
                 best = max(
                     1.0,

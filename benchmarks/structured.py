@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,12 @@ class Priced:
         """The scheduler's plan."""
         return self.inner.plan(budget, at_hand)
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(
+        self, plan: Plan, n_drafts: int, accepted: int, chances: Sequence[float] = ()
+    ) -> None:
         """Add the cycle's cost."""
         self.spent += plan_cost(self.costs, plan, n_drafts)
-        self.inner.observe(plan, n_drafts, accepted)
+        self.inner.observe(plan, n_drafts, accepted, chances)
 
 
 class Bench:

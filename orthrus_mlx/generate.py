@@ -20,9 +20,10 @@ from .decoding.engine import Receipt, decode
 from .decoding.grammar import compile_constraint
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
-from .decoding.scheduler import make_scheduler
+from .decoding.scheduler import Evidence, make_scheduler
 from .decoding.sequence import Decoded, DecodeStats, Drafter, Progress, Request
 from .device.calibrate import device_costs
+from .device.learnt import Learnt
 from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
 from .errors import ContextLengthError, GenerationError, PromptError
@@ -221,6 +222,12 @@ def decode_tokens(
         grammar=grammar,
         written=len(written),
     )
+    evidence = Evidence() if options.evidence is None else options.evidence
+    on_stats = options.on_stats
+    if options.mode == "auto" and options.calibrate and grammar is None:
+        learnt = Learnt(model)
+        learnt.begin(evidence)
+        on_stats = _keeping(learnt, evidence, on_stats)
     scheduler = make_scheduler(
         options.mode,
         options.cycle,
@@ -231,14 +238,28 @@ def decode_tokens(
             else NOMINAL,
             row_counts,
         ),
-        options.evidence,
+        evidence,
     )
     drafters: list[Drafter] = [CopyDrafter()] if options.mode == "auto" else []
     if grammar is not None:
         drafters.append(ForcedDrafter())
     if predicted is not None:
         drafters.append(PredictionDrafter(predicted))
-    return decode(model, request, scheduler, cache, options.on_stats, drafters, receipt)
+    return decode(model, request, scheduler, cache, on_stats, drafters, receipt)
+
+
+def _keeping(
+    learnt: Learnt, evidence: Evidence, on_stats: Callable[[DecodeStats], None] | None
+) -> Callable[[DecodeStats], None]:
+    """`on_stats`, and what the answer showed of drafts is kept."""
+
+    def ended(stats: DecodeStats) -> None:
+        if stats.cycles:
+            learnt.keep(evidence)
+        if on_stats is not None:
+            on_stats(stats)
+
+    return ended
 
 
 def prepare(

@@ -8,11 +8,8 @@ which the scheduler learns how often its drafts are accepted.
 from __future__ import annotations
 
 from collections.abc import Sequence as Many
-from typing import Any
 
-import numpy as np
-
-from .plan import DIFFUSION, FORCED, PREDICTION, reusable_block
+from .plan import DIFFUSION, FORCED, PREDICTION
 from .sequence import Sequence
 
 
@@ -22,18 +19,13 @@ class BlockDrafter:
     source = DIFFUSION
 
     def propose(self, sequence: Sequence, limit: int) -> list[int]:
-        """The rest of the deepest block that expected no more drafts than were accepted."""
-        cycle = sequence.last
-        if cycle is None or cycle.guesses is None or sequence.in_flight is not None:
+        """What the last cycle left over."""
+        if sequence.last is None or sequence.in_flight is not None:
             return []
-        use = reusable_block(cycle.plan, len(cycle.drafts), sequence.accepted)
-        if use is None:
-            return []
-        block, overtaken = use
-        guesses: Any = cycle.guesses[block, overtaken : overtaken + limit]
-        if sequence.grammar is None:
-            return list(guesses.tolist())
-        return sequence.grammar.guess(np.asarray(guesses))
+        rest = sequence.last.left_over(sequence.accepted)
+        if sequence.grammar is None or rest.logits is None:
+            return rest.ids[:limit]
+        return sequence.grammar.guess(rest.logits[:limit])
 
 
 class ForcedDrafter:

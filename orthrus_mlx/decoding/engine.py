@@ -28,6 +28,7 @@ from .sequence import (
     Decoded,
     DecodeStats,
     Drafter,
+    Guesses,
     ModelLogitsError,
     Request,
     Sequence,
@@ -141,6 +142,9 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
     segments = [_verify_segment(launch) for launch in launches]
     logits, block_logits = runner.forward(Rows(segments))
     blocks = iter(_guesses(block_logits, segments, launches))
+    if any(segment.n_diff for segment in segments):
+        # A copy, as a view would keep the logits of the blocks for as long as a choice is known.
+        logits = mx.take(logits, mx.arange(len(logits)), axis=0)
     cycles, row = [], 0
     for launch, segment, start in zip(launches, segments, starts, strict=True):
         n = 1 + len(launch.drafts)
@@ -148,16 +152,13 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
             trim(launch.cache, start + n)
         mine, row = logits[row : row + n], row + segment.n_ar
         chooser = launch.sequence.chooser
-        choices = None
+        choices = beside = None
         if not chooser.reads_text:
             assert segment.ar is not None
             choices = chooser.choose(mine, start + 1, segment.ar[:n])
-        beside = None
         if segment.blocks is not None:
-            guesses = next(blocks)
-            beside = guesses.reshape(*segment.blocks.shape, *guesses.shape[1:])
             # In a block of the trained length the last row is untrained.
-            beside = beside[:, : runner.config.block_size - 1]
+            beside = next(blocks).of_blocks(segment.blocks.shape, runner.config.block_size - 1)
         cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, beside, launch.fork))
     if all(launch.fork is None for launch in launches):  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
@@ -172,13 +173,13 @@ def _draft(runner: Runner, launches: Many[_Launch]) -> None:
     segments = [_draft_segment(launch) for launch in launches]
     _, logits = runner.forward(Rows(segments))
     guesses = _guesses(logits, segments, launches)
-    mx.async_eval(guesses)
+    mx.async_eval([own.ids if own.logits is None else own.logits for own in guesses])
     for launch, own in zip(launches, guesses, strict=True):
         grammar = launch.sequence.grammar
-        if grammar is None:
-            launch.drafts, launch.fork = own, Fork(launch.sequence.cache)
+        if grammar is None or own.logits is None:
+            launch.drafts, launch.fork = own.ids, Fork(launch.sequence.cache)
         else:
-            launch.drafts = grammar.guess(np.asarray(own)[: launch.plan.n_drafts])
+            launch.drafts = grammar.guess(np.asarray(own.logits)[: launch.plan.n_drafts])
 
 
 def _draft_segment(launch: _Launch) -> Segment:
@@ -201,19 +202,13 @@ def _verify_segment(launch: _Launch) -> Segment:
     return Segment(launch.cache, ar, blocks.reshape(len(depths), length), depths)
 
 
-def _guesses(logits: mx.array, segments: Many[Segment], launches: Many[_Launch]) -> list[mx.array]:
-    """The guesses of each segment that has blocks, from the block logits of all.
-
-    They are ids [n_diff]; or logits [n_diff, vocab_size], where a grammar has to pick the ids.
-    """
+def _guesses(logits: mx.array, segments: Many[Segment], launches: Many[_Launch]) -> list[Guesses]:
+    """The guesses of each segment that has blocks, from the block logits of all."""
     found, row = [], 0
     for segment, launch in zip(segments, launches, strict=True):
         if segment.n_diff:
             own, row = logits[row : row + segment.n_diff], row + segment.n_diff
-            picks = launch.sequence.grammar is not None
-            found.append(
-                own.astype(mx.float32) if picks else mx.argmax(own, axis=-1).astype(mx.int32)
-            )
+            found.append(Guesses.of(own, picked=launch.sequence.grammar is not None))
     return found
 
 

@@ -75,7 +75,7 @@ class GenerationOptions:
         frequency_penalty: taken off the logit of an id for each time that it was said lately.
         frequency_context_size: how many ids back that is.
         evidence: what earlier answers showed about drafts; mode="auto" goes on from it and adds to
-            it. None starts afresh.
+            it. Empty or None: with the little that this model's earlier texts say, kept on disk.
     """
 
     max_tokens: int = 256

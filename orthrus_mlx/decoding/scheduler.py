@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 from .cost_model import (
     MAX_RATE,
     Costs,
-    expected_tokens,
     plan_cost,
     policies,
     speed,
@@ -41,8 +42,15 @@ class Scheduler(Protocol):
             at_hand: drafts that are ready to be verified, by source.
         """
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Learn that `plan`, AR steps too, verified `n_drafts` drafts and accepted `accepted`."""
+    def observe(self, plan: Plan, n_drafts: int, accepted: int, chances: Many[float] = ()) -> None:
+        """Learn the outcome of a cycle, AR steps too.
+
+        Args:
+            plan: of the cycle.
+            n_drafts: drafts verified.
+            accepted: how many of them were accepted.
+            chances: the diffusion view's probabilities of the drafts that the cycle left at hand.
+        """
 
 
 class Fixed:
@@ -67,7 +75,7 @@ class Fixed:
                 return Plan(n_drafts=count, source=source)
         return self.policy.plan(budget, at_hand.get(DIFFUSION, 0))
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(self, plan: Plan, n_drafts: int, accepted: int, chances: Many[float] = ()) -> None:
         """Nothing to learn."""
 
 
@@ -77,17 +85,23 @@ class Evidence:
 
     Attributes:
         counts: (rejected, tried) drafts by source, older ones counting less. A draft behind a
-            rejected one was not tried.
+            rejected one was not tried. Where the probabilities of drafts are known, these are the
+            expected numbers for the whole block, whatever of it was verified.
         credit: AR steps that drafting has gained on AR decoding, and may lose again.
+        doubts: (rejected, expected) of verified drafts whose probabilities are known: how often
+            they were rejected, and how often their probabilities said so.
     """
 
     PRIOR = (0.7, 8.0)  # rejected and tried, before any evidence
     PRIORS: ClassVar = {FORCED: (0.5, 50.0)}  # of sources of which more is known
     KEPT, AGED = 0.97, 0.995  # of a source's counts after a cycle of its own, and after any other
     STEP = 0.1  # between two rates that are told apart, as a logarithm
+    TRUST = 4.0  # rejected drafts that weigh as much as what the probabilities say
+    CARRIED = 4.0  # drafts that earlier texts count for at most
 
     counts: dict[str, tuple[float, float]] = field(default_factory=dict)
     credit: float = 0.0
+    doubts: tuple[float, float] = (0.0, 0.0)
 
     def rates(self, source: str) -> tuple[float, float]:
         """The rejection rate of a source's drafts, less and plus one standard error.
@@ -101,27 +115,59 @@ class Evidence:
         low, high = (round(r / self.STEP) * self.STEP for r in (middle - error, middle + error))
         return min(MAX_RATE, math.exp(low)), min(MAX_RATE, math.exp(high))
 
-    def add(self, source: str, n_drafts: int, accepted: int, stale: float = 1.0) -> None:
+    def standing(self, chances: Many[float]) -> list[float]:
+        """How likely the first 0, 1, 2, ... drafts are all accepted, by their probabilities."""
+        rejected, expected = self.doubts
+        factor = (self.TRUST + rejected) / (self.TRUST + expected)
+        stands = (1 - min(MAX_RATE, factor * (1 - chance)) for chance in chances)
+        return list(itertools.accumulate(stands, operator.mul, initial=1.0))
+
+    def add(
+        self,
+        source: str,
+        n_drafts: int,
+        accepted: int,
+        stale: float = 1.0,
+        chances: Many[float] = (),
+    ) -> None:
         """Count one cycle.
 
         Args:
             source: of its drafts.
-            n_drafts: drafts verified; 0 for an AR step, which only ages the evidence.
+            n_drafts: drafts verified.
             accepted: how many of them were accepted.
             stale: how many times as often such drafts are rejected; see `staleness`.
+            chances: probabilities of the block whose first `n_drafts` drafts were verified.
         """
-        counted = {source: (0.0, 0.0), **self.counts} if n_drafts else self.counts
+        failed = float(accepted < n_drafts)
+        tried = accepted + failed
+        if chances:
+            alive = self.standing(chances)
+            self.doubts = (
+                self.KEPT * self.doubts[0] + failed,
+                self.KEPT * self.doubts[1] + sum(1 - c for c in chances[: int(tried)]),
+            )
+            tried, failed = sum(alive[:-1]), 1 - alive[-1]
+        counted = {source: (0.0, 0.0), **self.counts} if tried else self.counts
         self.counts = {
             name: (self.AGED * rejected, self.AGED * tried)
             for name, (rejected, tried) in counted.items()
         }
-        if n_drafts:
-            rejected, tried = counted[source]
-            failed = int(accepted < n_drafts)
+        if tried:
+            before = counted[source]
             self.counts[source] = (
-                self.KEPT * rejected + failed,
-                self.KEPT * tried + stale * (accepted + failed),
+                self.KEPT * before[0] + failed,
+                self.KEPT * before[1] + stale * tried,
             )
+
+    def of_another_text(self) -> Evidence:
+        """What this says of a text that was not seen yet, and which has no credit yet."""
+        shares = {name: min(1.0, self.CARRIED / n) for name, (_, n) in self.counts.items() if n}
+        counts = {
+            name: (share * self.counts[name][0], share * self.counts[name][1])
+            for name, share in shares.items()
+        }
+        return Evidence(counts, doubts=self.doubts)
 
 
 class Adaptive:
@@ -131,6 +177,9 @@ class Adaptive:
     speed. While the fastest policy is expected to beat AR decoding, it runs. Otherwise drafts are
     tried only on credit: a cycle earns its tokens and pays its time in AR steps, and every AR step
     adds `INCOME`. A trial waits until there is `RESERVE` of what it can lose.
+
+    Drafts at hand have probabilities. What is done with them is what has the largest surplus:
+    expected tokens, less the tokens that its time is worth at the policy's speed.
 
     What a grammar forces costs no draft pass and is hardly ever rejected: decoding without the
     diffusion view has it too, and drafts must be faster than that (`base_speed`).
@@ -154,26 +203,44 @@ class Adaptive:
         self._base = (self.BASE, self.BASE * costs.of_ar_step())  # tokens and time
         self.current, self.speed = AR_POLICY, self.ar_speed
         self._stale = 1.0  # how many times as often the drafts of the last pass are rejected
+        self._chances: tuple[float, ...] = ()  # of the drafts that it left at hand
+        self._begun = False  # whether the first token of the answer is written
         self._in_flight = False  # whether that pass drafted and verified nothing
         self._choose()
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
-        """The cycle that is expected to be fastest, or an AR step while drafting does not pay."""
-        ready = at_hand.get(DIFFUSION, 0)
-        own = self.current.plan(budget, ready)
-        # Drafts at hand are paid for: to verify them is faster than to make and verify them.
-        fastest = max(self.speed, self._speed_of(own)) if ready else self.speed
-        ranked = [(fastest, own)]
-        at_hand = {source: n for source, n in at_hand.items() if source != DIFFUSION}
-        for source, rows in itertools.product(at_hand, self.costs.verify):
-            plan = Plan(n_drafts=min(rows - 1, at_hand[source], budget - 1), source=source)
-            speed = self._speed_of(plan) if plan.n_drafts > 0 else 0.0
-            if speed > (self.ar_speed if source == FORCED else fastest):
-                ranked.append((speed, plan))
+        """The cycle that is expected to earn most, or an AR step while drafting does not pay."""
+        ready, own, best = at_hand.get(DIFFUSION, 0), AR_STEP, 0.0
+        pace = max(self.speed, self.base_speed)  # tokens that a unit of time is worth
+        options: list[Plan] = []
+        if self._begun:  # no draft comes sooner than a token, and an answer's first are the worst
+            # 1. What the policy plans. A cycle that it begins earns nothing beyond its pace.
+            own = self.current.plan(budget, ready)
+            if ready and own.block_rows:
+                best = max(best, self._surplus(own, pace))
+            elif ready and own.n_drafts and not own.draft_rows:
+                # 2. Of drafts at hand as many as will stand; or a block anew, or an AR step.
+                options = [own._replace(n_drafts=n) for n in range(1, own.n_drafts + 1)]
+                options.append(self.current.plan(budget, 0))
+                own, best = AR_STEP, self._surplus(AR_STEP, pace)
+        # 3. Drafts that cost no pass.
+        options += [
+            Plan(n_drafts=min(rows - 1, count, budget - 1), source=source)
+            for source, count in at_hand.items()
+            for rows in self.costs.verify
+            if source != DIFFUSION and min(rows - 1, count, budget - 1) > 0
+            if source == FORCED or self._begun
+        ]
+        ranked = [(best, own)]
+        for plan in options:
+            surplus = self._surplus(plan, pace)
+            # What is forced is verified even where drafts would be better, but may not be made.
+            if surplus > best or (plan.source == FORCED and surplus > self._surplus(AR_STEP, pace)):
+                ranked.append((surplus, plan))
         ranked.sort(key=lambda pair: -pair[0])
-        return next((plan for speed, plan in ranked if self._may(plan, speed, ready)), AR_STEP)
+        return next((plan for _, plan in ranked if self._may(plan, ready)), AR_STEP)
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(self, plan: Plan, n_drafts: int, accepted: int, chances: Many[float] = ()) -> None:
         """Count the outcome of a cycle, and what it gained on decoding without the draft view."""
         cost = plan_cost(self.costs, plan, n_drafts)
         gain = 1 + accepted - cost * self.base_speed
@@ -183,8 +250,11 @@ class Adaptive:
             kept = Evidence.KEPT
             self._base = (kept * tokens + 1 + accepted, kept * spent + cost)
         self.evidence.credit = min(self.MAX_CREDIT, self.evidence.credit + gain)
-        self.evidence.add(plan.source, n_drafts, accepted, self._staleness_of(plan))
+        self._begun = True
+        block = self._chances if self._is_at_hand(plan) else ()
+        self.evidence.add(plan.source, n_drafts, accepted, self._staleness_of(plan), block)
         self._stale = staleness(plan, n_drafts, accepted)
+        self._chances = tuple(chances)
         self._in_flight = plan.block_rows > 0 and not n_drafts
         self._choose()
 
@@ -197,17 +267,17 @@ class Adaptive:
         tokens, spent = self._base
         return tokens / spent
 
-    def _may(self, plan: Plan, speed: float, ready: int) -> bool:
-        """Whether a cycle expected to have this speed may run, by what there is to lose."""
+    def _may(self, plan: Plan, ready: int) -> bool:
+        """Whether a cycle may run, by what there is to lose."""
         if plan.is_ar or plan.source == FORCED:
             return True
-        if self._in_flight and ready and plan.source == DIFFUSION:
+        if self._in_flight and ready and plan.source == DIFFUSION and plan.n_drafts:
             return True
         # A block cut short at the end of the budget can lose even if all of it is accepted.
         steps = plan_cost(self.costs, plan, plan.n_drafts) * self.ar_speed
         if plan.draft_rows and steps >= 1 + plan.n_drafts:
             return False
-        pays = speed > self.base_speed
+        pays = self.speed > self.base_speed or self._surplus(plan, self.base_speed) > 0
         least = -self.MAX_DEBT if pays else self.RESERVE * trial_loss(self.costs, plan)
         return self.evidence.credit > least
 
@@ -223,15 +293,30 @@ class Adaptive:
             self.current = best
         self.speed = speeds.get(self.current, self.ar_speed)
 
-    def _speed_of(self, plan: Plan) -> float:
-        """Expected tokens per unit of time of this one cycle."""
-        stale = self._staleness_of(plan)
-        rates = (min(MAX_RATE, stale * rate) for rate in self.evidence.rates(plan.source))
-        tokens = sum(expected_tokens(rate, plan.n_drafts) for rate in rates) / 2
-        return tokens / plan_cost(self.costs, plan, plan.n_drafts)
+    def _surplus(self, plan: Plan, pace: float) -> float:
+        """Tokens that one cycle is expected to write beyond what its time is worth."""
+        standing = self._standing(plan)
+        tokens = sum(standing[: plan.n_drafts + 1])
+        if plan.block_rows:
+            # A block saves the next one, if all drafts before it and its first guess are right.
+            saved = pace * self.costs.of_fused(1, plan.block_rows * plan.blocks) - 1
+            tokens += saved * standing[-1]
+        return tokens - pace * plan_cost(self.costs, plan, plan.n_drafts)
+
+    def _standing(self, plan: Plan) -> list[float]:
+        """How likely the first 0, 1, 2, ... drafts of a plan are all accepted, and one beyond."""
+        places = plan.n_drafts + 1
+        if self._chances and self._is_at_hand(plan):
+            return self.evidence.standing(self._chances[:places])
+        stale, rates = self._staleness_of(plan), self.evidence.rates(plan.source)
+        low, high = (1 - min(MAX_RATE, stale * rate) for rate in rates)
+        return [(low**n + high**n) / 2 for n in range(places + 1)]
+
+    def _is_at_hand(self, plan: Plan) -> bool:
+        return plan.source == DIFFUSION and not plan.draft_rows
 
     def _staleness_of(self, plan: Plan) -> float:
-        return self._stale if plan.source == DIFFUSION and not plan.draft_rows else 1.0
+        return self._stale if self._is_at_hand(plan) else 1.0
 
 
 def make_scheduler(

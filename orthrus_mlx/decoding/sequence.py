@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import ConstraintError, LogitsError
 from ..rows import Cache
@@ -26,7 +27,7 @@ from .choosers import (
 from .consensus import Sampling, count_accepted
 from .grammar import Matcher
 from .penalties import NO_PENALTIES, Penalties
-from .plan import ANY_ROWS, Plan, RowCounts
+from .plan import ANY_ROWS, Plan, RowCounts, reusable_block
 from .scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
@@ -183,6 +184,51 @@ class Decoded(NamedTuple):
     near_tie: bool = False
 
 
+class Guesses(NamedTuple):
+    """What the diffusion view guesses in the rows of blocks, [rows] or [blocks, length].
+
+    Attributes:
+        ids: the likeliest.
+        chances: its probabilities of them.
+        logits: what a grammar picks other ids from, float32 [..., vocab_size]; None without one.
+    """
+
+    ids: mx.array
+    chances: mx.array
+    logits: mx.array | None
+
+    @classmethod
+    def of(cls, logits: mx.array, picked: bool) -> Guesses:
+        """The guesses of rows of logits [rows, vocab_size]; `picked` where a grammar picks them."""
+        ids = mx.argmax(logits, axis=-1).astype(mx.int32)
+        # Less the largest first: what is left is small where the guess is sure, and exact enough.
+        rest = mx.logsumexp(logits - mx.max(logits, axis=-1, keepdims=True), axis=-1)
+        chances = mx.nan_to_num(mx.exp(-rest.astype(mx.float32)))
+        return cls(ids, chances, logits.astype(mx.float32) if picked else None)
+
+    def of_blocks(self, shape: Many[int], length: int) -> Guesses:
+        """The same by block [blocks, rows], the first `length` rows of each."""
+        parts = (
+            None if part is None else part.reshape(*shape, *part.shape[1:])[:, :length]
+            for part in self
+        )
+        return Guesses(*parts)
+
+
+class Rest(NamedTuple):
+    """Drafts that a cycle left over, next place first.
+
+    Attributes:
+        ids: guesses; empty where a grammar has to pick them.
+        chances: the diffusion view's probabilities of them.
+        logits: float32 [n, vocab_size] that a grammar picks from; None without one.
+    """
+
+    ids: list[int]
+    chances: list[float]
+    logits: np.ndarray | None
+
+
 class Cycle(NamedTuple):
     """A cycle in flight on the device.
 
@@ -192,8 +238,7 @@ class Cycle(NamedTuple):
         drafts: the ids [n] that it verifies.
         logits: of AR rows [anchor, drafts...], [n + 1, vocab_size].
         choices: made from them on the device; None where the chooser reads the text first.
-        guesses: of the blocks beside the AR rows, [blocks, length]; None where there are none.
-            Under a grammar not the ids, but their logits [blocks, length, vocab_size] in float32.
+        guesses: of the blocks beside the AR rows; None where there are none.
         fork: the cache that its verify pass was prepared on, if there was a draft pass before it.
     """
 
@@ -202,14 +247,30 @@ class Cycle(NamedTuple):
     drafts: Ids
     logits: mx.array
     choices: Chosen | None
-    guesses: mx.array | None
+    guesses: Guesses | None
     fork: Fork | None
 
     @property
     def outputs(self) -> list[mx.array]:
         """What its verify pass computes."""
-        parts = [self.logits, self.guesses, *(self.choices or ())]
+        parts = [self.logits, *(self.guesses or ()), *(self.choices or ())]
         return [part for part in parts if part is not None]
+
+    def left_over(self, accepted: int) -> Rest:
+        """Drafts for the next cycle, once `accepted` were accepted.
+
+        They are the rest of the deepest block that expected no more drafts to be accepted.
+        """
+        use = reusable_block(self.plan, len(self.drafts), accepted)
+        if use is None or self.guesses is None:
+            return Rest([], [], None)
+        block, overtaken = use
+        ids, chances, logits = (
+            None if part is None else part[block, overtaken:] for part in self.guesses
+        )
+        if logits is not None:
+            return Rest([], [], np.asarray(logits))
+        return Rest(ids.tolist(), chances.tolist(), None)
 
 
 class Drafter(Protocol):
@@ -285,6 +346,8 @@ class Sequence:
 
     def may_run_ahead(self) -> bool:
         """Whether an AR step may start behind the one in flight, before its token is known here."""
+        if self.last is None:  # a scheduler may open with an AR step and go on otherwise
+            return False
         cycle = self.in_flight
         # The cycle in flight wrote to the cache already, whose next token may find it quantized.
         quantization = self.request.quantization
@@ -333,7 +396,8 @@ class Sequence:
         self.last, self.in_flight, self.ahead = cycle, self.ahead, None
         self.accepted = sum(d.from_draft for d in decided)
         self.stats.count(cycle.plan, len(drafts), self.accepted)
-        self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
+        chances = cycle.left_over(self.accepted).chances
+        self.scheduler.observe(cycle.plan, len(drafts), self.accepted, chances)
         self.text += [d.token for d in decided]
         self.chooser.commit([d.token for d in decided])
         if self.grammar is not None:

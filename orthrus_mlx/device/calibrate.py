@@ -23,11 +23,12 @@ from ..decoding.sequence import Sequence as Text
 from ..rows import Rows
 from .measured import device_key, load, store
 
-METHOD = 7  # to be raised with any change in how costs are measured: those on disk are void then
+METHOD = 8  # to be raised with any change in how costs are measured: those on disk are void then
 
-# Rows of a verify or draft pass, around the steps in cost of the known backends: kernels change at
-# about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
-SIZES = (2, 4, 8, 15, 16, 32, 64)
+# Rows of a verify or draft pass. Costs come in steps, and a policy ends just below one. Where few
+# rows cost, as at 4 bits on Metal, the first steps are at 2 to 6 rows, by chip and shape: all of
+# them are timed. Kernels change at about 8, 15 and 32 rows on Metal, at 16, 32 and 64 on CUDA.
+SIZES = (2, 3, 4, 5, 6, 8, 15, 16, 32, 64)
 # (AR rows, diffusion rows) of a one-pass forward, for one block or two.
 ONE_PASS = ((8, 8), (6, 10), (16, 16), (10, 22), (32, 32), (22, 42), (32, 64))
 JUDGED = 15  # rows; smaller sizes are measured always, as they carry the fixed cost of a pass

@@ -45,10 +45,12 @@ def test_a_replay_takes_the_passes_of_a_real_run(
 def test_right_drafts_make_a_block_a_pass() -> None:
     tokens = list(range(40))
     right = {k: [(tokens + [-1] * k)[n : n + k] for n in range(40)] for k in range(2, 17)}
-    answer = Answer("counting", tokens, right)
+    sure = {k: [[0.9] * k] * 40 for k in right}
+    answer = Answer("counting", tokens, right, sure)
     assert forwards(Policy("two-pass", 15), answer) == 6  # 16 + 16 + 8 tokens
     assert forwards(Policy("one-pass", 14, 15, 1), answer) == 4  # 1, then 15 a pass
     assert forwards(Policy("alternating", 14, 15, 1), answer) == 6  # 1 + 15, 1 + 15, 1 + 7
-    wrong = Answer("guessing", tokens, {k: [[99] * k for _ in tokens] for k in range(2, 17)})
+    never = {k: [[99] * k for _ in tokens] for k in range(2, 17)}
+    wrong = Answer("guessing", tokens, never, sure)
     assert best(two_pass([2, 3, 4]), [wrong])[1] == 79  # the last one needs no draft
     assert best(one_pass(32, [4, 11, 16]), [wrong])[1] == 40

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from mlx_lm.sample_utils import make_logits_processors
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs
 from orthrus_mlx.decoding.engine import decode
-from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan, RowCounts
-from orthrus_mlx.decoding.scheduler import make_scheduler
+from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan, Policy, RowCounts
+from orthrus_mlx.decoding.scheduler import Fixed, make_scheduler
+from orthrus_mlx.decoding.sequence import Request
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, WAYS, Scenario, held, scenarios
@@ -35,10 +37,38 @@ class Recording:
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
         return self.scheduler.plan(budget, at_hand)
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(
+        self, plan: Plan, n_drafts: int, accepted: int, chances: Sequence[float] = ()
+    ) -> None:
         assert 0 <= accepted <= n_drafts <= plan.n_drafts
         self.verified.append(n_drafts)
-        self.scheduler.observe(plan, n_drafts, accepted)
+        self.scheduler.observe(plan, n_drafts, accepted, chances)
+
+
+def test_the_scheduler_hears_how_sure_the_drafts_at_hand_are() -> None:
+    model, prompt = FakeModel(block_size=6), [3, 1, 4]
+    model.script([*prompt, *plain_decoding(model, prompt, 40)], [True, True, False, True, True])
+    heard: list[tuple[int, list[float]]] = []
+
+    class Listening(Fixed):
+        def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
+            if heard:
+                assert at_hand.get(DIFFUSION, 0) == min(budget - 1, len(heard[-1][1]))
+            return super().plan(budget, at_hand)
+
+        def observe(
+            self, plan: Plan, n_drafts: int, accepted: int, chances: Sequence[float] = ()
+        ) -> None:
+            heard.append((plan.block_rows, list(chances)))
+
+    request = Request(prompt, frozenset(), 40, Sampling(), model.config.mask_token_id)
+    policy = Policy("one-pass", 2, 4, blocks=2)
+    assert len(list(decode(model, request, Listening(policy), model.make_cache()))) == 40
+    blocks = [chances for rows, chances in heard if rows]
+    assert blocks and {len(chances) for chances in blocks} <= {1, 2, 3}
+    # The fake model's block logits are 1 for the guess and 0 for all other ids.
+    sure = math.e / (math.e + model.config.vocab_size - 1)
+    assert all(c == pytest.approx(sure, rel=1e-3) for chances in blocks for c in chances)
 
 
 def check(scenario: Scenario, scheduler: Any, row_counts: RowCounts = ANY_ROWS) -> None:
@@ -156,7 +186,9 @@ class AnySchedule:
             plans.append(Plan(draft_rows=rows, n_drafts=min(few, rows - 1)))
         return self.data.draw(st.sampled_from(plans))
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(
+        self, plan: Plan, n_drafts: int, accepted: int, chances: Sequence[float] = ()
+    ) -> None:
         pass
 
 

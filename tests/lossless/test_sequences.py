@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from collections.abc import Sequence as Many
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,7 @@ class AnySource:
             plans.append(Plan(rows, min(rows - 1, budget - 1)))
         return draw(st.sampled_from(plans))
 
-    def observe(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+    def observe(self, plan: Plan, n_drafts: int, accepted: int, chances: Many[float] = ()) -> None:
         pass
 
 

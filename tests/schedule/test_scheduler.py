@@ -149,11 +149,66 @@ def test_what_was_learnt_carries_over_to_the_next_answer() -> None:
     evidence = Evidence()
     for _ in range(40):
         auto(NOMINAL, evidence=evidence).observe(Plan(draft_rows=16, n_drafts=15), 15, 0)
-    assert auto(NOMINAL, evidence=evidence).plan(100, {}).is_ar
+    assert second_plan(evidence).is_ar
     evidence = Evidence()
     for _ in range(40):
         auto(NOMINAL, evidence=evidence).observe(Plan(draft_rows=16, n_drafts=15), 15, 15)
-    assert not auto(NOMINAL, evidence=evidence).plan(100, {}).is_ar
+    assert not second_plan(evidence).is_ar
+
+
+def second_plan(evidence: Evidence) -> Plan:
+    """Of an answer, which begins with an AR step."""
+    scheduler = auto(NOMINAL, evidence=evidence)
+    assert scheduler.plan(100, {}).is_ar
+    scheduler.observe(AR_STEP, 0, 0)
+    return scheduler.plan(100, {})
+
+
+def test_of_another_text_little_is_known() -> None:
+    evidence = Evidence(credit=5.0)
+    for _ in range(40):
+        evidence.add(DIFFUSION, 15, 15)
+        evidence.add("copy", 3, 0)
+    other = evidence.of_another_text()
+    assert all(tried <= Evidence.CARRIED for _, tried in other.counts.values())
+    assert other.rates(DIFFUSION)[0] < Evidence().rates(DIFFUSION)[0] < other.rates("copy")[0]
+    assert other.credit == 0.0 and evidence.credit == 5.0
+
+
+def with_drafts(chances: list[float], costs: Costs = COSTS["bf16 0.32.1"]) -> Adaptive:
+    """A scheduler that has drafts of these probabilities at hand."""
+    scheduler = auto(costs, "alternating")
+    scheduler.observe(AR_STEP, 0, 0)
+    plan = scheduler.plan(100, {})
+    assert plan.block_rows > len(chances)
+    scheduler.observe(plan, 0, 0, chances)
+    return scheduler
+
+
+def test_as_many_drafts_are_verified_as_will_stand() -> None:
+    """On costs where each row counts."""
+    costs = Costs({n: 1 + 0.3 * (n - 1) for n in range(1, 9)}, {}, {(1, 7): 1.5})
+    at_hand = {DIFFUSION: 6}
+    for sure in range(1, 7):
+        scheduler = with_drafts([0.99] * sure + [0.05] * (6 - sure), costs)
+        assert scheduler.plan(100, at_hand) == Plan(n_drafts=sure)
+    assert not with_drafts([0.05] * 6, costs).plan(100, at_hand).n_drafts
+
+
+def test_probabilities_are_evidence_and_outcomes_correct_them() -> None:
+    sure, doubtful = Evidence(), Evidence()
+    for _ in range(5):  # none of these drafts is verified
+        sure.add(DIFFUSION, 0, 0, chances=[0.999] * 6)
+        doubtful.add(DIFFUSION, 0, 0, chances=[0.2] * 6)
+    usual = Evidence().rates(DIFFUSION)
+    assert all(a < b for a, b in zip(sure.rates(DIFFUSION), usual, strict=True))
+    assert all(a > b for a, b in zip(doubtful.rates(DIFFUSION), usual, strict=True))
+    proud = Evidence()
+    before = proud.standing([0.9] * 3)
+    assert before == pytest.approx([1.0, 0.9, 0.81, 0.729])
+    for _ in range(20):
+        proud.add(DIFFUSION, 3, 0, chances=[0.9] * 3)
+    assert proud.standing([0.9] * 3)[1] < 0.7
 
 
 @given(st.lists(st.integers(0, 15), max_size=30), st.integers(1, 50), st.integers(0, 15))
@@ -171,6 +226,7 @@ def test_to_ask_for_a_plan_changes_nothing(seen: list[int], budget: int, pending
 def test_the_end_of_a_budget_is_no_certain_loss(label: str) -> None:
     costs = TABLES[label]
     scheduler = auto(costs, "two-pass")
+    scheduler.observe(AR_STEP, 0, 0)
     for _ in range(40):
         scheduler.observe(Plan(draft_rows=16, n_drafts=15), 15, 15)
     for budget in range(1, 12):
