@@ -198,19 +198,21 @@ class Adaptive:
         # 1. What the policy plans. A cycle that it begins earns nothing beyond its pace.
         plan, best = self.current.plan(budget, ready), 0.0
         options: list[Plan] = []
+        counts = {source: min(n, budget - 1) for source, n in at_hand.items()}
+        counts[DIFFUSION] = 0
         if ready and plan.block_rows:
             best = max(best, self._surplus(plan, pace))
         elif ready and plan.n_drafts and not plan.draft_rows:
-            # 2. Of drafts at hand as many as will stand; or a block anew, or an AR step.
-            options = [plan._replace(n_drafts=n) for n in range(1, plan.n_drafts + 1)]
-            options.append(self.current.plan(budget, 0))
+            # 2. A block waits to be verified: it is, or there is a block anew, or an AR step.
+            counts[DIFFUSION] = plan.n_drafts
+            options = [self.current.plan(budget, 0)]
             plan, best = AR_STEP, self._surplus(AR_STEP, pace)
-        # 3. Drafts that cost no pass.
+        # 3. Of drafts at hand as many as pay: more cost nothing, up to the next step in cost.
         options += [
-            Plan(n_drafts=min(rows - 1, count, budget - 1), source=source)
-            for source, count in at_hand.items()
+            Plan(n_drafts=min(rows - 1, count), source=source)
+            for source, count in counts.items()
             for rows in self.costs.verify
-            if source != DIFFUSION and min(rows - 1, count, budget - 1) > 0
+            if min(rows - 1, count) > 0
         ]
         for other in options:
             if (surplus := self._surplus(other, pace)) > best:
