@@ -212,24 +212,27 @@ class Adaptive:
         """The cycle that is expected to earn most, or an AR step while drafting does not pay."""
         ready, own, best = at_hand.get(DIFFUSION, 0), AR_STEP, 0.0
         pace = max(self.speed, self.base_speed)  # tokens that a unit of time is worth
+        counts = {source: min(n, budget - 1) for source, n in at_hand.items()}
+        counts[DIFFUSION] = 0
         options: list[Plan] = []
-        if self._begun:  # no draft comes sooner than a token, and an answer's first are the worst
+        if self._begun:
             # 1. What the policy plans. A cycle that it begins earns nothing beyond its pace.
             own = self.current.plan(budget, ready)
             if ready and own.block_rows:
                 best = max(best, self._surplus(own, pace))
             elif ready and own.n_drafts and not own.draft_rows:
-                # 2. Of drafts at hand as many as will stand; or a block anew, or an AR step.
-                options = [own._replace(n_drafts=n) for n in range(1, own.n_drafts + 1)]
-                options.append(self.current.plan(budget, 0))
+                # 2. A block waits to be verified: it is, or there is a block anew, or an AR step.
+                counts[DIFFUSION] = own.n_drafts
+                options = [self.current.plan(budget, 0)]
                 own, best = AR_STEP, self._surplus(AR_STEP, pace)
-        # 3. Drafts that cost no pass.
+        else:  # nothing comes sooner than an AR step, and an answer's first drafts are the worst
+            counts = {FORCED: counts.get(FORCED, 0)}
+        # 3. Of drafts at hand as many as pay: more cost nothing, up to the next step in cost.
         options += [
-            Plan(n_drafts=min(rows - 1, count, budget - 1), source=source)
-            for source, count in at_hand.items()
+            Plan(n_drafts=min(rows - 1, count), source=source)
+            for source, count in counts.items()
             for rows in self.costs.verify
-            if source != DIFFUSION and min(rows - 1, count, budget - 1) > 0
-            if source == FORCED or self._begun
+            if min(rows - 1, count) > 0
         ]
         ranked = [(best, own)]
         for plan in options:

@@ -67,7 +67,8 @@ class Accepting:
             budget -= 1 + accepted
             self.tokens += 1 + accepted
             pending = max(0, plan.block_rows - 2) if plan.block_rows else 0
-            self.scheduler.observe(plan, n, accepted)
+            chances = [(7 * self.tokens + place) % 11 / 10 for place in range(pending)]
+            self.scheduler.observe(plan, n, accepted, chances if self.tokens % 3 else ())
 
 
 @given(
