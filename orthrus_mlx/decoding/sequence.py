@@ -208,11 +208,12 @@ class Guesses(NamedTuple):
 
     def of_blocks(self, shape: Many[int], length: int) -> Guesses:
         """The same by block [blocks, rows], the first `length` rows of each."""
-        parts = (
-            None if part is None else part.reshape(*shape, *part.shape[1:])[:, :length]
-            for part in self
-        )
-        return Guesses(*parts)
+
+        def blocks(part: mx.array) -> mx.array:
+            return part.reshape(*shape, *part.shape[1:])[:, :length]
+
+        logits = None if self.logits is None else blocks(self.logits)
+        return Guesses(blocks(self.ids), blocks(self.chances), logits)
 
 
 class Rest(NamedTuple):
@@ -265,12 +266,12 @@ class Cycle(NamedTuple):
         if use is None or self.guesses is None:
             return Rest([], [], None)
         block, overtaken = use
-        ids, chances, logits = (
-            None if part is None else part[block, overtaken:] for part in self.guesses
-        )
+        ids, chances, logits = self.guesses
         if logits is not None:
-            return Rest([], [], np.asarray(logits))
-        return Rest(ids.tolist(), chances.tolist(), None)
+            return Rest([], [], np.asarray(logits[block, overtaken:]))
+        left: Any = ids[block, overtaken:].tolist()
+        sure: Any = chances[block, overtaken:].tolist()
+        return Rest(left, sure, None)
 
 
 class Drafter(Protocol):
