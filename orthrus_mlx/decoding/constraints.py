@@ -18,7 +18,8 @@ MAX_BYTES = 64 << 10  # of one description; compiling a larger one takes seconds
 # Work that compiling may take before it is given up: some 50 ms.
 LEXER_FUEL = 200_000
 
-# Keywords of JSON Schema that llguidance enforces, by what they hold.
+# Keywords of JSON Schema that llguidance enforces, by what they hold. It refuses some others by
+# itself; the rest are notes (title, description, x-...), or misspelt.
 _ONE = ("items", "additionalProperties", "additionalItems")  # schemas
 _SEVERAL = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -56,7 +57,7 @@ class Constraint:
         limits = llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
         problem = llguidance.LLMatcher.validate_grammar(text, limits=limits)
         if problem:
-            raise ConstraintError(f"{self._name} cannot be used: {in_one_line(problem)}.")
+            raise ConstraintError(f"{self._name} cannot be used: {readable(problem)}.")
 
     @property
     def _name(self) -> str:
@@ -84,10 +85,6 @@ class JsonSchema(Constraint):
 
     def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
         """The schema, with the white space asked for."""
-        return {"json_schema": self.with_guidance(self._parsed())}
-
-    def with_guidance(self, schema: Any) -> dict[str, Any]:
-        """A schema that says how it is to be written, in the words of llguidance."""
         item, key = self.separators
         # All of them, so that a schema that brings some of its own changes nothing.
         guidance = {
@@ -96,8 +93,11 @@ class JsonSchema(Constraint):
             "key_separator": ":" if self.whitespace_flexible else key,
             "coerce_one_of": False,
             "lenient": False,
+            # With \\u a name could be written again, as another property of any kind.
+            "json_allowed_escapes": 'nrbtf\\"',
         }
-        return {**({} if schema is True else schema), "x-guidance": guidance}
+        schema = self._parsed()
+        return {"json_schema": {**({} if schema is True else schema), "x-guidance": guidance}}
 
     def _parsed(self) -> Any:
         schema: Any = self.schema
@@ -128,7 +128,31 @@ class JsonSchema(Constraint):
                 f'separators is {parts!r}; expected "," and ":", each with white space or not.'
             )
         super().check()
-        for name in unknown_keywords(self._parsed()):
+        for part in subschemas(self._parsed()):
+            self._check_part(part)
+
+    def _check_part(self, schema: Mapping[str, Any]) -> None:
+        """Refuse what llguidance takes, and does not do."""
+        least, required = schema.get("minProperties", 0), schema.get("required", ())
+        if least > len(required) + 1:
+            raise ConstraintError(
+                f"The JSON Schema cannot be used: minProperties is {least}, with {len(required)} "
+                "properties required; one of another name could be written twice."
+            )
+        for bound, other in (("exclusiveMinimum", "aximum"), ("exclusiveMaximum", "inimum")):
+            ends = [schema.get(name) for name in (bound, f"m{other}", f"exclusiveM{other}")]
+            if schema.get("type") != "integer" and _near_a_whole_number(*ends):
+                raise ConstraintError(
+                    f"The JSON Schema cannot be used: {ends[0]} itself would be taken, in spite of "
+                    f"{bound}, where all numbers are less than 1 from it."
+                )
+        for value in [*schema.get("enum", ()), schema.get("const")]:
+            if isinstance(value, int) and not -(2**63) < value < 2**63 - 1:
+                raise ConstraintError(
+                    f"The JSON Schema cannot be used: the whole number {brief(ValueError(value))} "
+                    "has more than 64 bits."
+                )
+        for name in (str(name) for name in schema if name not in ENFORCED):
             near = get_close_matches(name.lower(), map(str.lower, ENFORCED), n=1, cutoff=0.85)
             meant = [keyword for keyword in ENFORCED if keyword.lower() in near]
             if meant or name in OBSOLETE:
@@ -219,6 +243,10 @@ class ToolCalls(Constraint):
 
     def check(self) -> None:
         """Refuse what is no list of tools, or a choice of another tool."""
+        if isinstance(self.tools, str | Mapping) or not isinstance(self.tools, Sequence):
+            raise ConstraintError(
+                f"tools is a {type(self.tools).__name__}; expected a list of tools."
+            )
         for tool in self.tools:
             function = tool.get("function") if isinstance(tool, Mapping) else None
             name = function.get("name") if isinstance(function, Mapping) else None
@@ -227,8 +255,8 @@ class ToolCalls(Constraint):
                     f"A tool is {brief(ValueError(repr(tool)))}; expected a mapping with a "
                     '"function" that has a "name".'
                 )
-            JsonSchema(function.get("parameters") or {"type": "object"})
-            self._schemas[name] = function.get("parameters") or {"type": "object"}
+            parameters = JsonSchema(function.get("parameters") or {"type": "object"})
+            self._schemas[name] = parameters.body()["json_schema"]
         if not self._schemas:
             raise ConstraintError("There are no tools to call.")
         if self.choice not in ("auto", "required", *self._schemas):
@@ -249,10 +277,9 @@ class ToolCalls(Constraint):
             f'call: {tag("<tool_call>")} "\\n" ({" | ".join(f"f{n}" for n in range(len(names)))}) '
             f'"\\n" {tag("</tool_call>")}',
         ]
-        as_written = JsonSchema(True)
         for n, name in enumerate(names):
             head = f'{{"name": {json.dumps(name)}, "arguments": '
-            schema = json.dumps(as_written.with_guidance(self._schemas[name]))
+            schema = json.dumps(self._schemas[name])
             rules.append(f'f{n}: {quoted(head)} %json {schema} "}}"')
         return {"lark_grammar": "\n".join(rules)}
 
@@ -261,21 +288,18 @@ class ToolCalls(Constraint):
         return "The grammar of the tools"
 
 
-def unknown_keywords(schema: Any) -> Iterator[str]:
-    """The keywords in a schema, and in those within, that llguidance does not enforce.
-
-    It refuses some by itself; others are notes (title, description, x-...), or misspelt.
-    """
+def subschemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema and those within, where they are mappings."""
     if not isinstance(schema, Mapping):
         return
-    yield from (str(name) for name in schema if name not in ENFORCED)
+    yield schema
     inner = [schema.get(name) for name in _ONE]
     inner += [s for name in _SEVERAL if isinstance(part := schema.get(name), list) for s in part]
     inner += [
         s for name in _NAMED if isinstance(part := schema.get(name), Mapping) for s in part.values()
     ]
     for part in inner:
-        yield from unknown_keywords(part)
+        yield from subschemas(part)
 
 
 def described(grammars: Sequence[Mapping[str, Any]]) -> str:
@@ -288,15 +312,6 @@ def described(grammars: Sequence[Mapping[str, Any]]) -> str:
         return json.dumps({"grammars": grammars}, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConstraintError(f"The JSON Schema cannot be written as JSON: {error}.") from None
-
-
-def in_one_line(problem: str) -> str:
-    """What llguidance says is wrong, without the picture that it draws of where."""
-    text = problem.replace("<non-verbose/>", "").strip()
-    first, _, rest = text.partition("\n")
-    if " regex parse error:" in first and "\nerror: " in rest:
-        first = rest.rpartition("\nerror: ")[2].partition("\n")[0]
-    return first[:500].rstrip(" .")
 
 
 def library() -> Any:
@@ -315,8 +330,17 @@ def library() -> Any:
 
 
 def quoted(text: str) -> str:
-    """Text as a string of Lark."""
-    return json.dumps(text, ensure_ascii=False)
+    """Text as a string of Lark, which has no DEL character in it."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def readable(problem: str) -> str:
+    """What llguidance says is wrong: one line of text without its picture of where."""
+    text = problem.partition("<backtrace>")[0].replace("<non-verbose/>", "").strip()
+    first, _, rest = text.partition("\n")
+    if " regex parse error:" in first and "\nerror: " in rest:
+        first = rest.rpartition("\nerror: ")[2].partition("\n")[0]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in first)[:500].rstrip(" .")
 
 
 def json_type(value: Any) -> str:
@@ -324,6 +348,12 @@ def json_type(value: Any) -> str:
     kinds: list[tuple[Any, str]] = [(bool, "a boolean"), (str, "a string"), (list, "an array")]
     kinds += [(int | float, "a number"), (type(None), "null")]
     return next((name for kind, name in kinds if isinstance(value, kind)), type(value).__name__)
+
+
+def _near_a_whole_number(bound: Any, *others: Any) -> bool:
+    numbers = [n for n in others if isinstance(n, int | float)]
+    whole = isinstance(bound, int | float) and bound == int(bound)
+    return whole and any(abs(n - bound) < 1 for n in numbers)
 
 
 def _grammar(text: str) -> dict[str, Any]:

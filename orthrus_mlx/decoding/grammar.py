@@ -6,7 +6,9 @@ mode writes the same.
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import json
 import weakref
 from collections.abc import Sequence
@@ -16,8 +18,9 @@ import mlx.core as mx
 import numpy as np
 
 from ..errors import ConstraintError
-from .constraints import LEXER_FUEL, Constraint, described, in_one_line, library
+from .constraints import LEXER_FUEL, Constraint, described, library, readable
 
+END = "<|end of the constrained answer|>"
 TEXT = "/(.|\\n)*/"  # of thinking: anything but single-token tags, which text never matches
 
 
@@ -25,16 +28,35 @@ class Matcher:
     """Follows one answer through its grammar.
 
     An end token is allowed where the answer may end, and alone where nothing can follow. It is not
-    followed: there is nothing behind it.
+    followed: there is nothing behind it. Never is it part of the answer, even if it is an id of
+    ordinary text.
+
+    Args:
+        matcher: llguidance's, which has one end of its own.
+        end: the id of that, which no model writes.
+        vocab_size: ids that the model has logits for.
+        ends: ids that end an answer.
     """
 
-    def __init__(self, matcher: Any, vocab_size: int, ends: frozenset[int]):
-        self._matcher, self.vocab_size, self.ends = matcher, vocab_size, ends
+    def __init__(self, matcher: Any, end: int, vocab_size: int, ends: frozenset[int]):
+        self._matcher, self._end, self.vocab_size, self.ends = matcher, end, vocab_size, ends
         self._check()
 
     def fork(self) -> Matcher:
         """A matcher of its own at the same place."""
-        return Matcher(self._matcher.deep_copy(), self.vocab_size, self.ends)
+        return Matcher(self._matcher.deep_copy(), self._end, self.vocab_size, self.ends)
+
+    def check_rollback(self) -> None:
+        """Refuse a grammar that cannot go back, as it must behind each draft.
+
+        Raises:
+            ConstraintError: saying what keeps it.
+        """
+        text = [int(token) for token in self.allowed_ids() if token not in self.ends][:1]
+        trial = self.fork()
+        if text and trial._matcher.consume_tokens(text):
+            trial._matcher.rollback(1)
+            trial._check()
 
     def advance(self, tokens: Sequence[int]) -> None:
         """Go on behind these ids of the answer.
@@ -55,14 +77,25 @@ class Matcher:
         """
         from llguidance import numpy as masks
 
-        bits = masks.allocate_token_bitmask(1 + len(drafts), self.vocab_size)
+        size = max(self.vocab_size, self._end + 1)
+        bits = masks.allocate_token_bitmask(1 + len(drafts), size)
         if drafts:
-            run = [(self._matcher, 0, list(drafts))]
+            trial = self._trial()
+            run = [(trial, 0, list(drafts))]
             masks.fill_next_token_bitmask_par_with_draft_tokens(_executor(), run, bits)
+            if trial.is_error():  # behind one of the drafts: at the last, or before
+                before = self.allowed(drafts[:-1])
+                return np.concatenate([before, np.full_like(before[:1], -1)])
         else:
             masks.fill_next_token_bitmask(self._matcher, bits)
         self._check()
-        return bits
+        words = bits.view(np.uint32)
+        may_end = words[:, self._end // 32] >> (self._end % 32) & 1
+        for token in (self._end, *self.ends):
+            words[:, token // 32] &= ~np.uint32(1 << token % 32)
+        for token in self.ends:
+            words[:, token // 32] |= may_end << np.uint32(token % 32)
+        return bits[:, : -(-self.vocab_size // 32)]
 
     @property
     def complete(self) -> bool:
@@ -73,8 +106,7 @@ class Matcher:
         """The drafts up to the first that is not allowed."""
         ids = list(drafts)
         text = next((n for n, token in enumerate(ids) if token in self.ends), len(ids))
-        fits = self._matcher.validate_tokens(ids[:text])
-        self._check()
+        fits = self._trial().validate_tokens(ids[:text])
         if fits == text < len(ids) and _has(self.allowed(ids[:text])[-1], ids[text]):
             fits += 1
         return ids[:fits]
@@ -96,24 +128,27 @@ class Matcher:
 
     def _walk(self, limit: int, logits: np.ndarray | None) -> list[int]:
         found: list[int] = []
-        followed = 0
+        walker, no_text = self.fork(), {*self.ends, self._end}
         while len(found) < limit:
             # Several at once, where whole texts are forced: cheaper, and as the tokenizer splits.
-            ids = self._matcher.compute_ff_tokens()[: limit - len(found)]
-            if not ids:
-                ids = self._only() if logits is None else self._likeliest(logits[len(found)])
+            must = walker._matcher.compute_ff_tokens()[: limit - len(found)]
+            ids = list(itertools.takewhile(lambda token: token not in no_text, must))
+            try:
+                if not ids:
+                    row = None if logits is None else logits[len(found)]
+                    ids = walker._only() if row is None else walker._likeliest(row)
+            except ConstraintError:  # a dead end that plain decoding may never come to
+                break
             if not ids:
                 break
             found += ids
-            if ids[-1] in self.ends:
+            if ids[-1] in self.ends or not walker._matcher.consume_tokens(ids):
                 break
-            if not self._matcher.consume_tokens(ids):
-                break
-            followed += len(ids)
-        self._check()
-        if followed and not self._matcher.rollback(followed):
-            self._check()
         return found
+
+    def _trial(self) -> Any:
+        """A copy to try drafts on: an error behind a draft is none of the answer."""
+        return self._matcher.deep_copy()
 
     def _only(self) -> list[int]:
         """The one id that may come next, if there is one."""
@@ -135,9 +170,10 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ConstraintError(
-                f"The constraint cannot be followed: {in_one_line(self._matcher.get_error())}."
-            )
+            problem = readable(self._matcher.get_error())
+            if problem == "NoExtensionBias":
+                problem = "this tokenizer cannot write what it asks for"
+            raise ConstraintError(f"The constraint cannot be followed: {problem}.")
 
 
 def _has(bits: np.ndarray, token: int) -> bool:
@@ -184,9 +220,10 @@ def compile_constraint(
         ConstraintError: if the tokenizer cannot write what is asked for, or did not in `written`.
     """
     llguidance = library()
+    ends = frozenset(token for token in ends if 0 <= token < vocab_size)
     if not ends:
         raise ConstraintError("A constraint needs an id that ends the answer; there is none.")
-    vocabulary = _vocabulary(tokenizer, vocab_size, ends)
+    vocabulary = _vocabulary(tokenizer, vocab_size)
 
     def tag(text: str) -> str:
         ids = vocabulary.tokenize_str(text, parse_special=True)
@@ -200,9 +237,10 @@ def compile_constraint(
         whole = [body]
     limits = llguidance.LLParserLimits(initial_lexer_fuel=LEXER_FUEL, verbose_errors=False)
     compiled = llguidance.LLMatcher(vocabulary, described(whole), log_level=0, limits=limits)
-    matcher = Matcher(compiled, vocab_size, ends)
+    matcher = Matcher(compiled, vocabulary.eos_token, vocab_size, ends)
     if len(matcher.allowed_ids()) == 0:
         raise ConstraintError("The constraint allows no answer that this tokenizer could write.")
+    matcher.check_rollback()
     try:
         matcher.advance(written)
     except ConstraintError:
@@ -226,21 +264,35 @@ def _thinking(tokenizer: Any, before: Sequence[int], tag: Any) -> str:
     return f"({tag(tokenizer.think_start)} {rest})?"
 
 
-_vocabularies: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_vocabularies: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
 
 
-def _vocabulary(tokenizer: Any, vocab_size: int, ends: frozenset[int]) -> Any:
-    """Llguidance's view of a tokenizer, kept as long as that: a large one takes seconds."""
-    from llguidance.hf import from_tokenizer
+def _vocabulary(tokenizer: Any, vocab_size: int) -> Any:
+    """Llguidance's view of a tokenizer, kept as long as that: a large one takes seconds.
 
+    It has an end of its own, for any ends that an answer may have: where llguidance allows this
+    one, the answer may end. An id of the tokenizer would not do: where text has that id too, there
+    is no telling them apart.
+    """
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     kept = _vocabularies.setdefault(inner, {})
-    key = (vocab_size, ends)
-    if key not in kept:
+    if vocab_size not in kept:
         try:
-            kept[key] = from_tokenizer(inner, n_vocab=vocab_size, eos_token=sorted(ends))
-        except ValueError as error:
+            kept[vocab_size] = _with_end(inner, vocab_size)
+        except (AttributeError, ValueError) as error:
             raise ConstraintError(
                 f"This tokenizer ({type(inner).__name__}) cannot be constrained: {error}."
             ) from None
-    return kept[key]
+    return kept[vocab_size]
+
+
+def _with_end(tokenizer: Any, vocab_size: int) -> Any:
+    backend = copy.copy(tokenizer.backend_tokenizer)  # a whole one
+    backend.no_padding()
+    backend.no_truncation()
+    size = backend.get_vocab_size()
+    if size > vocab_size:
+        raise ValueError(f"it has {size:,} ids, and the model {vocab_size:,}")
+    backend.add_special_tokens([END])
+    end = backend.token_to_id(END)
+    return library().LLTokenizer(backend.to_str(), n_vocab=max(vocab_size, end + 1), eos_token=end)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,12 @@ def allowed(matcher: Any) -> np.ndarray:
 
 
 def one_by_one(
-    tokenizer: Any, grammar: str, n_prompt: int
+    tokenizer: Any, grammar: str, n_prompt: int, ends: Collection[int] | None = None
 ) -> Callable[[mx.array, mx.array], mx.array]:
     """A grammar as a logits processor: what every mode is held against."""
     state, seen = matcher(tokenizer, grammar), n_prompt
+    own = sorted(tokenizer.eos_token_ids)
+    ends = own if ends is None else sorted(ends)
 
     def processor(tokens: mx.array, logits: mx.array) -> mx.array:
         nonlocal seen
@@ -72,7 +74,10 @@ def one_by_one(
         if ids[seen:]:
             assert state.consume_tokens(ids[seen:]), state.get_error()
         seen = len(ids)
-        return mx.where(mx.array(allowed(state))[None], logits, -mx.inf)
+        may = allowed(state).copy()
+        may_end = may[own[0]]
+        may[own], may[ends] = False, may_end
+        return mx.where(mx.array(may)[None], logits, -mx.inf)
 
     return processor
 

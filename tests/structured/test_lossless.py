@@ -38,6 +38,7 @@ WAYS: list[dict[str, Any]] = [
 ]
 SEPARATORS = st.sampled_from([(", ", ": "), (",", ":")])
 BUDGET = 40
+WORDS = (23, 259, 260, 264, 303)  # 5 er an as and " l": of text, but of none that is forced
 
 
 @settings(max_examples=few(20, of=200))
@@ -87,6 +88,27 @@ def test_ids_are_those_of_constrained_plain_decoding(
     check_answer(tokenizer, grammar, schema, plain)
 
 
+@settings(max_examples=few(10, of=200))
+@given(schemas(), st.integers(0, 30), st.sampled_from([0.0, 0.8]), st.data())
+def test_an_end_may_be_any_id(
+    schema: dict[str, Any], seed: int, temperature: float, data: st.DataObject
+) -> None:
+    """One that text has too ends an answer only where it may end, and is not part of it."""
+    tokenizer, lm = demo_tokenizer(), model(seed, 6)
+    ends = set(data.draw(st.lists(st.sampled_from([*WORDS, 1021]), min_size=1, max_size=4)))
+    grammar = grammar_of(JsonSchema(schema))
+    options: dict[str, Any] = {"temperature": temperature, "seed": seed, "max_tokens": BUDGET}
+    processors = [one_by_one(tokenizer, grammar, 1, ends)]
+    plain = list(mlx_generate(lm, [5], ends, mode="ar", logits_processors=processors, **options))
+    assert not ends & set(plain[:-1])
+    lm.tokenizer = tokenizer
+    for way in WAYS:
+        ids = mlx_generate(lm, [5], [*ends, -1], constraint=JsonSchema(schema), **way, **options)
+        assert list(ids) == plain
+    if plain[-1] in ends:
+        jsonschema.validate(json.loads(tokenizer.decode(plain[:-1])), schema)
+
+
 def check_answer(tokenizer: Any, grammar: str, schema: Any, ids: list[int]) -> None:
     """A finished answer is valid; an unfinished one is the beginning of one."""
     ends = tokenizer.eos_token_ids
@@ -100,9 +122,13 @@ def check_answer(tokenizer: Any, grammar: str, schema: Any, ids: list[int]) -> N
 
 
 @settings(max_examples=few(20, of=200))
-@given(schemas(), st.integers(0, 30), st.sampled_from([0.0, 0.8]), st.sampled_from(WAYS))
+@given(schemas(), st.integers(0, 30), st.sampled_from([0.0, 0.8]), st.sampled_from(WAYS), st.data())
 def test_thinking_is_free_and_what_follows_obeys(
-    schema: dict[str, Any], seed: int, temperature: float, way: dict[str, Any]
+    schema: dict[str, Any],
+    seed: int,
+    temperature: float,
+    way: dict[str, Any],
+    data: st.DataObject,
 ) -> None:
     """One grammar from the first token on: no draft jumps over the end of thinking."""
     tokenizer, lm = thinking_tokenizer(), model(seed, 7)
@@ -126,6 +152,11 @@ def test_thinking_is_free_and_what_follows_obeys(
     lm.tokenizer = tokenizer
     ids = list(mlx_generate(lm, opened, ends, mode="ar", **options))
     assert list(mlx_generate(lm, opened, ends, **way, **options)) == ids
+    # Cut while it thinks, or behind it, and continued with all that was written as the prompt.
+    place = data.draw(st.integers(1, len(ids)))
+    if ids[place - 1] not in ends and place < len(ids):
+        rest = {**options, "max_tokens": len(ids) - place, "written": ids[:place]}
+        assert list(mlx_generate(lm, [*opened, *ids[:place]], ends, **way, **rest)) == ids[place:]
     assert end in ids
     answer = ids[ids.index(end) + 1 :]
     assert not set(tags) & set(answer)
@@ -235,6 +266,25 @@ def test_a_text_that_is_forced_needs_no_pass_for_each_token() -> None:
         assert totals.forward_passes <= 1 + totals.generation_tokens / 15 + rejected
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_draft_may_run_into_a_dead_end(way: dict[str, Any]) -> None:
+    """A grammar that cannot go on behind a draft is an error only if the answer goes there."""
+    tokenizer, lm = demo_tokenizer(), model(7, 8)
+    endless = {"type": "object", "properties": {"z": {"$ref": "#/$defs/q"}}, "required": ["z"]}
+    items = {"anyOf": [{"type": "integer"}, endless]}
+    schema = {"type": "array", "items": items, "$defs": {"q": {"$ref": "#/$defs/q"}}}
+    braces = [token for token in range(1020) if "{" in tokenizer.decode([token])]
+    options: dict[str, Any] = {
+        "constraint": JsonSchema(schema),
+        "max_tokens": 25,
+        "logit_bias": dict.fromkeys(braces, -1e4),
+    }
+    lm.tokenizer = tokenizer
+    if way["mode"] != "ar":
+        options["prediction"] = '[{"z": 1}, 5]'
+    assert len(list(mlx_generate(lm, [5], tokenizer.eos_token_ids, **way, **options))) > 2
+
+
 def test_logprobs_are_the_models_own() -> None:
     """Without a constraint's mask: nothing is -inf."""
     tokenizer, lm = demo_tokenizer(), model(3, 16)
@@ -307,3 +357,23 @@ def test_an_answer_says_whether_it_is_complete(mode: str) -> None:
     assert short[-1].finish_reason == "length" and short[-1].complete is False
     free = list(stream_generate(lm, tokenizer, [5], max_tokens=1))
     assert free[-1].complete is None
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_a_prediction_goes_on_behind_what_was_written(cut: int) -> None:
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    lm.tokenizer = tokenizer
+    ids = list(mlx_generate(lm, [5], (), 25, mode="ar"))
+    stats: list[DecodeStats] = []
+    rest = mlx_generate(
+        lm,
+        [5, *ids[:cut]],
+        (),
+        25 - cut,
+        mode="parallel",
+        written=ids[:cut],
+        prediction=ids,
+        on_stats=stats.append,
+    )
+    assert list(rest) == ids[cut:]
+    assert stats[0].accepted_by == stats[0].drafted_by and stats[0].cycles <= 2

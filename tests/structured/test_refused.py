@@ -86,6 +86,8 @@ KEYWORDS: dict[str, tuple[Any, Any]] = {
     "extends": ({"extends": {"type": "integer"}}, "a"),
     "disallow": ({"disallow": "string"}, "a"),
     "divisibleBy": ({"type": "integer", "divisibleBy": 7}, 15),
+    "named again": ({"properties": {"a": {"type": "integer"}}}, '{"a": 1, "\\u0061": "b"}'),
+    "counted twice": ({"type": "object", "minProperties": 2}, '{"a": 1, "a": 2}'),
     "contentEncoding": ({"type": "string", "contentEncoding": "base64"}, None),
 }
 
@@ -100,7 +102,8 @@ def test_a_keyword_is_enforced_or_refused(keyword: str) -> None:
         return
     tokenizer = demo_tokenizer()
     state = matcher(tokenizer, grammar_of(constraint))
-    ids = vocabulary(tokenizer).tokenize_str(json.dumps(invalid))
+    text = invalid if keyword in ("named again", "counted twice") else json.dumps(invalid)
+    ids = vocabulary(tokenizer).tokenize_str(text)
     whole = state.try_consume_tokens(ids) == len(ids) and state.is_accepting()
     assert not whole, "ignored in silence"
 
@@ -126,6 +129,8 @@ def test_a_keyword_is_enforced_or_refused(keyword: str) -> None:
         ({"enum": [float("nan")]}, "as JSON"),
         ({"enum": [object()]}, "as JSON"),
         ({"enum": ["\ud800"]}, "hex escape"),
+        ({"enum": [1, 10**20], "type": "integer"}, "64 bits"),
+        ({"type": "a\x1b[31m"}, r"a\\x1b\[31m"),
     ],
 )
 def test_a_schema_that_cannot_be_used(schema: Any, message: str) -> None:
@@ -192,6 +197,8 @@ def test_large_repetitions_cost_nothing() -> None:
         (lambda: JsonSchema({}, separators=(";", ":")), "separators"),
         (lambda: JsonSchema({}, separators=", "), "separators"),
         (lambda: ToolCalls([]), "no tools"),
+        (lambda: ToolCalls(None), "list of tools"),
+        (lambda: ToolCalls({"name": "f"}), "list of tools"),
         (lambda: ToolCalls([{"name": "f"}]), '"function"'),
         (lambda: ToolCalls([{"function": {"name": "f"}}], "g"), "choice"),
         (lambda: ToolCalls([{"function": {"name": "f", "parameters": {"not": {}}}}]), "not"),
@@ -238,6 +245,17 @@ def test_text_options_need_a_tokenizer() -> None:
 def test_penalties_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(SamplingError):
         mlx_generate(model(0, 4), [5], 2, **options)
+
+
+@pytest.mark.parametrize("lexeme", ["[max_tokens=3]", '[stop="c"]', "[lazy]"])
+def test_a_grammar_that_cannot_go_back(lexeme: str) -> None:
+    """It could not take back what a draft was wrong about; refused at once, and in short."""
+    lm = model(3, 16)
+    lm.tokenizer = demo_tokenizer()
+    grammar = Grammar(f'start: x "z"\nx{lexeme}: /[ab]*/')
+    with pytest.raises(ConstraintError) as error:
+        mlx_generate(lm, [5], 2, constraint=grammar)
+    assert len(str(error.value)) < 200
 
 
 def test_a_grammar_is_what_llguidance_takes() -> None:

@@ -61,6 +61,12 @@ def test_what_is_a_call(
         assert not takes(constraint, text, tokenizer()), text
 
 
+def test_parameters_may_be_json_text() -> None:
+    tools = [{"function": {"name": "get_weather", "parameters": json.dumps(WEATHER)}}]
+    assert takes(ToolCalls(tools, "required"), ROME)
+    assert not takes(ToolCalls(tools, "required"), BAD)
+
+
 def test_a_call_may_follow_thinking() -> None:
     constraint = ToolCalls(TOOLS, "required")
     assert takes(constraint, f"<think>\nRome, or {{Oslo?\n</think>\n\n{ROME}")
