@@ -13,10 +13,10 @@ import mlx.core as mx
 
 from .chat.prompt import encode_text
 from .checkpoint.config import ModelConfig
+from .decoding.batch import Receipt, decode
 from .decoding.cache import KVQuantization, check, check_quantization
 from .decoding.cost_model import NOMINAL, within
 from .decoding.drafters import CopyDrafter
-from .decoding.engine import Receipt, decode
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
 from .decoding.scheduler import make_scheduler

@@ -1,4 +1,4 @@
-"""Ids in, ids out: prefill, draft, verify, accept, roll back.
+"""One step of some sequences: draft, verify, accept, roll back.
 
 Throughout, `s` tokens are in a sequence's KV cache and its anchor, the last committed token, is
 not. A cycle runs AR rows [anchor, drafts...] at positions s, s+1, ...; row j's choice is for
@@ -8,34 +8,17 @@ next anchor, and the cache is rolled back to what was accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 
-from ..errors import LogitsError
 from ..rows import Cache, Rows, Segment
-from .cache import Fork, settle, trim
-from .drafters import BlockDrafter
+from .cache import Fork, trim
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
-from .scheduler import Scheduler
-from .sequence import (
-    Cycle,
-    Decoded,
-    DecodeStats,
-    Drafter,
-    Ids,
-    ModelLogitsError,
-    Request,
-    Sequence,
-    known,
-)
-
-# Bytes of MLX's unused buffers that prefill leaves to decoding, which would allocate them again in
-# its first cycles. Where there are more, as after a long prompt, all are given back.
-RETAINED_CACHE_BYTES = 64 << 20
+from .sequence import Asked, Cycle, Decoded, Ids, Planner, Sequence, known
 
 
 class Runner(Protocol):
@@ -49,43 +32,112 @@ class Runner(Protocol):
     def first_not_finite(self) -> str | None: ...  # noqa: D102
 
 
-def step(runner: Runner, sequences: Many[Sequence]) -> list[list[Decoded]]:
+class Alone:
+    """Each sequence's own scheduler plans for it."""
+
+    def plan(self, asked: Many[Asked]) -> list[Plan]:
+        """One plan for each."""
+        return [ask.sequence.scheduler.plan(ask.room, ask.at_hand) for ask in asked]
+
+    def observe(self, sequence: Sequence, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Tell the sequence's scheduler."""
+        sequence.scheduler.observe(plan, n_drafts, accepted)
+
+
+ALONE = Alone()
+
+
+def step(
+    runner: Runner, sequences: Many[Sequence], planner: Planner = ALONE, ahead: bool = True
+) -> list[list[Decoded]]:
     """Finish one cycle of each sequence, and start the next one.
 
     Rows of all sequences go through the model in one pass. What a sequence writes does not depend
-    on the others.
+    on the others. One whose processors, drafters or logits raise an error is done and keeps it;
+    the others go on.
+
+    Args:
+        runner: the model.
+        sequences: none of them done.
+        planner: decides what each one's next cycle does.
+        ahead: whether to start cycles that are not finished here.
 
     Returns:
-        the tokens that each sequence's cycle decided, at least one.
+        the tokens that each sequence's cycle decided, at least one where it has no error.
     """
     # 1. Start a cycle where none is in flight.
-    submit(runner, [s for s in sequences if s.in_flight is None])
+    submit(runner, [s for s in sequences if s.in_flight is None], planner)
 
     # 2. An AR step behind an AR step can start before its input is known here.
-    ahead = [s for s in sequences if s.may_run_ahead()]
-    for sequence, cycle in zip(ahead, _launch(runner, [_behind(s) for s in ahead]), strict=True):
-        sequence.ahead = cycle
+    if ahead:
+        _run_ahead(runner, [s for s in sequences if not s.done and s.budget > 1], planner)
 
     # 3. Learn how many drafts were accepted; this waits for the device.
-    decided = [sequence.resolve(runner.start) for sequence in sequences]
+    _start_prepared(runner, [s for s in sequences if not s.done])
+    decided = [([] if s.done else _attempt(s, s.resolve)) or [] for s in sequences]
+    for sequence, tokens in zip(sequences, decided, strict=True):
+        if tokens and (cycle := sequence.last):
+            planner.observe(sequence, cycle.plan, len(cycle.drafts), sequence.accepted)
 
     # 4. Start the next cycles, so that the device works while the caller reads.
-    submit(runner, [s for s in sequences if not s.done and s.in_flight is None])
+    if ahead:
+        submit(runner, [s for s in sequences if not s.done and s.in_flight is None], planner)
     return decided
 
 
-def submit(runner: Runner, sequences: Many[Sequence]) -> None:
-    """Start the next cycle of each sequence, as its scheduler plans it."""
-    cycles = _launch(runner, [_next(sequence) for sequence in sequences])
-    for sequence, cycle in zip(sequences, cycles, strict=True):
-        sequence.in_flight = cycle
+def submit(runner: Runner, sequences: Many[Sequence], planner: Planner = ALONE) -> None:
+    """Start the next cycle of each sequence, as the planner has it."""
+    asked = [asked for s in sequences if (asked := _attempt(s, lambda s=s: _ask(s))) is not None]
+    plans = planner.plan([ask for ask, _ in asked])
+    launches = [
+        _Launch(ask.sequence, plan, ask.sequence.text[-1:], proposed.get(plan.source, []))
+        for (ask, proposed), plan in zip(asked, plans, strict=True)
+    ]
+    for launch, cycle in zip(launches, _launch(runner, launches), strict=True):
+        launch.sequence.in_flight = cycle
 
 
-@dataclass
-class Receipt:
-    """How many tokens of a run have reached the caller."""
+def _run_ahead(runner: Runner, sequences: Many[Sequence], planner: Planner) -> None:
+    """Start an AR step behind that of each sequence, if all of them can have one.
 
-    tokens: int = 0
+    If only some could, their next passes and those of the others would be two passes.
+    """
+    asked = [_attempt(s, s.ask_ahead) for s in sequences]
+    ready = [ask for ask in asked if ask is not None]
+    if len(ready) < len(asked) or not all(plan.is_ar for plan in planner.plan(ready)):
+        return
+    for sequence, cycle in zip(
+        sequences, _launch(runner, [_behind(s) for s in sequences]), strict=True
+    ):
+        sequence.ahead = cycle
+
+
+def _start_prepared(runner: Runner, sequences: Many[Sequence]) -> None:
+    """Hand the device the verify passes that were prepared on forks.
+
+    Only once the draft pass is over can they write to the caches in place. Their graph was built
+    while it ran.
+    """
+    prepared = [(s.in_flight, s.cache) for s in sequences if s.in_flight and s.in_flight.fork]
+    for cycle, _ in prepared:
+        known(cycle.drafts)
+    for cycle, _ in prepared:
+        if cycle.fork is not None:
+            cycle.fork.commit()
+    if prepared:
+        runner.start([a for cycle, _ in prepared for a in cycle.outputs], prepared[0][1])
+
+
+T = TypeVar("T")
+
+
+def _attempt(sequence: Sequence, work: Callable[[], T]) -> T | None:
+    """What `work` returns; an error in it ends this sequence alone."""
+    try:
+        return work()
+    except Exception as error:
+        sequence.fail(error)
+        return None
 
 
 @dataclass
@@ -103,15 +155,13 @@ class _Launch:
         return self.fork.layers if self.fork else self.sequence.cache
 
 
-def _next(sequence: Sequence) -> _Launch:
-    """The next cycle, whose input is known here."""
+def _ask(sequence: Sequence) -> tuple[Asked, dict[str, list[int]]]:
+    """What a plan for the next cycle depends on, and the drafts at hand for it."""
     if sequence.request.quantization is not None:
         sequence.request.quantization.apply(sequence.cache)
     room = sequence.room()
     proposed = sequence.propose(room - 1)
-    at_hand = {source: len(ids) for source, ids in proposed.items()}
-    plan = sequence.scheduler.plan(room, at_hand)
-    return _Launch(sequence, plan, sequence.text[-1:], proposed.get(plan.source, []))
+    return Asked(sequence, room, {source: len(ids) for source, ids in proposed.items()}), proposed
 
 
 def _behind(sequence: Sequence) -> _Launch:
@@ -207,77 +257,3 @@ def _join(*parts: Ids) -> mx.array:
         mx.array(part, mx.int32) if isinstance(part, list) else part for part in parts if len(part)
     ]
     return filled[0] if len(filled) == 1 else mx.concatenate(filled)
-
-
-def decode(
-    runner: Runner,
-    request: Request,
-    scheduler: Scheduler,
-    cache: Cache,
-    on_stats: Callable[[DecodeStats], None] | None = None,
-    drafters: Many[Drafter] = (),
-    receipt: Receipt | None = None,
-) -> Generator[tuple[Decoded, DecodeStats], None, None]:
-    """Write one sequence until an end token or the budget; yields each token once it is decided.
-
-    However the iterator ends (exhausted, closed, interrupted), the cache is left holding
-    everything committed but the last token handed out, which the next call's prompt starts with.
-    A token counts once the caller has it. Where another generator hands it on, that one counts it
-    in `receipt`.
-    """
-    received = Receipt() if receipt is None else receipt
-    sequence = Sequence(request, scheduler, cache, [BlockDrafter(), *drafters])
-    stats, end_of_prompt = sequence.stats, cache[0].offset + len(request.prompt)
-    try:
-        if request.max_tokens == 0:
-            stats.finish_reason = "length"
-            return
-        prefill(runner, request, cache)
-        while not sequence.done:
-            decided = step(runner, [sequence])[0]
-            for n, token in enumerate(decided, start=1):
-                stats.generation_tokens += 1
-                if stats.near_ties is not None:
-                    stats.near_ties += token.near_tie
-                if sequence.done and n == len(decided):
-                    stats.finish_reason = "stop" if sequence.ended else "length"
-                item = token, stats
-                try:  # nothing can fail in here before the caller has the item
-                    yield item
-                finally:
-                    if receipt is None:
-                        received.tokens += 1
-    except ModelLogitsError as error:
-        where = runner.first_not_finite()
-        raise LogitsError(
-            f"{error}, at token {stats.generation_tokens + 1} of the answer: "
-            + (f"{where} holds NaN or infinite values." if where else "the computation overflows.")
-            + " Convert or download the checkpoint again; `orthrus-mlx verify` tests it."
-        ) from None
-    finally:
-        stats.generation_tokens = received.tokens
-        try:
-            settle(cache, end_of_prompt + received.tokens - 1)
-        except BaseException:  # a second interrupt
-            settle(cache, end_of_prompt + received.tokens - 1)
-            raise
-        if on_stats is not None:
-            on_stats(stats)
-
-
-def prefill(runner: Runner, request: Request, cache: Cache) -> None:
-    """Read all of the prompt but its last id, the first anchor, into the cache."""
-    prompt, total = mx.array(request.prompt), len(request.prompt)
-    progress = request.on_progress or (lambda done, total: None)
-    progress(0, total)
-    for start in range(0, total - 1, request.prefill_step_size):
-        chunk = prompt[start : min(start + request.prefill_step_size, total - 1)]
-        runner.forward(Rows.verify(chunk, cache))
-        # Only the cache is evaluated: no logits are computed, nor the last layer's MLP.
-        if request.quantization is not None:
-            request.quantization.apply(cache)
-        mx.eval([layer.state for layer in cache])
-        if mx.get_cache_memory() > RETAINED_CACHE_BYTES:
-            mx.clear_cache()
-        progress(start + chunk.size, total)
-    progress(total, total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -132,6 +132,11 @@ class Request:
     cached_ids: Many[int] = ()
     quantization: KVQuantization | None = None
 
+    @property
+    def exact_chunk(self) -> int:
+        """Ids of the chunks in which alone exact numerics may read a prompt; 0 where any do."""
+        return self.prefill_step_size if self.row_counts != ANY_ROWS else 0
+
     def chooser(self) -> Chooser:
         """Who decides this sequence's tokens."""
         keyed = KeyedChooser(self.sampling, margins=self.near_tie is not None)
@@ -197,6 +202,30 @@ class Drafter(Protocol):
         """Up to `limit` ids that may follow `sequence.text`; empty if there is nothing to say."""
 
 
+class Asked(NamedTuple):
+    """What a plan for a sequence's next cycle depends on.
+
+    Attributes:
+        sequence: the sequence.
+        room: tokens that the cycle may write at most.
+        at_hand: drafts that are ready to be verified, by source.
+    """
+
+    sequence: Sequence
+    room: int
+    at_hand: Mapping[str, int]
+
+
+class Planner(Protocol):
+    """Plans the next cycles of the sequences that share a pass."""
+
+    def plan(self, asked: Many[Asked]) -> list[Plan]:
+        """One plan for each; changes no state."""
+
+    def observe(self, sequence: Sequence, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Learn that `plan` verified `n_drafts` drafts and accepted `accepted`."""
+
+
 class Sequence:
     """One text that is being written.
 
@@ -206,7 +235,8 @@ class Sequence:
         budget: tokens left to write.
         in_flight: the cycle that the device is working on.
         last: the last finished cycle, of whose drafts `accepted` were accepted.
-        done: whether its last token is decided.
+        done: whether its last token is decided, or it has an error.
+        error: what ended it before its time; None if nothing did.
         stats: totals; the caller counts what it hands out.
     """
 
@@ -226,7 +256,8 @@ class Sequence:
         self.ahead: Cycle | None = None  # an AR step that was started behind the one in flight
         self.last: Cycle | None = None
         self.accepted = 0
-        self.done = self.ended = False
+        self.ended, self.done = False, self.budget == 0
+        self.error: Exception | None = None
         self.stats = DecodeStats(
             prompt_tokens=len(request.prompt),
             cached_tokens=cache[0].offset,
@@ -249,32 +280,32 @@ class Sequence:
         proposed = ((d.source, d.propose(self, limit)) for d in self.drafters if limit > 0)
         return {source: ids for source, ids in proposed if ids}
 
-    def may_run_ahead(self) -> bool:
-        """Whether an AR step may start behind the one in flight, before its token is known here."""
+    def ask_ahead(self) -> Asked | None:
+        """What is asked of the cycle behind an AR step in flight, before its token is known here.
+
+        None where the next cycle has to wait for that token.
+        """
         cycle = self.in_flight
         # The cycle in flight wrote to the cache already, whose next token may find it quantized.
         quantization = self.request.quantization
         if quantization is not None and quantization.room(self.cache) == 0:
-            return False
+            return None
         if cycle is None or not cycle.plan.is_ar or cycle.choices is None or self.budget < 2:
-            return False
+            return None
         # What a drafter has to say of the text without that token says that it may have drafts.
         at_hand = {source: len(ids) - 1 for source, ids in self.propose(self.budget - 1).items()}
-        return self.scheduler.plan(self.budget - 1, at_hand).is_ar
+        return Asked(self, self.budget - 1, at_hand)
 
-    def resolve(self, start: Callable[[list[mx.array], Cache], None]) -> list[Decoded]:
-        """Finish the cycle in flight: the tokens that it decided. Waits for the device.
+    def fail(self, error: Exception) -> None:
+        """End here, with this error."""
+        self.error, self.done = error, True
+        self.in_flight = self.ahead = None
 
-        `start` is the runner's: it hands the device a verify pass that was prepared on a fork.
-        """
+    def resolve(self) -> list[Decoded]:
+        """Finish the cycle in flight: the tokens that it decided. Waits for the device."""
         cycle = self.in_flight
         assert cycle is not None
-        # Only once the draft pass is over can the verify pass write to the cache in place. Its
-        # graph was built while the draft pass ran.
         drafts = known(cycle.drafts)
-        if cycle.fork is not None:
-            cycle.fork.commit()
-            start(cycle.outputs, self.cache)
         choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, drafts)
         tokens: Any = choices.tokens.tolist()
         accepted = count_accepted(drafts, tokens)
@@ -293,7 +324,6 @@ class Sequence:
         self.last, self.in_flight, self.ahead = cycle, self.ahead, None
         self.accepted = sum(d.from_draft for d in decided)
         self.stats.count(cycle.plan, len(drafts), self.accepted)
-        self.scheduler.observe(cycle.plan, len(drafts), self.accepted)
         self.text += [d.token for d in decided]
         self.budget -= len(decided)
         self.ended = decided[-1].token in ends

@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..decoding.batch import decode
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
 from ..decoding.cost_model import Costs
-from ..decoding.engine import decode
 from ..decoding.plan import ANY_ROWS, AR_POLICY, DIFFUSION, Policy, RowCounts
 from ..decoding.scheduler import Fixed
 from ..decoding.sequence import Drafter, Request
