@@ -41,6 +41,7 @@ class Text:
         needs: bytes that its KV cache may come to.
         error: what ended it before its time; None if nothing did.
         done: whether nothing more will come of it.
+        written: tokens that the caller has, where it counts them here.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Text:
         self.shares = False  # whether its cache is one of the batch's prefix store
         self.sequence: Sequence | None = None
         self.error: Exception | None = None
-        self.done = False
+        self.done, self.written = False, 0
         self._scheduler, self._drafters = scheduler, drafters
         self._end_of_prompt = 0
         self.reading: Prefill | None = None
@@ -73,14 +74,13 @@ class Text:
         self, decided: Many[Decoded]
     ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
         """Each token that a step decided, with the totals at that point."""
-        assert self.sequence is not None
-        stats = self.stats
+        stats, sequence = self.stats, self.sequence
         for n, token in enumerate(decided, start=1):
             stats.generation_tokens += 1
             if stats.near_ties is not None:
                 stats.near_ties += token.near_tie
-            if self.sequence.done and n == len(decided):
-                stats.finish_reason = "stop" if self.sequence.ended else "length"
+            if sequence and sequence.done and n == len(decided):
+                stats.finish_reason = "stop" if sequence.ended else "length"
             yield token, stats
 
     def leave(self, tokens: int) -> None:

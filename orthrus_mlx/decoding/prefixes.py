@@ -13,7 +13,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
 
 from ..errors import GenerationError
 from ..files import check_tensor_file
@@ -182,9 +181,10 @@ class PrefixStore:
 def fork(cache: Cache, n: int, empty: Cache) -> Cache:
     """A copy of the first `n` tokens of a cache, in `empty`; waits for the device."""
     for layer, other in zip(empty, cache, strict=True):
-        layer.state = tree_map(lambda a: mx.contiguous(a[..., :n, :]), (other.keys, other.values))
+        layer.keys, layer.values = (mx.contiguous(a[:, :, :n]) for a in (other.keys, other.values))
+        layer.offset = n
     # Once it is computed nothing refers to the other arrays, which stay writable in place.
-    mx.eval([layer.state for layer in empty])
+    mx.eval([(layer.keys, layer.values) for layer in empty])
     return empty
 
 
