@@ -54,6 +54,7 @@ class Text:
         self.done, self.written = False, 0
         self._scheduler, self._drafters = scheduler, drafters
         self._end_of_prompt = 0
+        self._before = DecodeStats(len(request.prompt), seed=request.sampling.seed)
         self.reading: Prefill | None = None
 
     def begin(self, runner: Runner, request: Request, cache: Cache) -> None:
@@ -66,9 +67,7 @@ class Text:
     @property
     def stats(self) -> DecodeStats:
         """Totals of the text; its tokens are counted as `hand_out` gives them."""
-        if self.sequence is None:
-            return DecodeStats(len(self.request.prompt), seed=self.request.sampling.seed)
-        return self.sequence.stats
+        return self._before if self.sequence is None else self.sequence.stats
 
     def hand_out(
         self, decided: Many[Decoded]
