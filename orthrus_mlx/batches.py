@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .decoding.batch import Batch, Text
+from .decoding.cost_model import NOMINAL
 from .decoding.options import takes_options
 from .decoding.prefixes import PrefixStore
-from .decoding.sequence import DecodeStats, Request
+from .decoding.row_budget import RowBudget
+from .decoding.scheduler import Adaptive
+from .decoding.sequence import DecodeStats, Progress, Request
+from .device.calibrate_batch import batch_costs
 from .device.memory import memory_for_caches, wired
 from .errors import GenerationError
 from .generate import GenerationResponse, Responder, TextWork, plan_run
@@ -45,7 +49,9 @@ class BatchEngine:
     Use it on one thread. A request joins as soon as there is memory for its KV cache; until then
     it waits. Prompts are read in chunks, at most half of the time while other answers are written.
 
-        with BatchEngine(model, tokenizer) as engine:
+        calibrate = options.get("calibrate", True)
+    progress = options.get("probe_progress_callback")
+    with BatchEngine(model, tokenizer, calibrate=calibrate, progress=progress) as engine:
             first = engine.add("Once upon a time", max_tokens=64)
             while engine.running:
                 for request, response, error in engine.step():
@@ -62,6 +68,8 @@ class BatchEngine:
         *,
         memory: int | None = None,
         prefix_memory: int | None = None,
+        calibrate: bool = True,
+        progress: Progress | None = None,
     ) -> None:
         """Set up an engine that is idle.
 
@@ -72,6 +80,9 @@ class BatchEngine:
                 recommends, less the weights and `prefix_memory`.
             prefix_memory: bytes that KV caches of earlier prompts may come to; None for a quarter
                 of what there is; 0 keeps none.
+            calibrate: measure at first use what passes over several answers cost on this device
+                (some seconds, then kept on disk); otherwise assume typical costs.
+            progress: called with (steps done, steps in all) while that is measured.
         """
         for name, size in (("memory", memory), ("prefix_memory", prefix_memory)):
             if size is not None and (not isinstance(size, int) or size < 0):
@@ -81,7 +92,11 @@ class BatchEngine:
         kept = int(SHARE * free) if prefix_memory is None else prefix_memory
         self.prefixes = PrefixStore(kept)
         room = max(0, free - kept) if memory is None else memory
-        self._batch = Batch(model, prefixes=self.prefixes if kept else None, room=room)
+        block = model.config.block_size
+        self._budget = RowBudget(
+            lambda: batch_costs(model, block, progress) if calibrate else NOMINAL
+        )
+        self._batch = Batch(model, self._budget, self.prefixes if kept else None, room)
         self._running: dict[int, _Running] = {}
         self._next = 0
         self._open = contextlib.ExitStack()
@@ -111,6 +126,8 @@ class BatchEngine:
         """
         work = TextWork.of(self._tokenizer, prompt, max_tokens, stop, eos_token_ids, options)
         request, scheduler, drafters = plan_run(self._model, work.ids, work.ends, work.options)
+        if self._running and isinstance(scheduler, Adaptive):
+            self._budget.measure()  # now, and not while others wait for their next token
         text = self._batch.add(
             request, scheduler, work.options.prompt_cache, drafters, self._needs(request)
         )
@@ -265,7 +282,9 @@ def batch_generate(
     pieces: list[list[str]] = [[] for _ in prompts]
     tokens: list[list[int]] = [[] for _ in prompts]
     reasons = [""] * len(prompts)
-    with BatchEngine(model, tokenizer) as engine:
+    calibrate = options.get("calibrate", True)
+    progress = options.get("probe_progress_callback")
+    with BatchEngine(model, tokenizer, calibrate=calibrate, progress=progress) as engine:
         started = time.perf_counter()
         for n, (prompt, budget, key) in enumerate(zip(prompts, budgets, seeds, strict=True)):
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ import mlx.core as mx
 from ..rows import Cache, Rows, Segment
 from .cache import Fork, trim
 from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
-from .sequence import Asked, Cycle, Decoded, Ids, Planner, Sequence, known
+from .sequence import Asked, Cycle, Decoded, Ids, Outcome, Planner, Sequence, known
 
 
 class Runner(Protocol):
@@ -39,9 +40,10 @@ class Alone:
         """One plan for each."""
         return [ask.sequence.scheduler.plan(ask.room, ask.at_hand) for ask in asked]
 
-    def observe(self, sequence: Sequence, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Tell the sequence's scheduler."""
-        sequence.scheduler.observe(plan, n_drafts, accepted)
+    def observe(self, outcomes: Many[Outcome]) -> None:
+        """Tell each sequence's scheduler."""
+        for sequence, plan, n_drafts, accepted in outcomes:
+            sequence.scheduler.observe(plan, n_drafts, accepted)
 
 
 ALONE = Alone()
@@ -75,9 +77,13 @@ def step(
     # 3. Learn how many drafts were accepted; this waits for the device.
     _start_prepared(runner, [s for s in sequences if not s.done])
     decided = [([] if s.done else _attempt(s, s.resolve)) or [] for s in sequences]
-    for sequence, tokens in zip(sequences, decided, strict=True):
-        if tokens and (cycle := sequence.last):
-            planner.observe(sequence, cycle.plan, len(cycle.drafts), sequence.accepted)
+    planner.observe(
+        [
+            Outcome(sequence, cycle.plan, len(cycle.drafts), sequence.accepted)
+            for sequence, tokens in zip(sequences, decided, strict=True)
+            if tokens and (cycle := sequence.last)
+        ]
+    )
 
     # 4. Start the next cycles, so that the device works while the caller reads.
     if ahead:
@@ -87,7 +93,7 @@ def step(
 
 def submit(runner: Runner, sequences: Many[Sequence], planner: Planner = ALONE) -> None:
     """Start the next cycle of each sequence, as the planner has it."""
-    asked = [asked for s in sequences if (asked := _attempt(s, lambda s=s: _ask(s))) is not None]
+    asked = [ask for s in sequences if (ask := _attempt(s, partial(_ask, s))) is not None]
     plans = planner.plan([ask for ask, _ in asked])
     launches = [
         _Launch(ask.sequence, plan, ask.sequence.text[-1:], proposed.get(plan.source, []))

@@ -31,7 +31,9 @@ class Held:
         used: when it was last used, as a number that grows.
     """
 
-    def __init__(self, cache: Cache, ids: Sequence[int], chunks: tuple[int, int] = (0, 0)):
+    def __init__(
+        self, cache: Cache, ids: Sequence[int] | np.ndarray, chunks: tuple[int, int] = (0, 0)
+    ):
         self.cache, self.chunks = cache, chunks
         self.ids = np.array(ids, np.int32)
         self.used = 0

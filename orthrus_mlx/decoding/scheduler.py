@@ -75,16 +75,22 @@ class Evidence:
     counts: dict[str, tuple[float, float]] = field(default_factory=dict)
     credit: float = 0.0
 
-    def rates(self, source: str) -> tuple[float, float]:
+    def rates(self, source: str, prior: tuple[float, float] = PRIOR) -> tuple[float, float]:
         """The rejection rate of a source's drafts, less and plus one standard error.
 
         Both are rounded, so that few speeds have to be worked out.
         """
         rejected, tried = self.counts.get(source, (0.0, 0.0))
-        rejected, tried = self.PRIOR[0] + rejected, self.PRIOR[1] + tried
+        rejected, tried = prior[0] + rejected, prior[1] + tried
         middle, error = math.log(rejected / tried), rejected**-0.5  # of a count, as a share
         low, high = (round(r / self.STEP) * self.STEP for r in (middle - error, middle + error))
         return min(MAX_RATE, math.exp(low)), min(MAX_RATE, math.exp(high))
+
+    def prior(self, source: str) -> tuple[float, float]:
+        """What these texts make one expect of another one, as `PRIOR`."""
+        rejected, tried = self.counts.get(source, (0.0, 0.0))
+        rate = (self.PRIOR[0] + rejected) / (self.PRIOR[1] + tried)
+        return max(self.PRIOR[0], rate * self.PRIOR[1]), self.PRIOR[1]
 
     def add(self, source: str, n_drafts: int, accepted: int, stale: float = 1.0) -> None:
         """Count one cycle.
@@ -120,6 +126,9 @@ class Adaptive:
     No cycle starts beyond a debt of `MAX_DEBT`, but one that verifies drafts already paid for. So,
     by these costs, the answers that share one `Evidence` lose to AR decoding at most `MAX_DEBT`,
     plus the income, plus the cycle in flight: a cycle, or a pass that drafts and the next one.
+
+    Attributes:
+        in_flight: whether the last pass drafted and verified nothing.
     """
 
     MAX_CREDIT, MAX_DEBT, INCOME = 12.0, 10.0, 0.015  # AR steps
@@ -134,7 +143,7 @@ class Adaptive:
         self.ar_speed = 1 / costs.of_ar_step()
         self.current, self.speed = AR_POLICY, self.ar_speed
         self._stale = 1.0  # how many times as often the drafts of the last pass are rejected
-        self._in_flight = False  # whether that pass drafted and verified nothing
+        self.in_flight = False
         self._choose()
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
@@ -154,7 +163,7 @@ class Adaptive:
                 fastest, plan = speed, other
         if plan.is_ar:
             return AR_STEP
-        if self._in_flight and ready and plan.source == DIFFUSION:
+        if self.in_flight and ready and plan.source == DIFFUSION:
             return plan
         # A block cut short at the end of the budget can lose even if all of it is accepted.
         steps = plan_cost(self.costs, plan, plan.n_drafts) * self.ar_speed
@@ -170,9 +179,13 @@ class Adaptive:
         if not plan.is_ar:
             gain = 1 + accepted - plan_cost(self.costs, plan, n_drafts) * self.ar_speed
         self.evidence.credit = min(self.MAX_CREDIT, self.evidence.credit + gain)
-        self.evidence.add(plan.source, n_drafts, accepted, self._staleness_of(plan))
+        self.learn(plan, n_drafts, accepted)
+
+    def learn(self, plan: Plan, n_drafts: int, accepted: int) -> None:
+        """Count the outcome of a cycle, whatever it gained."""
+        self.evidence.add(plan.source, n_drafts, accepted, self.staleness_of(plan))
         self._stale = staleness(plan, n_drafts, accepted)
-        self._in_flight = plan.block_rows > 0 and not n_drafts
+        self.in_flight = plan.block_rows > 0 and not n_drafts
         self._choose()
 
     def _choose(self) -> None:
@@ -189,12 +202,13 @@ class Adaptive:
 
     def _speed_of(self, plan: Plan) -> float:
         """Expected tokens per unit of time of this one cycle."""
-        stale = self._staleness_of(plan)
+        stale = self.staleness_of(plan)
         rates = (min(MAX_RATE, stale * rate) for rate in self.evidence.rates(plan.source))
         tokens = sum(expected_tokens(rate, plan.n_drafts) for rate in rates) / 2
         return tokens / plan_cost(self.costs, plan, plan.n_drafts)
 
-    def _staleness_of(self, plan: Plan) -> float:
+    def staleness_of(self, plan: Plan) -> float:
+        """How many times as often the drafts of `plan` are rejected as those of a draft pass."""
         return self._stale if plan.source == DIFFUSION and not plan.draft_rows else 1.0
 
 

@@ -216,14 +216,23 @@ class Asked(NamedTuple):
     at_hand: Mapping[str, int]
 
 
+class Outcome(NamedTuple):
+    """What came of a sequence's cycle: `plan` verified `n_drafts` and accepted `accepted`."""
+
+    sequence: Sequence
+    plan: Plan
+    n_drafts: int
+    accepted: int
+
+
 class Planner(Protocol):
     """Plans the next cycles of the sequences that share a pass."""
 
     def plan(self, asked: Many[Asked]) -> list[Plan]:
         """One plan for each; changes no state."""
 
-    def observe(self, sequence: Sequence, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Learn that `plan` verified `n_drafts` drafts and accepted `accepted`."""
+    def observe(self, outcomes: Many[Outcome]) -> None:
+        """Learn what came of the cycles of one step."""
 
 
 class Sequence:

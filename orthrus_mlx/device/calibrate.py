@@ -102,7 +102,7 @@ def time_cycles(
     return statistics.median_low(b - a for a, b in itertools.pairwise(ends))
 
 
-class _Guesses:
+class Guesses:
     """Drafts that cost nothing, so that cycles are verify passes alone."""
 
     source = DIFFUSION
@@ -162,7 +162,7 @@ def calibrate(
     add(verify, 1, partial(time_pass, lambda: model.forward(Rows.verify(one, cache)), cache))
     for n in sizes:  # two-pass cycles
         # One pass without blocks, over drafts that are there: it only verifies.
-        add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, _Guesses(n - 1))
+        add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, Guesses(n - 1))
         if add_cycles(two_pass, n, Policy("two-pass", n - 1), ANY_ROWS) >= n * step and n >= JUDGED:
             break
     for n in [n for n in alternating if n in verify]:  # alternating cycles, n tokens at most
