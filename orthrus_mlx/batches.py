@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -13,12 +13,15 @@ import mlx.core as mx
 from .decoding.batch import Batch, Text
 from .decoding.cost_model import NOMINAL
 from .decoding.options import takes_options
+from .decoding.plan import ANY_ROWS
 from .decoding.prefixes import PrefixStore
 from .decoding.row_budget import RowBudget
 from .decoding.scheduler import Adaptive
 from .decoding.sequence import DecodeStats, Progress, Request
 from .device.calibrate_batch import batch_costs
 from .device.memory import memory_for_caches, wired
+from .device.probe import cached_probe
+from .device.probe_batch import batch_row_counts
 from .errors import GenerationError
 from .generate import GenerationResponse, Responder, TextWork, plan_run
 
@@ -126,6 +129,9 @@ class BatchEngine:
         """
         work = TextWork.of(self._tokenizer, prompt, max_tokens, stop, eos_token_ids, options)
         request, scheduler, drafters = plan_run(self._model, work.ids, work.ends, work.options)
+        if request.row_counts != ANY_ROWS:
+            found, say = cached_probe(self._model), work.options.probe_progress_callback
+            request = replace(request, row_counts=batch_row_counts(self._model, found, say))
         if self._running and isinstance(scheduler, Adaptive):
             self._budget.measure()  # now, and not while others wait for their next token
         text = self._batch.add(

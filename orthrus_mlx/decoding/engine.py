@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from ..rows import Cache, Rows, Segment
 from .cache import Fork, trim
-from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
+from .plan import ANY_ROWS, AR_STEP, Plan, RowCounts, anchor_depths
 from .sequence import Asked, Cycle, Decoded, Ids, Outcome, Planner, Sequence, known
 
 
@@ -155,6 +155,7 @@ class _Launch:
     anchor: Ids  # [1]
     drafts: Ids
     fork: Fork | None = None
+    shared_rows: int = 0  # AR rows of an exact pass that it shares; 0 where any do
 
     @property
     def cache(self) -> Cache:
@@ -177,10 +178,33 @@ def _behind(sequence: Sequence) -> _Launch:
 
 
 def _launch(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
-    """Run the passes of these cycles, all sequences in one pass where row counts are free."""
-    if any(launch.sequence.request.row_counts != ANY_ROWS for launch in launches):
-        return [cycle for launch in launches for cycle in _launch_together(runner, [launch])]
-    return _launch_together(runner, launches) if launches else []
+    """Run the passes of these cycles: as few as their row counts allow."""
+    cycles: dict[int, Cycle] = {}
+    for group in _groups(launches):
+        for launch, cycle in zip(group, _launch_together(runner, group), strict=True):
+            cycles[id(launch)] = cycle
+    return [cycles[id(launch)] for launch in launches]
+
+
+def _groups(launches: Many[_Launch]) -> list[list[_Launch]]:
+    """The launches that can share a pass."""
+    free, alone = list[_Launch](), list[list[_Launch]]()
+    sharing: dict[RowCounts, list[list[_Launch]]] = {}
+    for launch in launches:
+        counts, n = launch.sequence.request.row_counts, 1 + launch.plan.n_drafts
+        fitted = counts.fit_shared(n)
+        if counts == ANY_ROWS:
+            free.append(launch)
+        elif fitted is None or launch.plan.block_rows:
+            alone.append([launch])
+        else:
+            launch.shared_rows = fitted
+            groups = sharing.setdefault(counts, [[]])
+            if sum(other.shared_rows for other in groups[-1]) + fitted > counts.totals[-1]:
+                groups.append([])
+            groups[-1].append(launch)
+    shared = [group for groups in sharing.values() for group in groups if group]
+    return ([free] if free else []) + alone + shared
 
 
 def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
@@ -194,8 +218,8 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
         launch.drafts = launch.drafts[:n]
 
     starts = [launch.cache[0].offset for launch in launches]
-    segments = [_verify_segment(launch) for launch in launches]
-    logits, block_logits = runner.forward(Rows(segments))
+    segments = [_verify_segment(launch, len(launches) > 1) for launch in launches]
+    logits, block_logits = runner.forward(Rows([*segments, *_filler(runner, launches, segments)]))
     blocks = iter(_guesses(block_logits, segments))
     cycles, row = [], 0
     for launch, segment, start in zip(launches, segments, starts, strict=True):
@@ -215,6 +239,16 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
     return cycles
 
 
+def _filler(runner: Runner, launches: Many[_Launch], segments: Many[Segment]) -> list[Segment]:
+    """Rows of nobody that bring a shared pass to a total that is exact."""
+    request, rows = launches[0].sequence.request, sum(segment.n_ar for segment in segments)
+    if len(launches) < 2 or not request.row_counts.totals:
+        return []
+    missing = request.row_counts.fit_total(rows) - rows
+    ids = mx.full((missing,), request.mask_token_id, mx.int32)
+    return [Segment(runner.make_cache(), ids)] if missing else []
+
+
 def _draft(runner: Runner, launches: Many[_Launch]) -> None:
     """Start a draft pass; the verify pass behind it is prepared on forks of the caches."""
     segments = [_draft_segment(launch) for launch in launches]
@@ -231,11 +265,13 @@ def _draft_segment(launch: _Launch) -> Segment:
     return Segment(launch.cache, blocks=_join(launch.anchor, masks)[None])
 
 
-def _verify_segment(launch: _Launch) -> Segment:
+def _verify_segment(launch: _Launch, shared: bool) -> Segment:
     """AR rows [anchor, drafts...], padded where row counts ask for it, and the blocks beside."""
     request, plan, drafts = launch.sequence.request, launch.plan, launch.drafts
     mask, n = request.mask_token_id, 1 + len(drafts)
     n_ar, length = request.row_counts.fit_fused(n, plan.block_rows, plan.blocks)
+    if shared and launch.shared_rows:
+        n_ar = launch.shared_rows
     ar = _join(launch.anchor, drafts, [mask] * (n_ar - n))
     if not length:
         return Segment(launch.cache, ar)
