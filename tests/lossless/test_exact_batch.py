@@ -7,7 +7,7 @@ take: one by all rows of a pass, as products do, and one by the rows of a sequen
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,18 @@ class PackedKernels(Model):
         logits, blocks = super().forward(rows)
         counts = tuple(segment.n_ar for segment in rows.segments)
         self.passes.append(counts)
-        noise = [
-            self.noise(product_kernel(rows.n_ar)) + self.noise(attention_kernel(n))
+        width = self.config.vocab_size
+        added = [
+            noise(product_kernel(rows.n_ar), width) + noise(attention_kernel(n), width)
             for n in counts
             for _ in range(n)
         ]
-        return logits + mx.stack(noise) if noise else logits, blocks
+        return logits + mx.stack(added) if added else logits, blocks
 
-    def noise(self, kernel: int) -> mx.array:
-        key = mx.random.key(kernel)
-        return row_kernels.NOISE * mx.random.uniform(-1, 1, (self.config.vocab_size,), key=key)
+
+@lru_cache
+def noise(kernel: int, width: int) -> mx.array:
+    return row_kernels.NOISE * mx.random.uniform(-1, 1, (width,), key=mx.random.key(kernel))
 
 
 @pytest.fixture
