@@ -18,6 +18,7 @@ def run(
     raw: bool,
     template_config: Mapping[str, Any],
     think: bool | None,
+    also: Mapping[str, Any],
     quiet: bool,
 ) -> None:
     """Answer what is not answered yet, with a bar, and say what it came to."""
@@ -50,6 +51,7 @@ def run(
             system_prompt=system_prompt,
             raw=raw,
             template_config={**template_config, **thinking_config(think)},
+            also=also,
             progress=show,
             probe_progress_callback=probing,
             **more,

@@ -87,8 +87,8 @@ def generate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='Answer a file of prompts, many at once: .jsonl, an object a line with "prompt" or '
-            '"messages", and options such as "max_tokens" or "seed". Needs --output.',
+            help='Answer a file of prompts, many at once: .jsonl, an object a line with "prompt" '
+            'or "messages", and options such as "max_tokens" or "seed". Needs --output.',
             show_default=False,
             rich_help_panel="Many prompts",
         ),
@@ -247,6 +247,7 @@ def generate(
             raw=ignore_chat_template or not tokenizer.has_chat_template,
             template_config=template_config,
             think=think,
+            also={**penalized, "logit_bias": logit_bias, "model": model},
             quiet=not verbose,
         )
         return

@@ -106,6 +106,7 @@ def answer_file(
     system_prompt: str | None = None,
     raw: bool = False,
     template_config: Mapping[str, Any] | None = None,
+    also: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     **passed: Any,
 ) -> Progress:
@@ -125,6 +126,7 @@ def answer_file(
         system_prompt: what the model is told first, where a line's messages do not.
         raw: send prompts as they are, without the chat template.
         template_config: for the chat template.
+        also: what else decides the answers, as JSON values.
         progress: called after each answer.
         passed: callbacks, and what else belongs to all requests.
 
@@ -136,6 +138,7 @@ def answer_file(
         "system_prompt": system_prompt,
         "raw": raw,
         "template": dict(template_config or {}),
+        "also": dict(also or {}),
     }
     digests = [one.digest(common) for one in asked]
     done = _resume(output, digests)
@@ -143,6 +146,7 @@ def answer_file(
     progress(Progress(done, len(asked), tokens))
     running: dict[int, int] = {}
     texts: dict[int, list[str]] = {}
+    lengths: dict[int, int] = {}
     try:
         with (
             BatchEngine(model, tokenizer, calibrate=bool(options.get("calibrate", True))) as engine,
@@ -158,7 +162,7 @@ def answer_file(
                     except Exception as error:
                         finished[n] = {"error": str(error)}
                         continue
-                    running[number], texts[number] = n, []
+                    running[number], texts[number], lengths[number] = n, [], len(ids)
                 for number, response, error in engine.step():
                     n = running[number]
                     if error is not None:
@@ -171,7 +175,7 @@ def answer_file(
                         finished[n] = {
                             "text": "".join(texts.pop(number)),
                             "finish_reason": response.finish_reason,
-                            "prompt_tokens": response.prompt_tokens,
+                            "prompt_tokens": lengths[number],
                             "generation_tokens": response.generation_tokens,
                             "seed": response.seed,
                         }
