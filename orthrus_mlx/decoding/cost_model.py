@@ -64,6 +64,7 @@ class Costs:
         # One row each is a pass over so many rows too; the dearer figure was measured badly.
         return min(step, self._of_rows(sequences, sequences))
 
+    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - few tables live, and as long as the process
     def of_pass(self, n_ar: int, n_diff: int, sequences: int) -> float:
         """Cost of a pass over the rows of some sequences, AR and diffusion rows in all."""
         step = self.of_batch_step(sequences)

@@ -8,6 +8,8 @@ them take plain steps by themselves.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from .plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan
 from .scheduler import Adaptive, Evidence
 from .sequence import Asked, Outcome
 from .sequence import Sequence as Text
+
+LEAST = 0.02  # chance of a draft to stand, below which it is not looked at
 
 
 class Block(NamedTuple):
@@ -111,6 +115,13 @@ def _shared(sequences: Sequence[Text]) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=1 << 12)
+def standing(low: float, high: float, count: int) -> tuple[float, ...]:
+    """Chances that the first draft stands, the first two do, and so on; none that hardly do."""
+    every = (((1 - low) ** j + (1 - high) ** j) / 2 for j in range(1, count + 1))
+    return tuple(itertools.takewhile(lambda chance: chance > LEAST, every))
+
+
 class _Pass:
     """One pass that is being planned."""
 
@@ -156,10 +167,9 @@ class _Pass:
         low, high = self.free[i].evidence.rates(source, prior)
         return min(MAX_RATE, stale * low), min(MAX_RATE, stale * high)
 
-    def chances(self, i: int, source: str, stale: float, count: int) -> list[float]:
+    def chances(self, i: int, source: str, stale: float, count: int) -> tuple[float, ...]:
         """The chance of each draft that it and all before it stand."""
-        low, high = self.rate(i, source, stale)
-        return [((1 - low) ** j + (1 - high) ** j) / 2 for j in range(1, count + 1)]
+        return standing(*self.rate(i, source, stale), count)
 
     def lengths(self) -> list[int]:
         """Rows that a block beside an AR row may have."""
@@ -178,7 +188,7 @@ class _Pass:
         rows: list[tuple[float, int, int]] = []  # less the chance, place, sequence
         sources: dict[int, str] = {}
         for i, scheduler in self.free.items():
-            ask, best = self.asked[i], list[float]()
+            ask, best = self.asked[i], tuple[float, ...]()
             for source, count in ask.at_hand.items():
                 if source != DIFFUSION and self.budget.credit <= -self.budget.MAX_DEBT:
                     continue
@@ -255,8 +265,8 @@ class _Pass:
             most = min(rows - 1, *(self.asked[i].room - 2 for i in each))
             chances = [self.chances(i, DIFFUSION, FRESH, most) for i in each]
             tokens = 0.0
-            for n, standing in enumerate(zip(*chances, strict=True), start=1):
-                tokens += sum(standing)
+            for n, stand in enumerate(itertools.zip_longest(*chances, fillvalue=0.0), start=1):
+                tokens += sum(stand)
                 more = now - before + self.cost(later + count * n) - verified
                 gain = tokens - speed * more
                 if best is None or gain > best.gain:
