@@ -72,13 +72,12 @@ def _messages(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
     prompt, messages = raw.get("prompt"), raw.get("messages")
     if isinstance(prompt, str) and prompt.strip() and messages is None:
         return (("user", prompt),)
-    turns = [
-        (m.get("role"), m.get("content"))
-        for m in (messages if isinstance(messages, list) else [])
-        if isinstance(m, dict)
+    given: list[Any] = messages if isinstance(messages, list) else []
+    turns: list[tuple[Any, Any]] = [
+        (m.get("role"), m.get("content")) for m in given if isinstance(m, dict)
     ]
     good = all(role in ROLES and isinstance(content, str) for role, content in turns)
-    if prompt is not None or not turns or not good or len(turns) != len(messages):
+    if prompt is not None or not turns or not good or len(turns) != len(given):
         raise DataError(
             f'{where}: expected "prompt", a text, or "messages", a list of objects with "role" '
             f'({", ".join(ROLES)}) and "content".'
@@ -159,8 +158,8 @@ def answer_file(
                     try:
                         ids = _encode(tokenizer, one, system_prompt, raw, template_config)
                         number = engine.add(ids, **{**options, **passed, **one.options})
-                    except Exception as error:
-                        finished[n] = {"error": str(error)}
+                    except Exception as fault:
+                        finished[n] = {"error": str(fault)}
                         continue
                     running[number], texts[number], lengths[number] = n, [], len(ids)
                 for number, response, error in engine.step():

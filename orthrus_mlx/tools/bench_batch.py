@@ -17,7 +17,7 @@ from ..decoding.engine import step
 from ..decoding.prefill import prefill
 from ..decoding.row_budget import RowBudget
 from ..decoding.scheduler import Mode, make_scheduler
-from ..decoding.sequence import Request
+from ..decoding.sequence import Drafter, Request
 from ..decoding.sequence import Sequence as Text
 from .bench import STOCK, Spread
 from .reference import StockMlxLm
@@ -146,7 +146,7 @@ def run(
             list(prompt), frozenset(ends), max_tokens, Sampling(), model.config.mask_token_id
         )
         scheduler = make_scheduler(mode, "auto", model.config.block_size, lambda: costs)
-        drafters = [BlockDrafter(), *([CopyDrafter()] if mode == "auto" else [])]
+        drafters: list[Drafter] = [BlockDrafter(), *([CopyDrafter()] if mode == "auto" else [])]
         texts.append(Text(request, scheduler, model.make_cache(), drafters))
     if begin is not None:
         begin([text.cache for text in texts], prompts)
