@@ -108,7 +108,7 @@ class Guesses:
     source = DIFFUSION
 
     def __init__(self, count: int):
-        self.ids = list(range(count))
+        self.ids = [n % 8 for n in range(count)]  # of any vocabulary
 
     def propose(self, sequence: Text, limit: int) -> list[int]:
         """The same ids always."""
