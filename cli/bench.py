@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from orthrus_mlx.tools.bench import Report, Spread
+    from orthrus_mlx.tools.bench_batch import BatchReport
     from orthrus_mlx.tools.bench_shapes import ShapesReport
 
 EXAMPLES = examples(
     "orthrus-mlx bench",
     "orthrus-mlx bench chiennv/Orthrus-Qwen3-1.7B --against mlx-lm --plot speed.png",
     "orthrus-mlx bench mlx_model --prompts questions.txt --json > bench.json",
+    "orthrus-mlx bench --concurrency 1,2,4,8 --against mlx-lm",
     "orthrus-mlx bench --shapes qwen3-8b --bits 4 --context 512,8192",
 )
 BARS = " ▁▂▃▄▅▆▇█"
@@ -95,6 +97,15 @@ def bench(
     numerics: options.NumericsOption = options.Numerics.fast,
     block_size: options.BlockSizeOption = None,
     calibrate: options.CalibrateOption = True,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,..",
+            help="Time so many answers at once, such as 1,2,4,8: plain batches and batches that "
+            "draft.",
+            show_default=False,
+        ),
+    ] = None,
     shapes: Annotated[
         Shape | None,
         typer.Option(
@@ -140,6 +151,10 @@ def bench(
     The modes take turns within each round. Ctrl-C shows what is known so far.
     """
     if shapes is not None:
+        if concurrency is not None:
+            raise typer.BadParameter(
+                "needs real drafts, which random weights do not make", param_hint="--concurrency"
+            )
         if model is not None or prompts is not None or plot is not None:
             raise typer.BadParameter(
                 "measures random weights: it takes no MODEL, --prompts or --plot",
@@ -162,6 +177,12 @@ def bench(
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    if concurrency is not None:
+        ids = encode(tokenizer, chosen)
+        counts, ends = _counts(concurrency), frozenset(tokenizer.eos_token_ids)
+        size = (max_tokens, rounds)
+        _bench_batch(model, loaded, ids, ends, counts, size, against is not None, as_json)
+        return
     kinds = [prompt.kind for prompt in chosen]
     with no_echo(), Bar(stderr_console(), "Writing answers") as bar:
         report = logic.bench(
@@ -181,6 +202,79 @@ def bench(
         bench_plot.plot(report, plot, name)
     if report.interrupted:
         raise typer.Exit(130)
+
+
+def _bench_batch(
+    name: str | None,
+    model: Any,
+    prompts: list[list[int]],
+    ends: frozenset[int],
+    counts: list[int],
+    size: tuple[int, int],
+    against: bool,
+    as_json: bool,
+) -> None:
+    from orthrus_mlx.device.calibrate_batch import batch_costs
+    from orthrus_mlx.tools import bench_batch as logic
+
+    from .console import stderr_console
+    from .progress import Bar, probe_bar
+    from .terminal import no_echo
+
+    with (
+        no_echo(),
+        probe_bar(stderr_console()) as probing,
+        Bar(stderr_console(), "Writing answers") as bar,
+    ):
+        report = logic.bench_batch(
+            model,
+            prompts,
+            ends,
+            counts,
+            lambda: batch_costs(model, model.config.block_size, probing),
+            max_tokens=size[0],
+            rounds=size[1],
+            against=against,
+            progress=bar,
+        )
+    if as_json:
+        typer.echo(json.dumps({"model": name or options.DEMO, **report.to_dict()}, indent=2))
+    else:
+        print_batch(name or options.DEMO, report)
+    if report.interrupted:
+        raise typer.Exit(130)
+
+
+def print_batch(model: str, report: "BatchReport") -> None:
+    """Print what many answers at once came to."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from .console import answer_console
+
+    console, facts = answer_console(), report.to_dict()
+    console.print(Text(f"{model} on {facts['device']}, mlx {facts['mlx']}"))
+    if report.interrupted:
+        console.print(Text("Interrupted: this is what was measured by then.", style="yellow"))
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    first = report.speeds[0].way if report.speeds else "plain"
+    for column in ("At once", "Way", "Tok/s", f"Over {first}", "Tokens a pass"):
+        grid.add_column(column, justify="left" if column == "Way" else "right", no_wrap=True)
+    before = 0
+    for row in report.speeds:
+        if before and row.count != before:
+            grid.add_section()
+        grid.add_row(
+            str(row.count) if row.count != before else "",
+            row.way,
+            _spread(row.speed, 1),
+            _spread(row.ratio, 2),
+            f"{row.tokens_per_pass:.2f}" if row.tokens_per_pass else "",
+        )
+        before = row.count
+    console.print(grid)
+    console.print("Tokens a second of all answers together, prompts apart.")
 
 
 def _bench_shapes(

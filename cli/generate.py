@@ -27,6 +27,7 @@ EXAMPLES = examples(
     "cat notes.txt | orthrus-mlx generate 'Summarize this'",
     "orthrus-mlx generate --temp 0.7 --top-p 0.9 --seed 7 'Tell me a story'",
     "orthrus-mlx generate --ignore-chat-template 'Once upon a time'",
+    "orthrus-mlx generate --prompts questions.jsonl --output answers.jsonl",
 )
 
 
@@ -87,6 +88,32 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Answer a file of prompts, many at once: .jsonl, an object a line with "prompt" '
+            'or "messages", and options such as "max_tokens" or "seed". Needs --output.',
+            show_default=False,
+            rich_help_panel="Many prompts",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the answers to --prompts go, an object a line, ordered as the prompts. "
+            "The same command goes on where an earlier run was interrupted.",
+            show_default=False,
+            rich_help_panel="Many prompts",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, help="Answers at once at most.", rich_help_panel="Many prompts"
+        ),
+    ] = 8,
     verbose: Annotated[
         bool, typer.Option(help="Report speed, drafting, memory and reasoning on stderr.")
     ] = True,
@@ -145,7 +172,8 @@ def generate(
 ) -> None:
     """Answer one prompt and exit.
 
-    The answer streams to stdout, and nothing else goes there: it can be piped.
+    The answer streams to stdout, and nothing else goes there: it can be piped. With --prompts, many
+    prompts are answered into a file.
     """
     template_config = options.parse_template_config(chat_template_config)
     bias = penalties.parse_logit_bias(logit_bias)
@@ -166,7 +194,19 @@ def generate(
         raise typer.BadParameter(
             "stands before what was cached: give it to cache-prompt", param_hint="--system-prompt"
         )
-    message = _read_prompt(text, prompt, no_stdin)
+    if (prompts is None) != (output is None):
+        raise typer.BadParameter("--prompts and --output go together", param_hint="--prompts")
+    if prompts is not None:
+        for flag, given in (
+            ("PROMPT", text),
+            ("--prompt", prompt),
+            ("--prompt-cache-file", prompt_cache_file),
+            ("--prefill-response", prefill_response),
+            ("--prediction", prediction),
+        ):
+            if given is not None:
+                raise typer.BadParameter("cannot be combined with --prompts", param_hint=flag)
+    message = "" if prompts is not None else _read_prompt(text, prompt, no_stdin)
 
     cached: Any = None
     if prompt_cache_file is not None:
@@ -181,6 +221,51 @@ def generate(
         habits.use_default_chat_template(tokenizer)
     for token in extra_eos_token or ():
         _add_eos_token(tokenizer, token)
+    common: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temp,
+        "top_p": top_p,
+        "min_p": min_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or [],
+        "mode": mode.value,
+        "cycle": cycle.value,
+        "numerics": numerics.value,
+        "block_size": block_size,
+        "calibrate": calibrate,
+        "prefill_step_size": prefill_step_size,
+        "repetition_penalty": repetition_penalty,
+        "repetition_context_size": repetition_context_size,
+        "presence_penalty": presence_penalty,
+        "presence_context_size": presence_context_size,
+        "frequency_penalty": frequency_penalty,
+        "frequency_context_size": frequency_context_size,
+        "logit_bias": bias,
+        "prediction": predicted,
+        "kv_bits": kv_bits,
+        "kv_group_size": kv_group_size,
+        "quantized_kv_start": quantized_kv_start,
+    }
+    if prompts is not None and output is not None:
+        from .answer_file import run
+
+        run(
+            lm,
+            tokenizer,
+            prompts,
+            output,
+            common,
+            constraint=asked.constraint if asked else None,
+            concurrency=concurrency,
+            system_prompt=system_prompt,
+            raw=ignore_chat_template or not tokenizer.has_chat_template,
+            template_config=template_config,
+            think=think,
+            also={"model": model, "constraint": repr(asked.constraint) if asked else None},
+            quiet=not verbose,
+        )
+        return
     ids, sent = _encode(
         tokenizer,
         message,
@@ -225,33 +310,10 @@ def generate(
                 lm,
                 tokenizer,
                 ids,
-                max_tokens=max_tokens,
-                temperature=temp,
-                top_p=top_p,
-                min_p=min_p,
-                top_k=top_k,
-                seed=seed,
-                repetition_penalty=repetition_penalty,
-                repetition_context_size=repetition_context_size,
-                presence_penalty=presence_penalty,
-                presence_context_size=presence_context_size,
-                frequency_penalty=frequency_penalty,
-                frequency_context_size=frequency_context_size,
-                logit_bias=bias,
-                written=written,
-                prediction=predicted,
-                stop=stop or [],
-                mode=mode.value,
-                cycle=cycle.value,
-                numerics=numerics.value,
-                block_size=block_size,
-                calibrate=calibrate,
-                prefill_step_size=prefill_step_size,
-                kv_bits=kv_bits,
-                kv_group_size=kv_group_size,
-                quantized_kv_start=quantized_kv_start,
                 prompt_progress_callback=reading,
                 probe_progress_callback=probing,
+                written=written,
+                **common,
                 **more,
             )
         printer.print(answer)

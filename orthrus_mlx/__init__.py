@@ -1,6 +1,7 @@
 """Lossless parallel decoding for Orthrus dual-view checkpoints, in pure MLX."""
 
 from . import _early as _early
+from .batches import BatchEngine, BatchResult, batch_generate
 from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
 from .checkpoint.load import load as load_model_and_tokenizer
@@ -40,6 +41,8 @@ from .generate import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchEngine",
+    "BatchResult",
     "ChatTemplateError",
     "CheckpointError",
     "CheckpointNotFoundError",
@@ -71,6 +74,7 @@ __all__ = [
     "TrainingError",
     "UnsafeCheckpointError",
     "__version__",
+    "batch_generate",
     "load",
     "load_model_and_tokenizer",
     "mlx_generate",

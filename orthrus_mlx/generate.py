@@ -7,20 +7,20 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from .chat.prompt import encode_text
 from .checkpoint.config import ModelConfig
+from .decoding.batch import Receipt, decode
 from .decoding.cache import KVQuantization, check, check_quantization
 from .decoding.cost_model import NOMINAL, within
 from .decoding.drafters import CopyDrafter, ForcedDrafter, PredictionDrafter
-from .decoding.engine import Receipt, decode
 from .decoding.grammar import compile_constraint
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
-from .decoding.scheduler import Evidence, make_scheduler
+from .decoding.scheduler import Evidence, Scheduler, make_scheduler
 from .decoding.sequence import Decoded, DecodeStats, Drafter, Progress, Request
 from .device.calibrate import device_costs
 from .device.learnt import Learnt
@@ -145,6 +145,28 @@ def decode_tokens(
         GenerationError: at once, before anything is computed, for an unusable request.
         NumericsError: at once, if exact numerics cannot be had on this device.
     """
+    work = plan_run(model, prompt_tokens, eos_token_ids, options, tokenizer)
+    cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
+    return decode(model, work.request, work.scheduler, cache, work.on_stats, work.drafters, receipt)
+
+
+class Work(NamedTuple):
+    """A checked request, ready for the engine."""
+
+    request: Request
+    scheduler: Scheduler
+    drafters: list[Drafter]
+    on_stats: Callable[[DecodeStats], None] | None
+
+
+def plan_run(
+    model: Any,
+    prompt_tokens: Sequence[int] | mx.array,
+    eos_token_ids: Collection[int],
+    options: GenerationOptions,
+    tokenizer: Any = None,
+) -> Work:
+    """Check a request whole; arguments and errors are those of `decode_tokens`."""
     config = _checked_model(model).config
     block = _block_size(config, options.block_size)
     cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
@@ -245,7 +267,7 @@ def decode_tokens(
         drafters.append(ForcedDrafter())
     if predicted is not None:
         drafters.append(PredictionDrafter(predicted))
-    return decode(model, request, scheduler, cache, on_stats, drafters, receipt)
+    return Work(request, scheduler, drafters, on_stats)
 
 
 def _keeping(
@@ -315,27 +337,63 @@ def stream_generate(
     Raises:
         GenerationError: at once, before anything is computed, for an unusable request.
     """
-    tokenizer = _checked_tokenizer(tokenizer)
-    if isinstance(prompt, str):
-        # mlx-lm's rule: special tokens are added unless the text already starts with one.
-        bos = tokenizer.bos_token
-        add_bos = not bos or not prompt.startswith(bos)
-        ids: Any = encode_text(tokenizer, prompt, add_special_tokens=add_bos)
-    else:
-        ids = prompt
-    ends = _checked_ends(
-        "eos_token_ids", tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
-    )
-    asked = options_from({"max_tokens": max_tokens, **options})
-    watch = _Watch(asked.prompt_progress_callback, asked.on_stats)
-    given = replace(asked, prompt_progress_callback=watch.progress, on_stats=watch.ended)
-    texts = _several(() if stop is None else stop)
-    if not all(isinstance(text, str) for text in texts):
-        raise GenerationError(f"stop is {stop!r}; expected a string, or a list of strings.")
-    stops = StopStrings(texts)
+    work = TextWork.of(tokenizer, prompt, max_tokens, stop, eos_token_ids, options)
     receipt = Receipt()
-    run = decode_tokens(model, ids, ends, given, receipt, tokenizer)
-    return _respond(model, run, tokenizer.detokenizer, ends, stops, watch, receipt)
+    run = decode_tokens(model, work.ids, work.ends, work.options, receipt, work.tokenizer)
+    return _respond(run, Responder(model, work), receipt)
+
+
+@dataclass
+class TextWork:
+    """A request in text, checked.
+
+    Attributes:
+        ids: the prompt.
+        ends: ids that end the answer.
+        options: everything else; progress and totals go through `watch`.
+        stops: the stop strings.
+        watch: what the run has come to.
+        tokenizer: as the caller gave it, wrapped as mlx-lm wraps it.
+        detokenizer: turns ids into text.
+    """
+
+    ids: Any
+    ends: frozenset[int]
+    options: GenerationOptions
+    stops: StopStrings
+    watch: _Watch
+    tokenizer: Any
+    detokenizer: Any
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        prompt: str | Sequence[int] | mx.array,
+        max_tokens: int,
+        stop: str | Sequence[str] | None,
+        eos_token_ids: Collection[int] | None,
+        options: dict[str, Any],
+    ) -> TextWork:
+        """What `stream_generate` was asked for; raises `GenerationError` if it is unusable."""
+        tokenizer = _checked_tokenizer(tokenizer)
+        if isinstance(prompt, str):
+            # mlx-lm's rule: special tokens are added unless the text already starts with one.
+            bos = tokenizer.bos_token
+            add_bos = not bos or not prompt.startswith(bos)
+            ids: Any = encode_text(tokenizer, prompt, add_special_tokens=add_bos)
+        else:
+            ids = prompt
+        ends = _checked_ends(
+            "eos_token_ids", tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+        )
+        asked = options_from({"max_tokens": max_tokens, **options})
+        watch = _Watch(asked.prompt_progress_callback, asked.on_stats)
+        given = replace(asked, prompt_progress_callback=watch.progress, on_stats=watch.ended)
+        texts = _several(() if stop is None else stop)
+        if not all(isinstance(text, str) for text in texts):
+            raise GenerationError(f"stop is {stop!r}; expected a string, or a list of strings.")
+        return cls(ids, ends, given, StopStrings(texts), watch, tokenizer, tokenizer.detokenizer)
 
 
 def _needed(tokenizer: Any, name: str) -> Any:
@@ -444,16 +502,40 @@ class _Watch:
             self.on_stats(stats)
 
 
-def _respond(
-    model: Any,
-    run: Generator[tuple[Decoded, DecodeStats], None, None],
-    detokenizer: Any,
-    ends: Collection[int],
-    stops: StopStrings,
-    watch: _Watch,
-    receipt: Receipt,
-) -> Generator[GenerationResponse, None, None]:
-    def response(text: str, finish_reason: str | None) -> GenerationResponse:
+class Responder:
+    """Turns the decided tokens of one text into responses.
+
+    Attributes:
+        started: when the run began, as `time.perf_counter` has it.
+    """
+
+    def __init__(self, model: Any, work: TextWork):
+        self._context = model.config.max_position_embeddings
+        self._work = work
+        self.started = time.perf_counter()
+
+    def respond(self, decided: Decoded, stats: DecodeStats) -> GenerationResponse:
+        """The response to one token; the last one has a finish reason."""
+        work, text, finish_reason = self._work, "", stats.finish_reason
+        if decided.token not in work.ends:
+            work.detokenizer.add_token(decided.token)
+            text = work.stops.feed(work.detokenizer.last_segment)
+        if finish_reason is not None:
+            work.detokenizer.finalize()
+            text += work.stops.feed(work.detokenizer.last_segment) + work.stops.flush()
+        if work.stops.found:
+            finish_reason = "stop"
+        return self._response(decided, stats, text, finish_reason)
+
+    def nothing(self) -> GenerationResponse:
+        """The one response where max_tokens is 0: nothing was decided."""
+        decided, stats = Decoded(-1, mx.zeros(0), from_draft=False), self._work.watch.stats
+        return self._response(decided, stats, "", stats.finish_reason)
+
+    def _response(
+        self, decided: Decoded, stats: DecodeStats, text: str, finish_reason: str | None
+    ) -> GenerationResponse:
+        read = self._work.watch.prompt_read
         return GenerationResponse(
             text=text,
             token=decided.token,
@@ -462,12 +544,11 @@ def _respond(
             else decided.logits,
             from_draft=decided.from_draft,
             prompt_tokens=stats.prompt_tokens,
-            prompt_tps=stats.prompt_tokens / max(watch.prompt_read - started, 1e-9)
+            prompt_tps=stats.prompt_tokens / max(read - self.started, 1e-9)
             if stats.prompt_tokens > 1
             else 0.0,
             generation_tokens=stats.generation_tokens,
-            generation_tps=stats.generation_tokens
-            / max(time.perf_counter() - watch.prompt_read, 1e-9),
+            generation_tps=stats.generation_tokens / max(time.perf_counter() - read, 1e-9),
             peak_memory=mx.get_peak_memory() / 1e9,
             finish_reason=finish_reason,
             forward_passes=stats.forward_passes,
@@ -476,38 +557,31 @@ def _respond(
             accepted_tokens=stats.accepted_tokens,
             seed=stats.seed,
             near_ties=stats.near_ties,
-            cut=cut(finish_reason),
+            cut=self._cut(stats, finish_reason),
             complete=stats.complete,
         )
 
-    def cut(finish_reason: str | None) -> str | None:
+    def _cut(self, stats: DecodeStats, finish_reason: str | None) -> str | None:
         if finish_reason == "length":
             held = stats.cached_tokens + stats.prompt_tokens + stats.generation_tokens
-            return "context" if held >= model.config.max_position_embeddings else "max_tokens"
-        return "stop string" if stops.found else None
+            return "context" if held >= self._context else "max_tokens"
+        return "stop string" if self._work.stops.found else None
 
+
+def _respond(
+    run: Generator[tuple[Decoded, DecodeStats], None, None], responder: Responder, receipt: Receipt
+) -> Generator[GenerationResponse, None, None]:
     with wired(), contextlib.closing(run):
-        started = time.perf_counter()
+        responder.started = time.perf_counter()
         for decided, stats in run:
-            text, finish_reason = "", stats.finish_reason
-            if decided.token not in ends:
-                detokenizer.add_token(decided.token)
-                text = stops.feed(detokenizer.last_segment)
-            if finish_reason is not None:
-                detokenizer.finalize()
-                text += stops.feed(detokenizer.last_segment) + stops.flush()
-            if stops.found:
-                finish_reason = "stop"
-            answer = response(text, finish_reason)
+            answer = responder.respond(decided, stats)
             try:  # nothing can fail in here before the caller has the response
                 yield answer
             finally:
                 receipt.tokens += 1
-            if finish_reason is not None:
+            if answer.finish_reason is not None:
                 return
-    # Only max_tokens=0 comes here: nothing was decided.
-    decided, stats = Decoded(-1, mx.zeros(0), from_draft=False), watch.stats
-    yield response("", stats.finish_reason)
+    yield responder.nothing()
 
 
 class StopStrings:

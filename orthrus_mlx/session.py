@@ -1,27 +1,18 @@
 """A conversation's KV cache: each turn reads only what the cache does not hold yet."""
 
-import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from mlx_lm.models.cache import (
-    KVCache,
-    QuantizedKVCache,
-    load_prompt_cache,
-    make_prompt_cache,
-    save_prompt_cache,
-    trim_prompt_cache,
-)
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
 from .chat.prompt import encode_chat
 from .decoding.consensus import common_prefix
 from .decoding.constraints import Constraint
 from .decoding.grammar import compile_constraint
+from .decoding.prefixes import load_cache, save_cache
 from .decoding.scheduler import Evidence
-from .errors import GenerationError
-from .files import check_tensor_file
 from .generate import GenerationResponse, stream_generate
 
 
@@ -136,22 +127,13 @@ class ChatSession:
 
         The key stands for all that the cache depends on: the weights, and how it is quantized.
         """
-        layers = self._cache if self._held else []
-        save_prompt_cache(str(path), layers, {"key": key, "ids": json.dumps(self._held)})
+        save_cache(path, self._cache if self._held else [], self._held, key)
 
     def load_cache(self, path: Path, key: str) -> None:
         """Take up a cache that `save_cache` wrote, if it fits; else it is all read again."""
-        try:
-            check_tensor_file(path, GenerationError)
-            cache, metadata = load_prompt_cache(str(path), return_metadata=True)
-            ids = json.loads(metadata["ids"])
-        # Whatever is wrong with the file, doing without costs only time.
-        except Exception:
-            return
-        fits = metadata["key"] == key and len(cache) == len(self._cache)
-        kinds = (KVCache, QuantizedKVCache)
-        if fits and all(type(c) in kinds and c.offset == len(ids) for c in cache):
-            self._cache, self._held = cache, ids
+        found = load_cache(path, key, self._cache)
+        if found is not None:
+            self._cache, self._held = found.cache, found.ids.tolist()
 
     def _hold(self, ids: list[int]) -> None:
         """Note that the cache holds the start of `ids`: all but the last token said."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import random
-from dataclasses import dataclass
+import statistics
+from dataclasses import dataclass, field
 
 from .plan import Plan, Policy, RowCounts, reusable_block
 
@@ -20,12 +22,16 @@ class Costs:
         fused: of a pass that verifies and drafts, by (AR rows, diffusion rows in all blocks).
         plain: of an AR step. It can start before the last one is read, so that it costs less than
             a verify pass of one row, which is what is assumed where it was not measured.
+        batch: of an AR step of several sequences in one pass, by their number.
+        each: what each sequence beyond the first adds to a pass over the same rows.
     """
 
     verify: dict[int, float]
     draft: dict[int, float]
     fused: dict[tuple[int, int], float]
     plain: float | None = None
+    batch: dict[int, float] = field(default_factory=dict)
+    each: float = 0.0
 
     def of_ar_step(self) -> float:
         """Cost of an AR step."""
@@ -44,6 +50,41 @@ class Costs:
         fitting = (c for (a, d), c in self.fused.items() if a >= rows and d >= diff_rows)
         return min(fitting, default=max(self.fused.values()))
 
+    def of_batch_step(self, sequences: int) -> float:
+        """Cost of one AR step of so many sequences in one pass."""
+        if sequences == 1:
+            return self.of_ar_step()
+        known = {1: self.of_ar_step(), **self.batch}
+        if sequences > max(known):  # no better than by rows
+            return max(known[max(known)], self._of_rows(sequences, sequences))
+        sizes = sorted(known)
+        high = bisect.bisect_left(sizes, sequences)
+        (few, low), (many, cost) = ((n, known[n]) for n in (sizes[high - 1], sizes[high]))
+        step = low + (cost - low) * (sequences - few) / (many - few)
+        # One row each is a pass over so many rows too; the dearer figure was measured badly.
+        return min(step, self._of_rows(sequences, sequences))
+
+    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - few tables live, and as long as the process
+    def of_pass(self, n_ar: int, n_diff: int, sequences: int) -> float:
+        """Cost of a pass over the rows of some sequences, AR and diffusion rows in all."""
+        step = self.of_batch_step(sequences)
+        if n_ar == sequences and not n_diff:
+            return step
+        beside = self._beside if n_diff else 1.0
+        return max(step, beside * self._of_rows(n_ar + n_diff, sequences))
+
+    def _of_rows(self, rows: int, sequences: int) -> float:
+        """Cost of a verify pass; beyond the largest measured one it grows as the rows do."""
+        most = max(self.verify)
+        return self.of_verify(rows) * max(1.0, rows / most) + self.each * (sequences - 1)
+
+    @functools.cached_property
+    def _beside(self) -> float:
+        """How many times as much rows of both views cost as AR rows alone."""
+        both = {rows: cost for rows, cost in self.fused.items() if rows[0] > 1} or self.fused
+        ratios = [cost / self.of_verify(a + d) for (a, d), cost in both.items()]
+        return max(1.0, statistics.median(ratios)) if ratios else 1.0
+
 
 def _at(costs: dict[int, float], rows: int) -> float:
     return costs[min((n for n in costs if n >= rows), default=max(costs))]
@@ -57,6 +98,7 @@ NOMINAL = Costs(
         **{(1, 7): 1.6, (1, 15): 2.05, (1, 31): 2.2},
         **{(5, 10): 2.2, (8, 16): 2.4, (10, 22): 2.5, (16, 32): 3.6, (22, 42): 4.3, (32, 64): 6.5},
     },
+    each=0.02,
 )
 
 
@@ -78,6 +120,8 @@ def within(costs: Costs, row_counts: RowCounts) -> Costs:
         draft={n: cost for n, cost in costs.draft.items() if n <= rows[-1]},
         fused={pair: costs.of_fused(*pair) for pair in pairs},
         plain=costs.of_ar_step() + max(0.0, costs.of_verify(least) - costs.of_verify(1)),
+        batch=costs.batch,
+        each=costs.each,
     )
 
 

@@ -1,4 +1,4 @@
-"""Ids in, ids out: prefill, draft, verify, accept, roll back.
+"""One step of some sequences: draft, verify, accept, roll back.
 
 Throughout, `s` tokens are in a sequence's KV cache and its anchor, the last committed token, is
 not. A cycle runs AR rows [anchor, drafts...] at positions s, s+1, ...; row j's choice is for
@@ -8,35 +8,20 @@ next anchor, and the cache is rolled back to what was accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
 
-from ..errors import LogitsError
 from ..rows import Cache, Rows, Segment
-from .cache import Fork, settle, trim
+from .cache import Fork, trim
 from .choosers import Ids, known
-from .drafters import BlockDrafter
-from .plan import ANY_ROWS, AR_STEP, Plan, anchor_depths
-from .scheduler import Scheduler
-from .sequence import (
-    Cycle,
-    Decoded,
-    DecodeStats,
-    Drafter,
-    Guesses,
-    ModelLogitsError,
-    Request,
-    Sequence,
-)
-
-# Bytes of MLX's unused buffers that prefill leaves to decoding, which would allocate them again in
-# its first cycles. Where there are more, as after a long prompt, all are given back.
-RETAINED_CACHE_BYTES = 64 << 20
+from .plan import ANY_ROWS, AR_STEP, Plan, RowCounts, anchor_depths
+from .sequence import Asked, Cycle, Decoded, Guesses, Outcome, Planner, Sequence
 
 
 class Runner(Protocol):
@@ -50,43 +35,123 @@ class Runner(Protocol):
     def first_not_finite(self) -> str | None: ...  # noqa: D102
 
 
-def step(runner: Runner, sequences: Many[Sequence]) -> list[list[Decoded]]:
+class Alone:
+    """Each sequence's own scheduler plans for it."""
+
+    def plan(self, asked: Many[Asked]) -> list[Plan]:
+        """One plan for each."""
+        return [ask.sequence.scheduler.plan(ask.room, ask.at_hand) for ask in asked]
+
+    def observe(self, outcomes: Many[Outcome]) -> None:
+        """Tell each sequence's scheduler."""
+        for sequence, plan, n_drafts, accepted, chances in outcomes:
+            sequence.scheduler.observe(plan, n_drafts, accepted, chances)
+
+
+ALONE = Alone()
+
+
+def step(
+    runner: Runner, sequences: Many[Sequence], planner: Planner = ALONE, ahead: bool = True
+) -> list[list[Decoded]]:
     """Finish one cycle of each sequence, and start the next one.
 
     Rows of all sequences go through the model in one pass. What a sequence writes does not depend
-    on the others.
+    on the others. One whose processors, drafters or logits raise an error is done and keeps it;
+    the others go on.
+
+    Args:
+        runner: the model.
+        sequences: none of them done.
+        planner: decides what each one's next cycle does.
+        ahead: whether to start cycles that are not finished here.
 
     Returns:
-        the tokens that each sequence's cycle decided, at least one.
+        the tokens that each sequence's cycle decided, at least one where it has no error.
     """
     # 1. Start a cycle where none is in flight.
-    submit(runner, [s for s in sequences if s.in_flight is None])
+    submit(runner, [s for s in sequences if s.in_flight is None], planner)
 
     # 2. An AR step behind an AR step can start before its input is known here.
-    ahead = [s for s in sequences if s.may_run_ahead()]
-    for sequence, cycle in zip(ahead, _launch(runner, [_behind(s) for s in ahead]), strict=True):
-        sequence.ahead = cycle
+    if ahead:
+        _run_ahead(runner, [s for s in sequences if not s.done and s.budget > 1], planner)
 
     # 3. Learn how many drafts were accepted; this waits for the device.
-    decided = [sequence.resolve(runner.start) for sequence in sequences]
+    _start_prepared(runner, [s for s in sequences if not s.done])
+    decided = [([] if s.done else _attempt(s, s.resolve)) or [] for s in sequences]
+    planner.observe(
+        [
+            Outcome(
+                sequence,
+                cycle.plan,
+                len(cycle.drafts),
+                sequence.accepted,
+                cycle.left_over(sequence.accepted).chances,
+            )
+            for sequence, tokens in zip(sequences, decided, strict=True)
+            if tokens and (cycle := sequence.last)
+        ]
+    )
 
     # 4. Start the next cycles, so that the device works while the caller reads.
-    submit(runner, [s for s in sequences if not s.done and s.in_flight is None])
+    if ahead:
+        submit(runner, [s for s in sequences if not s.done and s.in_flight is None], planner)
     return decided
 
 
-def submit(runner: Runner, sequences: Many[Sequence]) -> None:
-    """Start the next cycle of each sequence, as its scheduler plans it."""
-    cycles = _launch(runner, [_next(sequence) for sequence in sequences])
-    for sequence, cycle in zip(sequences, cycles, strict=True):
-        sequence.in_flight = cycle
+def submit(runner: Runner, sequences: Many[Sequence], planner: Planner = ALONE) -> None:
+    """Start the next cycle of each sequence, as the planner has it."""
+    asked = [ask for s in sequences if (ask := _attempt(s, partial(_ask, s))) is not None]
+    plans = planner.plan([ask for ask, _ in asked])
+    launches = [
+        _Launch(ask.sequence, plan, ask.sequence.text[-1:], proposed.get(plan.source, []))
+        for (ask, proposed), plan in zip(asked, plans, strict=True)
+    ]
+    for launch, cycle in zip(launches, _launch(runner, launches), strict=True):
+        launch.sequence.in_flight = cycle
 
 
-@dataclass
-class Receipt:
-    """How many tokens of a run have reached the caller."""
+def _run_ahead(runner: Runner, sequences: Many[Sequence], planner: Planner) -> None:
+    """Start an AR step behind that of each sequence, if all of them can have one.
 
-    tokens: int = 0
+    If only some could, their next passes and those of the others would be two passes.
+    """
+    asked = [_attempt(s, s.ask_ahead) for s in sequences]
+    ready = [ask for ask in asked if ask is not None]
+    if len(ready) < len(asked) or not all(plan.is_ar for plan in planner.plan(ready)):
+        return
+    for sequence, cycle in zip(
+        sequences, _launch(runner, [_behind(s) for s in sequences]), strict=True
+    ):
+        sequence.ahead = cycle
+
+
+def _start_prepared(runner: Runner, sequences: Many[Sequence]) -> None:
+    """Hand the device the verify passes that were prepared on forks.
+
+    Only once the draft pass is over can they write to the caches in place. Their graph was built
+    while it ran.
+    """
+    prepared = [(s.in_flight, s.cache) for s in sequences if s.in_flight and s.in_flight.fork]
+    for cycle, _ in prepared:
+        known(cycle.drafts)
+    for cycle, _ in prepared:
+        if cycle.fork is not None:
+            cycle.fork.commit()
+    if prepared:
+        runner.start([a for cycle, _ in prepared for a in cycle.outputs], prepared[0][1])
+
+
+T = TypeVar("T")
+
+
+def _attempt(sequence: Sequence, work: Callable[[], T]) -> T | None:
+    """What `work` returns; an error in it ends this sequence alone."""
+    try:
+        return work()
+    except Exception as error:
+        sequence.fail(error)
+        return None
 
 
 @dataclass
@@ -98,21 +163,20 @@ class _Launch:
     anchor: Ids  # [1]
     drafts: Ids
     fork: Fork | None = None
+    shared_rows: int = 0  # AR rows of an exact pass that it shares; 0 where any do
 
     @property
     def cache(self) -> Cache:
         return self.fork.layers if self.fork else self.sequence.cache
 
 
-def _next(sequence: Sequence) -> _Launch:
-    """The next cycle, whose input is known here."""
+def _ask(sequence: Sequence) -> tuple[Asked, dict[str, list[int]]]:
+    """What a plan for the next cycle depends on, and the drafts at hand for it."""
     if sequence.request.quantization is not None:
         sequence.request.quantization.apply(sequence.cache)
     room = sequence.room()
     proposed = sequence.propose(room - 1)
-    at_hand = {source: len(ids) for source, ids in proposed.items()}
-    plan = sequence.scheduler.plan(room, at_hand)
-    return _Launch(sequence, plan, sequence.text[-1:], proposed.get(plan.source, []))
+    return Asked(sequence, room, {source: len(ids) for source, ids in proposed.items()}), proposed
 
 
 def _behind(sequence: Sequence) -> _Launch:
@@ -122,10 +186,33 @@ def _behind(sequence: Sequence) -> _Launch:
 
 
 def _launch(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
-    """Run the passes of these cycles, all sequences in one pass where row counts are free."""
-    if any(launch.sequence.request.row_counts != ANY_ROWS for launch in launches):
-        return [cycle for launch in launches for cycle in _launch_together(runner, [launch])]
-    return _launch_together(runner, launches) if launches else []
+    """Run the passes of these cycles: as few as their row counts allow."""
+    cycles: dict[int, Cycle] = {}
+    for group in _groups(launches):
+        for launch, cycle in zip(group, _launch_together(runner, group), strict=True):
+            cycles[id(launch)] = cycle
+    return [cycles[id(launch)] for launch in launches]
+
+
+def _groups(launches: Many[_Launch]) -> list[list[_Launch]]:
+    """The launches that can share a pass."""
+    free, alone = list[_Launch](), list[list[_Launch]]()
+    sharing: dict[RowCounts, list[list[_Launch]]] = {}
+    for launch in launches:
+        counts, n = launch.sequence.request.row_counts, 1 + launch.plan.n_drafts
+        fitted = counts.fit_shared(n)
+        if counts == ANY_ROWS:
+            free.append(launch)
+        elif fitted is None or launch.plan.block_rows:
+            alone.append([launch])
+        else:
+            launch.shared_rows = fitted
+            groups = sharing.setdefault(counts, [[]])
+            if sum(other.shared_rows for other in groups[-1]) + fitted > counts.totals[-1]:
+                groups.append([])
+            groups[-1].append(launch)
+    shared = [group for groups in sharing.values() for group in groups if group]
+    return ([free] if free else []) + alone + shared
 
 
 def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
@@ -139,8 +226,8 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
         launch.drafts = launch.drafts[:n]
 
     starts = [launch.cache[0].offset for launch in launches]
-    segments = [_verify_segment(launch) for launch in launches]
-    logits, block_logits = runner.forward(Rows(segments))
+    segments = [_verify_segment(launch, len(launches) > 1) for launch in launches]
+    logits, block_logits = runner.forward(Rows([*segments, *_filler(runner, launches, segments)]))
     blocks = iter(_guesses(block_logits, segments, launches))
     if any(segment.n_diff for segment in segments):
         # A copy, as a view would keep the logits of the blocks for as long as a choice is known.
@@ -165,6 +252,16 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
     return cycles
 
 
+def _filler(runner: Runner, launches: Many[_Launch], segments: Many[Segment]) -> list[Segment]:
+    """Rows of nobody that bring a shared pass to a total that is exact."""
+    request, rows = launches[0].sequence.request, sum(segment.n_ar for segment in segments)
+    if len(launches) < 2 or not request.row_counts.totals:
+        return []
+    missing = request.row_counts.fit_total(rows) - rows
+    ids = mx.full((missing,), request.mask_token_id, mx.int32)
+    return [Segment(runner.make_cache(), ids)] if missing else []
+
+
 def _draft(runner: Runner, launches: Many[_Launch]) -> None:
     """Start a draft pass; the verify pass behind it is prepared on forks of the caches.
 
@@ -179,7 +276,8 @@ def _draft(runner: Runner, launches: Many[_Launch]) -> None:
         if grammar is None or own.logits is None:
             launch.drafts, launch.fork = own.ids, Fork(launch.sequence.cache)
         else:
-            launch.drafts = grammar.guess(np.asarray(own.logits)[: launch.plan.n_drafts])
+            rows = np.asarray(own.logits)[: launch.plan.n_drafts]
+            launch.drafts = _attempt(launch.sequence, partial(grammar.guess, rows)) or []
 
 
 def _draft_segment(launch: _Launch) -> Segment:
@@ -188,11 +286,13 @@ def _draft_segment(launch: _Launch) -> Segment:
     return Segment(launch.cache, blocks=_join(launch.anchor, masks)[None])
 
 
-def _verify_segment(launch: _Launch) -> Segment:
+def _verify_segment(launch: _Launch, shared: bool) -> Segment:
     """AR rows [anchor, drafts...], padded where row counts ask for it, and the blocks beside."""
     request, plan, drafts = launch.sequence.request, launch.plan, launch.drafts
     mask, n = request.mask_token_id, 1 + len(drafts)
     n_ar, length = request.row_counts.fit_fused(n, plan.block_rows, plan.blocks)
+    if shared and launch.shared_rows:
+        n_ar = launch.shared_rows
     ar = _join(launch.anchor, drafts, [mask] * (n_ar - n))
     if not length:
         return Segment(launch.cache, ar)
@@ -220,77 +320,3 @@ def _join(*parts: Ids) -> mx.array:
         mx.array(part, mx.int32) if isinstance(part, list) else part for part in parts if len(part)
     ]
     return filled[0] if len(filled) == 1 else mx.concatenate(filled)
-
-
-def decode(
-    runner: Runner,
-    request: Request,
-    scheduler: Scheduler,
-    cache: Cache,
-    on_stats: Callable[[DecodeStats], None] | None = None,
-    drafters: Many[Drafter] = (),
-    receipt: Receipt | None = None,
-) -> Generator[tuple[Decoded, DecodeStats], None, None]:
-    """Write one sequence until an end token or the budget; yields each token once it is decided.
-
-    However the iterator ends (exhausted, closed, interrupted), the cache is left holding
-    everything committed but the last token handed out, which the next call's prompt starts with.
-    A token counts once the caller has it. Where another generator hands it on, that one counts it
-    in `receipt`.
-    """
-    received = Receipt() if receipt is None else receipt
-    sequence = Sequence(request, scheduler, cache, [BlockDrafter(), *drafters])
-    stats, end_of_prompt = sequence.stats, cache[0].offset + len(request.prompt)
-    try:
-        if request.max_tokens == 0:
-            stats.finish_reason = "length"
-            return
-        prefill(runner, request, cache)
-        while not sequence.done:
-            decided = step(runner, [sequence])[0]
-            for n, token in enumerate(decided, start=1):
-                stats.generation_tokens += 1
-                if stats.near_ties is not None:
-                    stats.near_ties += token.near_tie
-                if sequence.done and n == len(decided):
-                    stats.finish_reason = "stop" if sequence.ended else "length"
-                item = token, stats
-                try:  # nothing can fail in here before the caller has the item
-                    yield item
-                finally:
-                    if receipt is None:
-                        received.tokens += 1
-    except ModelLogitsError as error:
-        where = runner.first_not_finite()
-        raise LogitsError(
-            f"{error}, at token {stats.generation_tokens + 1} of the answer: "
-            + (f"{where} holds NaN or infinite values." if where else "the computation overflows.")
-            + " Convert or download the checkpoint again; `orthrus-mlx verify` tests it."
-        ) from None
-    finally:
-        stats.generation_tokens = received.tokens
-        try:
-            settle(cache, end_of_prompt + received.tokens - 1)
-        except BaseException:  # a second interrupt
-            settle(cache, end_of_prompt + received.tokens - 1)
-            raise
-        if on_stats is not None:
-            on_stats(stats)
-
-
-def prefill(runner: Runner, request: Request, cache: Cache) -> None:
-    """Read all of the prompt but its last id, the first anchor, into the cache."""
-    prompt, total = mx.array(request.prompt), len(request.prompt)
-    progress = request.on_progress or (lambda done, total: None)
-    progress(0, total)
-    for start in range(0, total - 1, request.prefill_step_size):
-        chunk = prompt[start : min(start + request.prefill_step_size, total - 1)]
-        runner.forward(Rows.verify(chunk, cache))
-        # Only the cache is evaluated: no logits are computed, nor the last layer's MLP.
-        if request.quantization is not None:
-            request.quantization.apply(cache)
-        mx.eval([layer.state for layer in cache])
-        if mx.get_cache_memory() > RETAINED_CACHE_BYTES:
-            mx.clear_cache()
-        progress(start + chunk.size, total)
-    progress(total, total)

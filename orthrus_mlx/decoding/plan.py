@@ -112,10 +112,15 @@ class RowCounts:
     Attributes:
         verify: rows of a verify pass, in rising order.
         fused: (AR rows, diffusion rows) of a pass that verifies and drafts.
+        totals: AR rows of a pass over several sequences, which all products see; none if each
+            sequence has to have passes of its own.
+        rows: of one sequence in such a pass, which attention sees.
     """
 
     verify: tuple[int, ...] = ()
     fused: tuple[tuple[int, int], ...] = ()
+    totals: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
 
     def most(self, block_rows: int) -> int | None:
         """AR rows that a pass with `block_rows` diffusion rows can hold, or None for no limit."""
@@ -126,6 +131,14 @@ class RowCounts:
     def fit(self, rows: int) -> int:
         """The smallest allowed count that holds `rows`."""
         return next((n for n in self.verify if n >= rows), rows)
+
+    def fit_shared(self, rows: int) -> int | None:
+        """The smallest count for one of several sequences that holds `rows`; None for none."""
+        return next((n for n in self.rows if n >= rows), None) if self.totals else None
+
+    def fit_total(self, rows: int) -> int:
+        """The smallest total of a pass over several sequences that holds `rows`."""
+        return next(n for n in self.totals if n >= rows)
 
     def fit_fused(self, rows: int, length: int, blocks: int) -> tuple[int, int]:
         """The allowed shape of a pass with `rows` AR rows and `blocks` blocks of about `length`.

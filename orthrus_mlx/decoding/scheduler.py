@@ -103,17 +103,24 @@ class Evidence:
     credit: float = 0.0
     doubts: tuple[float, float] = (0.0, 0.0)
 
-    def rates(self, source: str) -> tuple[float, float]:
+    def rates(self, source: str, prior: tuple[float, float] | None = None) -> tuple[float, float]:
         """The rejection rate of a source's drafts, less and plus one standard error.
 
         Both are rounded, so that few speeds have to be worked out.
         """
         rejected, tried = self.counts.get(source, (0.0, 0.0))
-        prior = self.PRIORS.get(source, self.PRIOR)
+        prior = prior or self.PRIORS.get(source, self.PRIOR)
         rejected, tried = prior[0] + rejected, prior[1] + tried
         middle, error = math.log(rejected / tried), rejected**-0.5  # of a count, as a share
         low, high = (round(r / self.STEP) * self.STEP for r in (middle - error, middle + error))
         return min(MAX_RATE, math.exp(low)), min(MAX_RATE, math.exp(high))
+
+    def prior(self, source: str) -> tuple[float, float]:
+        """What these texts make one expect of another one, as `PRIOR`."""
+        rejected, tried = self.counts.get(source, (0.0, 0.0))
+        before = self.PRIORS.get(source, self.PRIOR)
+        rate = (before[0] + rejected) / (before[1] + tried)
+        return max(before[0], rate * before[1]), before[1]
 
     def standing(self, chances: Many[float]) -> list[float]:
         """How likely the first 0, 1, 2, ... drafts are all accepted, by their probabilities."""
@@ -187,6 +194,9 @@ class Adaptive:
     No cycle starts beyond a debt of `MAX_DEBT`, but one that verifies drafts already paid for. So,
     by these costs, the answers that share one `Evidence` lose to AR decoding at most `MAX_DEBT`,
     plus the income, plus the cycle in flight: a cycle, or a pass that drafts and the next one.
+
+    Attributes:
+        in_flight: whether the last pass drafted and verified nothing.
     """
 
     MAX_CREDIT, MAX_DEBT, INCOME = 12.0, 10.0, 0.015  # AR steps
@@ -205,7 +215,7 @@ class Adaptive:
         self._stale = 1.0  # how many times as often the drafts of the last pass are rejected
         self._chances: tuple[float, ...] = ()  # of the drafts that it left at hand
         self._begun = False  # whether the first token of the answer is written
-        self._in_flight = False  # whether that pass drafted and verified nothing
+        self.in_flight = False
         self._choose()
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
@@ -253,12 +263,16 @@ class Adaptive:
             kept = Evidence.KEPT
             self._base = (kept * tokens + 1 + accepted, kept * spent + cost)
         self.evidence.credit = min(self.MAX_CREDIT, self.evidence.credit + gain)
+        self.learn(plan, n_drafts, accepted, chances)
+
+    def learn(self, plan: Plan, n_drafts: int, accepted: int, chances: Many[float] = ()) -> None:
+        """Count the outcome of a cycle, whatever it gained."""
         self._begun = True
         block = self._chances if self._is_at_hand(plan) else ()
-        self.evidence.add(plan.source, n_drafts, accepted, self._staleness_of(plan), block)
+        self.evidence.add(plan.source, n_drafts, accepted, self.staleness_of(plan), block)
         self._stale = staleness(plan, n_drafts, accepted)
         self._chances = tuple(chances)
-        self._in_flight = plan.block_rows > 0 and not n_drafts
+        self.in_flight = plan.block_rows > 0 and not n_drafts
         self._choose()
 
     @property
@@ -274,7 +288,7 @@ class Adaptive:
         """Whether a cycle may run, by what there is to lose."""
         if plan.is_ar or plan.source == FORCED:
             return True
-        if self._in_flight and ready and plan.source == DIFFUSION and plan.n_drafts:
+        if self.in_flight and ready and plan.source == DIFFUSION and plan.n_drafts:
             return True
         # A block cut short at the end of the budget can lose even if all of it is accepted.
         steps = plan_cost(self.costs, plan, plan.n_drafts) * self.ar_speed
@@ -311,14 +325,15 @@ class Adaptive:
         places = plan.n_drafts + 1
         if self._chances and self._is_at_hand(plan):
             return self.evidence.standing(self._chances[:places])
-        stale, rates = self._staleness_of(plan), self.evidence.rates(plan.source)
+        stale, rates = self.staleness_of(plan), self.evidence.rates(plan.source)
         low, high = (1 - min(MAX_RATE, stale * rate) for rate in rates)
         return [(low**n + high**n) / 2 for n in range(places + 1)]
 
     def _is_at_hand(self, plan: Plan) -> bool:
         return plan.source == DIFFUSION and not plan.draft_rows
 
-    def _staleness_of(self, plan: Plan) -> float:
+    def staleness_of(self, plan: Plan) -> float:
+        """How many times as often the drafts of `plan` are rejected as those of a draft pass."""
         return self._stale if self._is_at_hand(plan) else 1.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -122,6 +122,8 @@ class Request:
         prefill_step_size: prompt ids in one prefill pass.
         on_progress: called with (prompt ids read, prompt ids in all).
         cached_ids: ids that the cache holds, where the caller knows them: drafts may copy them.
+        found: how many of them, the last ones, are of this call's prompt, and were found in the
+            cache of an earlier one: processors and penalties see them.
         quantization: of the KV cache; None for none.
         penalties: what is taken off the logits; they look back on the ids of this call.
         grammar: of the answer, at its first id to be written; None for any text.
@@ -139,10 +141,16 @@ class Request:
     prefill_step_size: int = 2048
     on_progress: Progress | None = None
     cached_ids: Many[int] = ()
+    found: int = 0
     quantization: KVQuantization | None = None
     penalties: Penalties = NO_PENALTIES
     grammar: Matcher | None = None
     written: int = 0
+
+    @property
+    def exact_chunk(self) -> int:
+        """Ids of the chunks in which alone exact numerics may read a prompt; 0 where any do."""
+        return self.prefill_step_size if self.row_counts != ANY_ROWS else 0
 
     def chooser(self, start: int, grammar: Matcher | None) -> Chooser:
         """Who decides this sequence's tokens.
@@ -151,17 +159,18 @@ class Request:
             start: position of the prompt's first id.
             grammar: this sequence's own.
         """
+        seen = [*self.cached_ids[len(self.cached_ids) - self.found :], *self.prompt]
         keyed = KeyedChooser(
             self.sampling,
             self.near_tie is not None,
             self.penalties,
-            self.prompt,
-            start,
+            seen,
+            start - self.found,
             grammar,
         )
         if not self.logits_processors:
             return keyed
-        return ProcessedChooser(keyed, self.logits_processors, self.prompt, self.eos_token_ids)
+        return ProcessedChooser(keyed, self.logits_processors, seen, self.eos_token_ids)
 
 
 class ModelLogitsError(LogitsError):
@@ -283,6 +292,43 @@ class Drafter(Protocol):
         """Up to `limit` ids that may follow `sequence.text`; empty if there is nothing to say."""
 
 
+class Asked(NamedTuple):
+    """What a plan for a sequence's next cycle depends on.
+
+    Attributes:
+        sequence: the sequence.
+        room: tokens that the cycle may write at most.
+        at_hand: drafts that are ready to be verified, by source.
+    """
+
+    sequence: Sequence
+    room: int
+    at_hand: Mapping[str, int]
+
+
+class Outcome(NamedTuple):
+    """What came of a sequence's cycle: `plan` verified `n_drafts` and accepted `accepted`.
+
+    `chances` are the probabilities of the drafts that it left over.
+    """
+
+    sequence: Sequence
+    plan: Plan
+    n_drafts: int
+    accepted: int
+    chances: Many[float] = ()
+
+
+class Planner(Protocol):
+    """Plans the next cycles of the sequences that share a pass."""
+
+    def plan(self, asked: Many[Asked]) -> list[Plan]:
+        """One plan for each; changes no state."""
+
+    def observe(self, outcomes: Many[Outcome]) -> None:
+        """Learn what came of the cycles of one step."""
+
+
 class Sequence:
     """One text that is being written.
 
@@ -292,7 +338,8 @@ class Sequence:
         budget: tokens left to write.
         in_flight: the cycle that the device is working on.
         last: the last finished cycle, of whose drafts `accepted` were accepted.
-        done: whether its last token is decided.
+        done: whether its last token is decided, or it has an error.
+        error: what ended it before its time; None if nothing did.
         stats: totals; the caller counts what it hands out.
         grammar: of its answer, behind the last token decided; None for any text.
     """
@@ -314,7 +361,8 @@ class Sequence:
         self.ahead: Cycle | None = None  # an AR step that was started behind the one in flight
         self.last: Cycle | None = None
         self.accepted = 0
-        self.done = self.ended = False
+        self.ended, self.done = False, self.budget == 0
+        self.error: Exception | None = None
         self.stats = DecodeStats(
             prompt_tokens=len(request.prompt),
             cached_tokens=cache[0].offset,
@@ -345,34 +393,34 @@ class Sequence:
         request = self.request
         return self.text[len(request.cached_ids) + len(request.prompt) - request.written :]
 
-    def may_run_ahead(self) -> bool:
-        """Whether an AR step may start behind the one in flight, before its token is known here."""
+    def ask_ahead(self) -> Asked | None:
+        """What is asked of the cycle behind an AR step in flight, before its token is known here.
+
+        None where the next cycle has to wait for that token.
+        """
         if self.last is None:  # a scheduler may open with an AR step and go on otherwise
-            return False
+            return None
         cycle = self.in_flight
         # The cycle in flight wrote to the cache already, whose next token may find it quantized.
         quantization = self.request.quantization
         if quantization is not None and quantization.room(self.cache) == 0:
-            return False
+            return None
         if cycle is None or not cycle.plan.is_ar or cycle.choices is None or self.budget < 2:
-            return False
+            return None
         # What a drafter has to say of the text without that token says that it may have drafts.
         at_hand = {source: len(ids) - 1 for source, ids in self.propose(self.budget - 1).items()}
-        return self.scheduler.plan(self.budget - 1, at_hand).is_ar
+        return Asked(self, self.budget - 1, at_hand)
 
-    def resolve(self, start: Callable[[list[mx.array], Cache], None]) -> list[Decoded]:
-        """Finish the cycle in flight: the tokens that it decided. Waits for the device.
+    def fail(self, error: Exception) -> None:
+        """End here, with this error."""
+        self.error, self.done = error, True
+        self.in_flight = self.ahead = None
 
-        `start` is the runner's: it hands the device a verify pass that was prepared on a fork.
-        """
+    def resolve(self) -> list[Decoded]:
+        """Finish the cycle in flight: the tokens that it decided. Waits for the device."""
         cycle = self.in_flight
         assert cycle is not None
-        # Only once the draft pass is over can the verify pass write to the cache in place. Its
-        # graph was built while the draft pass ran.
         drafts = known(cycle.drafts)
-        if cycle.fork is not None:
-            cycle.fork.commit()
-            start(cycle.outputs, self.cache)
         before = [self.text[-1], *drafts]
         choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, before)
         tokens: Any = choices.tokens.tolist()
@@ -397,8 +445,6 @@ class Sequence:
         self.last, self.in_flight, self.ahead = cycle, self.ahead, None
         self.accepted = sum(d.from_draft for d in decided)
         self.stats.count(cycle.plan, len(drafts), self.accepted)
-        chances = cycle.left_over(self.accepted).chances
-        self.scheduler.observe(cycle.plan, len(drafts), self.accepted, chances)
         self.text += [d.token for d in decided]
         self.chooser.commit([d.token for d in decided])
         if self.grammar is not None:

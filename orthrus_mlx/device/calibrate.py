@@ -12,10 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..decoding.batch import decode
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
 from ..decoding.cost_model import Costs
-from ..decoding.engine import decode
 from ..decoding.plan import ANY_ROWS, AR_POLICY, DIFFUSION, Policy, RowCounts
 from ..decoding.scheduler import Fixed
 from ..decoding.sequence import Drafter, Request
@@ -103,13 +103,13 @@ def time_cycles(
     return statistics.median_low(b - a for a, b in itertools.pairwise(ends))
 
 
-class _Guesses:
+class Guesses:
     """Drafts that cost nothing, so that cycles are verify passes alone."""
 
     source = DIFFUSION
 
     def __init__(self, count: int):
-        self.ids = list(range(count))
+        self.ids = [n % 8 for n in range(count)]  # of any vocabulary
 
     def propose(self, sequence: Text, limit: int) -> list[int]:
         """The same ids always."""
@@ -163,7 +163,7 @@ def calibrate(
     add(verify, 1, partial(time_pass, lambda: model.forward(Rows.verify(one, cache)), cache))
     for n in sizes:  # two-pass cycles
         # One pass without blocks, over drafts that are there: it only verifies.
-        add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, _Guesses(n - 1))
+        add_cycles(verify, n, Policy("one-pass", n - 1), ANY_ROWS, Guesses(n - 1))
         if add_cycles(two_pass, n, Policy("two-pass", n - 1), ANY_ROWS) >= n * step and n >= JUDGED:
             break
     for n in [n for n in alternating if n in verify]:  # alternating cycles, n tokens at most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,3 +61,21 @@ def wired() -> Iterator[None]:
         if before is not None:
             mx.synchronize()
             mx.set_wired_limit(before)
+
+
+def memory_for_caches() -> int:
+    """Bytes that KV caches may come to, beside what MLX's arrays take now.
+
+    On a GPU `CLOSE` of what the device recommends is used in all, elsewhere half of the machine's
+    memory.
+    """
+    limit = CLOSE * device_info().get("max_recommended_working_set_size", 0)
+    if not limit:
+        limit = device_info().get("memory_size") or machine_memory()
+        limit *= CLOSE if device_info() else 0.5
+    return max(0, int(limit) - mx.get_active_memory())
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -141,14 +141,14 @@ def probe(
     disagreement = 0.0
     done, total = 0, len(cases) * (len(row_counts) + len(pairs))
     for case in cases:
-        cache = _cache_of(case.model, case.context)
+        cache = cache_of(case.model, case.context)
         bits = _DistinctBits()
         for rows in row_counts:
-            full, ragged = (_decode(case, cache, rows, ragged=ragged) for ragged in (False, True))
+            full, ragged = (decode(case, cache, rows, ragged=ragged) for ragged in (False, True))
             signatures[rows].append((bits.number(full), bits.number(ragged)))
             done = _report(progress, done, total)
         for pair in pairs:
-            ahead = _decode(case, cache, pair[0], ragged=True, ahead=pair[1])
+            ahead = decode(case, cache, pair[0], ragged=True, ahead=pair[1])
             fused_signatures[pair].append(bits.number(ahead))
             done = _report(progress, done, total)
         if case.full_model:
@@ -205,7 +205,7 @@ class _DistinctBits:
     def number(self, outcome: Outcome) -> int:
         """The number of an outcome, a new one if its bits were not seen before."""
         for number, known in enumerate(self.outcomes):
-            if all(_same_bits(a, b) for a, b in zip(outcome, known, strict=True)):
+            if all(same_bits(a, b) for a, b in zip(outcome, known, strict=True)):
                 return number
         self.outcomes.append(outcome)
         return len(self.outcomes) - 1
@@ -219,7 +219,8 @@ class _DistinctBits:
         return spread
 
 
-def _same_bits(a: mx.array, b: mx.array) -> bool:
+def same_bits(a: mx.array, b: mx.array) -> bool:
+    """Whether two arrays of one shape and type are equal bit for bit."""
     words = mx.uint16 if a.dtype.size == 2 else mx.uint32
     same: Any = mx.array_equal(a.view(words), b.view(words)).item()
     return same
@@ -237,7 +238,7 @@ def one_layer(model: Any) -> Any:
 
 def measure_costs(model: Any, row_counts: tuple[int, ...]) -> dict[int, float]:
     """Time of a verify pass, in milliseconds, by row count."""
-    cache = _cache_of(model, 64)
+    cache = cache_of(model, 64)
     costs = {}
     for rows in row_counts:
         ids = _some_ids(model.config.vocab_size, rows)
@@ -246,13 +247,14 @@ def measure_costs(model: Any, row_counts: tuple[int, ...]) -> dict[int, float]:
     return costs
 
 
-def _decode(
-    case: ProbeCase, cache: list[Any], rows: int, *, ragged: bool, ahead: int = 0
+def decode(
+    case: ProbeCase, cache: list[Any], rows: int, *, ragged: bool, ahead: int = 0, total: int = 0
 ) -> Outcome:
     """What the ids after the cached context lead to, with `rows` AR rows a pass.
 
     Ragged steps keep some of a pass's rows and fill the rest with other ids, as rejected drafts
-    and padding do; `ahead` diffusion rows ride along where given.
+    and padding do. Where given, `ahead` diffusion rows ride along, or so many AR rows of another
+    sequence that there are `total`.
     """
     model, context = case.model, case.context
     ids, mask = _some_ids(model.config.vocab_size, case.positions), model.config.mask_token_id
@@ -266,6 +268,10 @@ def _decode(
             blocks = mx.concatenate([kept[:1], masks, kept[-1:], masks]).reshape(2, -1)
             segment = Segment(cache, mx.concatenate([kept, filler]), blocks, (0, keep - 1))
             logits, _ = model.forward(Rows([segment]))
+        elif total > rows:
+            other = Segment(model.make_cache(), mx.full((total - rows,), mask, mx.int32))
+            segment = Segment(cache, mx.concatenate([kept, filler]))
+            logits, _ = model.forward(Rows([segment, other]))
         else:
             logits, _ = model.forward(Rows.verify(mx.concatenate([kept, filler]), cache))
         outcome: Outcome = (logits[:keep],)
@@ -288,7 +294,7 @@ def _kept_rows(rows: int, positions: int, ragged: bool) -> list[int]:
     return keeps
 
 
-def _cache_of(model: Any, length: int) -> list[Any]:
+def cache_of(model: Any, length: int) -> list[Any]:
     """A cache of `length` tokens: the model's own keys and values of some text, repeated."""
     cache: list[Any] = model.make_cache()
     read = min(length, 256)

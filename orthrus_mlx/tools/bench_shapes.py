@@ -17,8 +17,8 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.load import ready
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
-from ..decoding.engine import prefill as read_prompt
 from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts
+from ..decoding.prefill import prefill as read_prompt
 from ..decoding.sequence import Request
 from ..device.calibrate import time_cycles
 from ..rows import Rows

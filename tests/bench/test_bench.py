@@ -19,6 +19,8 @@ from orthrus_mlx.tools import bench as bench_module
 from orthrus_mlx.tools import bench_shapes
 from orthrus_mlx.tools.bench import Options, Report, Run, Spread, _Clock, bench
 from orthrus_mlx.tools.bench_plot import check_plot, plot
+from tests import helpers
+from tests.lossless.random_models import build
 
 RUNNER = CliRunner()
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -194,3 +196,30 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_contradictions_are_refused(arguments: str) -> None:
     assert RUNNER.invoke(app, ["bench", *arguments.split()]).exit_code == 2
+
+
+def test_many_answers_at_once_are_timed_beside_each_other() -> None:
+    from orthrus_mlx.decoding.cost_model import NOMINAL
+    from orthrus_mlx.tools.bench_batch import bench_batch
+
+    config = helpers.random_config(block_size=4, vocab_size=67)
+    model = build(config, helpers.random_weights(config))
+    steps: list[tuple[int, int]] = []
+    report = bench_batch(
+        model,
+        [[1, 2, 3], [4, 5]],
+        (),
+        [1, 3],
+        lambda: NOMINAL,
+        max_tokens=12,
+        rounds=2,
+        against=True,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert [(s.count, s.way) for s in report.speeds] == [
+        (n, way) for n in (1, 3) for way in ("mlx-lm", "plain", "auto")
+    ]
+    assert all(s.speed.median > 0 for s in report.speeds)
+    assert [s.tokens_per_pass for s in report.speeds if s.way == "plain"] == [1.0, 1.0]
+    assert steps[-1] == (18, 18)
+    assert json.loads(json.dumps(report.to_dict()))["speeds"][0]["way"] == "mlx-lm"

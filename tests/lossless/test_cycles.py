@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from mlx_lm.sample_utils import make_logits_processors
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
+from orthrus_mlx.decoding.batch import decode
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs
-from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan, Policy, RowCounts
 from orthrus_mlx.decoding.scheduler import Fixed, make_scheduler
 from orthrus_mlx.decoding.sequence import Request

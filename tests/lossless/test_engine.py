@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
-from orthrus_mlx.decoding.engine import RETAINED_CACHE_BYTES
+from orthrus_mlx.decoding.prefill import RETAINED_CACHE_BYTES
 
 from .fake_model import FakeModel, plain_decoding
 from .scenarios import CYCLES, WAYS, Scenario, held, scenarios

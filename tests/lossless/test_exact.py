@@ -16,9 +16,9 @@ import pytest
 from mlx_lm.sample_utils import make_logits_processors
 
 from orthrus_mlx import DecodeStats, NumericsError, generate, mlx_generate
-from orthrus_mlx.decoding import engine
 from orthrus_mlx.decoding.consensus import Sampling
 from orthrus_mlx.decoding.plan import RowCounts
+from orthrus_mlx.decoding.prefill import Prefill
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.device.probe import Probe, cached_probe, one_layer, probe
 from orthrus_mlx.model import Model
@@ -61,14 +61,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(generate, "cached_probe", lambda *_, **__: found)
     model = row_kernels.build(Watched)
     object.__setattr__(model, "passes", [])
-    prefill = engine.prefill
+    chunk = Prefill.chunk
 
     def read(*args: Any) -> None:
         object.__setattr__(model, "reading", True)
-        prefill(*args)
+        chunk(*args)
         object.__setattr__(model, "reading", False)
 
-    monkeypatch.setattr(engine, "prefill", read)
+    monkeypatch.setattr(Prefill, "chunk", read)
     return model
 
 

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, Sampling, mlx_generate
+from orthrus_mlx.decoding.batch import decode
 from orthrus_mlx.decoding.cost_model import NOMINAL
 from orthrus_mlx.decoding.drafters import BlockDrafter, CopyDrafter
-from orthrus_mlx.decoding.engine import decode, prefill, step
+from orthrus_mlx.decoding.engine import step
 from orthrus_mlx.decoding.plan import AR_STEP, DIFFUSION, Plan
+from orthrus_mlx.decoding.prefill import prefill
 from orthrus_mlx.decoding.scheduler import make_scheduler
 from orthrus_mlx.decoding.sequence import Request, Sequence
 

@@ -1,0 +1,187 @@
+"""Several sequences in one pass: what drafts may cost them, and what pays."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.simulate_batch import PASSES, simulate, streams_of
+from orthrus_mlx.decoding.cost_model import NOMINAL, Costs, policies
+from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan, Policy, RowCounts
+from orthrus_mlx.decoding.row_budget import RowBudget
+from orthrus_mlx.decoding.scheduler import Adaptive, Fixed
+from orthrus_mlx.decoding.sequence import Asked, Outcome
+from orthrus_mlx.device.calibrate_batch import batch_costs
+from tests import helpers
+from tests.lossless.random_models import build
+
+from .test_scheduler import any_costs
+
+
+def stream(scheduler: Any, row_counts: RowCounts = ANY_ROWS) -> Any:
+    """As much of a sequence as a planner reads."""
+    return SimpleNamespace(scheduler=scheduler, request=SimpleNamespace(row_counts=row_counts))
+
+
+def adaptive(costs: Costs = NOMINAL) -> Any:
+    return stream(Adaptive(costs, policies(costs, "auto", 32)))
+
+
+class Streams:
+    """Some streams whose drafts are accepted as it is drawn, with what their passes cost."""
+
+    def __init__(self, costs: Costs, count: int, accept: Any):
+        self.costs, self.accept = costs, accept
+        self.budget = RowBudget(lambda: costs)
+        self.streams = [adaptive(costs) for _ in range(count)]
+        self.pending = [0] * count
+        self.lost = self.dearest = self.longest_idle = 0.0
+        self.plain = costs.of_batch_step(count)
+
+    def step(self) -> list[Plan]:
+        hands = [{DIFFUSION: n} if n else {} for n in self.pending]
+        asked = [Asked(s, 99, hand) for s, hand in zip(self.streams, hands, strict=True)]
+        plans = self.budget.plan(asked)
+        assert plans == self.budget.plan(asked)  # to ask changes nothing
+        n_ar = sum(1 + plan.n_drafts for plan in plans)
+        cost = self.costs.of_pass(n_ar, sum(p.block_rows for p in plans), len(plans))
+        outcomes = []
+        for i, plan in enumerate(plans):
+            assert plan.n_drafts <= self.pending[i] and not plan.draft_rows
+            accepted = min(plan.n_drafts, next(self.accept))
+            outcomes.append(Outcome(self.streams[i], plan, plan.n_drafts, accepted))
+            self.pending[i] = max(0, plan.block_rows - 1)
+        tokens = sum(1 + outcome.accepted for outcome in outcomes)
+        self.lost += cost / self.plain - tokens / len(plans)
+        self.dearest = max(self.dearest, cost / self.plain)
+        if any(plan.is_ar for plan in plans):
+            self.longest_idle = max(self.longest_idle, cost / self.plain)
+        self.budget.observe(outcomes)
+        return plans
+
+
+@given(
+    any_costs(),
+    st.integers(2, 9),
+    st.lists(st.sampled_from([0, 0, 0, 1, 4, 20]), min_size=1, max_size=30),
+    st.integers(1, 120),
+)
+def test_a_batch_loses_no_more_than_the_credit_rule_says(
+    costs: Costs, count: int, accepted: list[int], steps: int
+) -> None:
+    """Whatever passes cost and whatever is accepted; and who is given nothing waits no longer."""
+    streams = Streams(costs, count, itertools.cycle(accepted))
+    for _ in range(steps):
+        streams.step()
+    bound = RowBudget.MAX_DEBT + RowBudget.INCOME * steps / count + 2 * streams.dearest
+    assert streams.lost <= bound
+    assert streams.longest_idle <= RowBudget.PATIENCE + 1e-9
+
+
+def test_hopeless_drafts_are_given_up_and_good_ones_made() -> None:
+    draw = random.Random(0)
+    hopeless = Streams(NOMINAL, 3, itertools.repeat(0))
+    plans = [hopeless.step() for _ in range(200)]
+    drafting = sum(not plan.is_ar for step in plans[50:] for plan in step)
+    assert drafting < 0.1 * 3 * 150
+    good = Streams(NOMINAL, 3, iter(lambda: draw.choice([4, 9, 30]), None))
+    plans = [good.step() for _ in range(100)]
+    assert sum(not plan.is_ar for step in plans[10:] for plan in step) > 0.8 * 3 * 90
+    assert good.lost < -50
+
+
+def test_many_sequences_take_plain_steps_where_a_row_costs_as_much_as_a_sequence() -> None:
+    """A device on which every row takes the same time has nothing to give to drafts."""
+    rows = (1, 2, 4, 8, 16, 32, 64)
+    costs = Costs(
+        {n: float(n) for n in rows},
+        {n: float(n) for n in rows},
+        {(1, n): 1.0 + n for n in (3, 7, 15)},
+        batch={n: float(n) for n in (2, 4, 8, 16)},
+    )
+    streams = Streams(costs, 8, itertools.repeat(0))
+    plans = [streams.step() for _ in range(300)]
+    assert sum(not plan.is_ar for step in plans for plan in step) < 60
+    assert streams.lost < 5
+
+
+def test_rows_go_to_those_whose_drafts_stand() -> None:
+    costs, budget = NOMINAL, RowBudget(lambda: NOMINAL)
+    sure, poor = adaptive(costs), adaptive(costs)
+    for _ in range(30):
+        sure.scheduler.learn(Plan(draft_rows=16, n_drafts=15), 15, 15)
+        poor.scheduler.learn(Plan(draft_rows=16, n_drafts=15), 15, 0)
+    for one in (sure, poor):
+        one.scheduler.learn(Plan(block_rows=15), 0, 0)
+        one.scheduler.in_flight = False
+    asked = [Asked(sure, 99, {DIFFUSION: 14}), Asked(poor, 99, {DIFFUSION: 14})]
+    first, second = budget.plan(asked)
+    assert first.n_drafts > 4 and second.n_drafts == 0
+
+
+def test_alone_or_told_what_to_do_each_follows_its_own_scheduler() -> None:
+    budget = RowBudget(lambda: NOMINAL)
+    alone, fixed = adaptive(), stream(Fixed(Policy("two-pass", 7)))
+    expected = alone.scheduler.plan(99, {})
+    assert budget.plan([Asked(alone, 99, {})]) == [expected]
+    plans = budget.plan([Asked(fixed, 99, {}), Asked(adaptive(), 99, {})])
+    assert plans[0] == Plan(draft_rows=8, n_drafts=7) and not plans[1].draft_rows
+    exact = stream(Adaptive(NOMINAL, policies(NOMINAL, "auto", 32)), RowCounts((4,)))
+    assert budget.plan([Asked(exact, 99, {}), Asked(fixed, 99, {})])[0] == expected
+
+
+def test_what_passes_cost_is_asked_for_once_and_only_for_several() -> None:
+    asked: list[None] = []
+
+    def costs() -> Costs:
+        asked.append(None)
+        return NOMINAL
+
+    budget, one, two = RowBudget(costs), adaptive(), adaptive()
+    budget.plan([Asked(one, 9, {})])
+    budget.observe([Outcome(one, AR_STEP, 0, 0)])
+    assert not asked
+    for _ in range(3):
+        budget.plan([Asked(one, 9, {}), Asked(two, 9, {})])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("label", PASSES)
+@pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.full)])
+def test_on_mac_costs_a_batch_with_drafts_is_no_slower_than_a_plain_one(
+    label: str, count: int
+) -> None:
+    for names in (("prose",), ("JSON", "prose")):
+        speed, wait = simulate(label, streams_of(names, count), 128, 2)
+        assert speed > 0.97
+        assert wait <= RowBudget.PATIENCE
+
+
+def test_costs_of_several_sequences_are_measured_and_kept(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", str(tmp_path))
+    config = helpers.random_config(block_size=8, max_position_embeddings=512, vocab_size=67)
+    model = build(config, helpers.random_weights(config))
+    seen: list[tuple[int, int]] = []
+    costs = batch_costs(model, 8, lambda done, total: seen.append((done, total)))
+    assert set(costs.batch) == {2, 4, 8, 16} and min(costs.batch.values()) > 0 <= costs.each
+    assert seen[-1][0] == seen[-1][1]
+    monkeypatch.setattr("orthrus_mlx.device.calibrate_batch.calibrate_batch", None)
+    again = batch_costs(model, 8)
+    assert (again.batch, again.verify, again.each) == (costs.batch, costs.verify, costs.each)
+
+
+def test_between_the_measured_numbers_of_sequences_costs_lie_on_a_line() -> None:
+    costs = Costs({1: 1.0, 8: 2.0}, {}, {}, batch={2: 1.2, 4: 1.6}, each=0.1)
+    assert [costs.of_batch_step(n) for n in (1, 2, 3, 4)] == pytest.approx([1.0, 1.2, 1.4, 1.6])
+    assert costs.of_batch_step(8) == pytest.approx(2.7)  # by rows, and seven sequences more
+    assert costs.of_pass(3, 0, 3) == pytest.approx(1.4)
+    assert costs.of_pass(5, 0, 3) == pytest.approx(2.2)
+    assert costs.of_pass(16, 0, 1) == pytest.approx(4.0)  # beyond what was measured, as the rows
