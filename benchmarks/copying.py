@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.simulate import COSTS
 from orthrus_mlx import DecodeStats, Sampling, load, mlx_generate
 from orthrus_mlx.chat.prompt import encode_chat
+from orthrus_mlx.decoding.batch import decode
 from orthrus_mlx.decoding.cost_model import Costs, plan_cost, policies
 from orthrus_mlx.decoding.drafters import CopyDrafter
-from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.plan import Plan
 from orthrus_mlx.decoding.scheduler import Adaptive
 from orthrus_mlx.decoding.sequence import Drafter, Request

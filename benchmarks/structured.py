@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.simulate import COSTS
 from orthrus_mlx import DecodeStats, JsonSchema, Sampling, load
 from orthrus_mlx.chat.prompt import encode_chat
+from orthrus_mlx.decoding.batch import decode
 from orthrus_mlx.decoding.choosers import LogitsProcessor
 from orthrus_mlx.decoding.cost_model import Costs, plan_cost, within
 from orthrus_mlx.decoding.drafters import ForcedDrafter
-from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.grammar import Matcher, compile_constraint, mask
 from orthrus_mlx.decoding.plan import ANY_ROWS, Plan
 from orthrus_mlx.decoding.scheduler import Scheduler, make_scheduler

@@ -130,7 +130,8 @@ class ModelInfo:
                 "mlx": MLX_VERSION,
                 "probe": probe and {**asdict(probe), "near_tie": probe.near_tie},
                 "exact": None if probe is None else self.exact_rows is not None,
-                "exact_rows": self.exact_rows and asdict(self.exact_rows),
+                "exact_rows": (rows := self.exact_rows)
+                and {"verify": rows.verify, "fused": rows.fused},
             },
         }
 

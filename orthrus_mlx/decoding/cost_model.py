@@ -24,6 +24,8 @@ class Costs:
             a verify pass of one row, which is what is assumed where it was not measured.
         batch: of an AR step of several sequences in one pass, by their number.
         each: what each sequence beyond the first adds to a pass over the same rows.
+        drafted: how many times as much a pass with drafts of several sequences costs as its rows
+            and `each` say, by their number.
     """
 
     verify: dict[int, float]
@@ -32,6 +34,7 @@ class Costs:
     plain: float | None = None
     batch: dict[int, float] = field(default_factory=dict)
     each: float = 0.0
+    drafted: dict[int, float] = field(default_factory=dict)
 
     def of_ar_step(self) -> float:
         """Cost of an AR step."""
@@ -70,8 +73,10 @@ class Costs:
         step = self.of_batch_step(sequences)
         if n_ar == sequences and not n_diff:
             return step
-        beside = self._beside if n_diff else 1.0
-        return max(step, beside * self._of_rows(n_ar + n_diff, sequences))
+        factor = self._beside if n_diff else 1.0
+        if self.drafted:
+            factor *= _at(self.drafted, sequences)
+        return max(step, factor * self._of_rows(n_ar + n_diff, sequences))
 
     def _of_rows(self, rows: int, sequences: int) -> float:
         """Cost of a verify pass; beyond the largest measured one it grows as the rows do."""

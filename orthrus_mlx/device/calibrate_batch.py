@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
 from ..decoding.cost_model import Costs
+from ..decoding.drafters import BlockDrafter
 from ..decoding.engine import step
 from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy
 from ..decoding.scheduler import Fixed
@@ -36,6 +37,7 @@ from .measured import device_key, load, store
 
 COUNTS = (2, 4, 8, 16)  # sequences in one pass
 MANY_ROWS = (24, 48, 64, 96, 128)  # of a verify pass: one sequence alone never has so many
+BLOCK = Policy("alternating", 2, 3)  # drafts of several sequences, to time what such passes cost
 SPREAD, ROWS = 4, 4  # sequences and rows of each, beside as many rows of one sequence
 STEPS = 5
 
@@ -49,7 +51,7 @@ def calibrate_batch(
     """
     say = progress or (lambda done, total: None)
     sizes = [n for n in MANY_ROWS if n not in costs.verify]
-    total = 1 + len(COUNTS) + 1 + len(sizes)
+    total = 1 + 2 * len(COUNTS) + 1 + len(sizes)
     context = max(1, min(CONTEXT, model.config.max_position_embeddings - 2 * max(MANY_ROWS)))
     ids = (mx.arange(context, dtype=mx.int32) * 7919 + 13) % model.config.vocab_size
     caches = []
@@ -60,7 +62,9 @@ def calibrate_batch(
         caches.append(cache)
     jobs: dict[Any, Callable[[], float]] = {}
     for count in (1, *COUNTS):
-        jobs["step", count] = partial(time_steps, model, caches[:count])
+        jobs["step", count] = partial(time_steps, model, caches[:count], AR_POLICY)
+    for count in COUNTS:
+        jobs["drafted", count] = partial(time_steps, model, caches[:count], BLOCK)
     jobs["each", 0] = partial(time_each, model, caches[:SPREAD])
     for n in sizes:
         policy, drafts = Policy("one-pass", n - 1), Guesses(n - 1)
@@ -86,14 +90,20 @@ def calibrate_batch(
     verify = costs.verify | {n: now * found["rows", n] for n in sizes if ("rows", n) in found}
     batch = {count: now * found["step", count] for count in COUNTS}
     each = now * found["each", 0]
-    return replace(costs, verify=dict(sorted(verify.items())), batch=batch, each=each)
+    known = replace(costs, verify=dict(sorted(verify.items())), batch=batch, each=each)
+    drafted = {}
+    for count in COUNTS:
+        passes = (count, count * BLOCK.block_rows), (count * (1 + BLOCK.n_drafts), 0)
+        told = sum(known.of_pass(*rows, count) for rows in passes) / len(passes)
+        drafted[count] = now * found["drafted", count] / told
+    return replace(known, drafted=drafted)
 
 
-def time_steps(model: Any, caches: list[list[Any]]) -> float:
-    """Median seconds of an AR step of all sequences; the caches are cut back to their length."""
+def time_steps(model: Any, caches: list[list[Any]], policy: Policy) -> float:
+    """Seconds of a step of all sequences; the caches are cut back to their length."""
     length = caches[0][0].offset
     request = Request([1], frozenset(), 1 << 20, Sampling(), model.config.mask_token_id)
-    texts = [Text(request, Fixed(AR_POLICY), cache) for cache in caches]
+    texts = [Text(request, Fixed(policy), cache, [BlockDrafter()]) for cache in caches]
     ends = list[float]()
     for _ in range(STEPS + 2):
         step(model, texts)
@@ -103,6 +113,9 @@ def time_steps(model: Any, caches: list[list[Any]]) -> float:
     mx.synchronize()
     for cache in caches:
         trim(cache, length)
+    if policy != AR_POLICY:  # two kinds of pass take turns: the mean over whole turns
+        turns = (len(ends) - 2) // 2 * 2
+        return (ends[1 + turns] - ends[1]) / turns if turns else ends[-1] - ends[0]
     return statistics.median_low(b - a for a, b in itertools.pairwise(ends[1:] or ends))
 
 
@@ -145,6 +158,7 @@ def batch_costs(
         verify=dict(sorted({**costs.verify, **more}.items())),
         batch=several.batch,
         each=several.each,
+        drafted=several.drafted,
     )
 
 
@@ -152,10 +166,17 @@ Found = tuple[dict[int, float], Costs]  # of many rows, and what has `batch` and
 
 
 def _encode(found: Found) -> dict[str, Any]:
-    return {"verify": found[0], "batch": found[1].batch, "each": found[1].each}
+    several = found[1]
+    return {
+        "verify": found[0],
+        "batch": several.batch,
+        "each": several.each,
+        "drafted": several.drafted,
+    }
 
 
 def _decode(raw: Any) -> Found:
     batch = {int(n): float(c) for n, c in raw["batch"].items()}
-    several = Costs({}, {}, {}, batch=batch, each=float(raw["each"]))
+    drafted = {int(n): float(c) for n, c in raw["drafted"].items()}
+    several = Costs({}, {}, {}, batch=batch, each=float(raw["each"]), drafted=drafted)
     return {int(n): float(c) for n, c in raw["verify"].items()}, several

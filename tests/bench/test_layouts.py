@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.layouts import Answer, best, forwards, one_pass, read_answer, two_pass
 from orthrus_mlx import load
+from orthrus_mlx.decoding.batch import decode
 from orthrus_mlx.decoding.consensus import Sampling
-from orthrus_mlx.decoding.engine import decode
 from orthrus_mlx.decoding.plan import Policy
 from orthrus_mlx.decoding.scheduler import Fixed
 from orthrus_mlx.decoding.sequence import Request
