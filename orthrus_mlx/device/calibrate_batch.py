@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -113,10 +112,10 @@ def time_steps(model: Any, caches: list[list[Any]], policy: Policy) -> float:
     mx.synchronize()
     for cache in caches:
         trim(cache, length)
-    if policy != AR_POLICY:  # two kinds of pass take turns: the mean over whole turns
-        turns = (len(ends) - 2) // 2 * 2
-        return (ends[1 + turns] - ends[1]) / turns if turns else ends[-1] - ends[0]
-    return statistics.median_low(b - a for a, b in itertools.pairwise(ends[1:] or ends))
+    # Of a policy with two kinds of pass that take turns, half of both.
+    turn = 1 if policy == AR_POLICY else 2
+    times = [(b - a) / turn for a, b in zip(ends[1:], ends[1 + turn :], strict=False)]
+    return statistics.median_low(times or [ends[-1] - ends[0]])
 
 
 def time_each(model: Any, caches: list[list[Any]]) -> float:
