@@ -4,7 +4,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from orthrus_mlx.generate import overlap
+from orthrus_mlx.chat.stop_strings import overlap
 
 DEFAULT_TAGS = ("<think>", "</think>")
 NO_SWITCH = "This model's chat template has no switch for thinking: nothing changes."

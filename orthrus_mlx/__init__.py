@@ -8,7 +8,7 @@ from .checkpoint.load import load as load_model_and_tokenizer
 from .decoding.consensus import Sampling
 from .decoding.constraints import Choices, Grammar, JsonSchema, Regex, ToolCalls
 from .decoding.options import GenerationOptions
-from .decoding.sequence import DecodeStats
+from .decoding.stats import DecodeStats
 from .errors import (
     ChatTemplateError,
     CheckpointError,

@@ -17,7 +17,8 @@ from .decoding.plan import ANY_ROWS
 from .decoding.prefixes import PrefixStore
 from .decoding.row_budget import RowBudget
 from .decoding.scheduler import Adaptive
-from .decoding.sequence import DecodeStats, Progress, Request
+from .decoding.sequence import Progress, Request
+from .decoding.stats import DecodeStats
 from .device.calibrate_batch import batch_costs
 from .device.memory import memory_for_caches, wired
 from .device.probe import cached_probe

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from .chat.prompt import encode_text
+from .chat.stop_strings import StopStrings
 from .checkpoint.config import ModelConfig
 from .decoding.batch import Receipt, decode
 from .decoding.cache import KVQuantization, check, check_quantization
@@ -21,7 +22,8 @@ from .decoding.grammar import compile_constraint
 from .decoding.options import GenerationOptions, options_from, takes_options
 from .decoding.plan import RowCounts
 from .decoding.scheduler import Evidence, Scheduler, make_scheduler
-from .decoding.sequence import Decoded, DecodeStats, Drafter, Progress, Request
+from .decoding.sequence import Decoded, Drafter, Progress, Request
+from .decoding.stats import DecodeStats
 from .device.calibrate import device_costs
 from .device.learnt import Learnt
 from .device.memory import wired
@@ -582,38 +584,3 @@ def _respond(
             if answer.finish_reason is not None:
                 return
     yield responder.nothing()
-
-
-class StopStrings:
-    """Lets text through up to the first stop string, holding back what may become one."""
-
-    def __init__(self, stops: Sequence[str]):
-        self.stops = [stop for stop in stops if stop]
-        self.held = ""
-        self.found = False
-
-    def feed(self, text: str) -> str:
-        """The part of everything fed so far that is safe to show and was not shown yet."""
-        if self.found:
-            return ""
-        self.held += text
-        starts = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if starts:
-            self.found = True
-            shown, self.held = self.held[: min(starts)], ""
-            return shown
-        keep = max((overlap(self.held, stop) for stop in self.stops), default=0)
-        cut = len(self.held) - keep
-        shown, self.held = self.held[:cut], self.held[cut:]
-        return shown
-
-    def flush(self) -> str:
-        """What was held back, once no more text will come."""
-        shown, self.held = self.held, ""
-        return shown
-
-
-def overlap(text: str, tag: str) -> int:
-    """How many characters at the end of `text` could begin `tag`."""
-    longest = min(len(tag) - 1, len(text))
-    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)

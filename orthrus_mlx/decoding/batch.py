@@ -20,7 +20,8 @@ from .engine import ALONE, Runner, step
 from .prefill import Prefill
 from .prefixes import PrefixStore
 from .scheduler import Scheduler
-from .sequence import Decoded, DecodeStats, Drafter, ModelLogitsError, Planner, Request, Sequence
+from .sequence import Decoded, Drafter, ModelLogitsError, Planner, Request, Sequence
+from .stats import DecodeStats
 
 BESIDE = 512  # prompt ids of a chunk that is read while other texts are being written
 

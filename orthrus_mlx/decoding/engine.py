@@ -20,8 +20,9 @@ import numpy as np
 from ..rows import Cache, Rows, Segment
 from .cache import Fork, trim
 from .choosers import Ids, known
+from .cycle import Cycle, Guesses
 from .plan import ANY_ROWS, AR_STEP, Plan, RowCounts, anchor_depths
-from .sequence import Asked, Cycle, Decoded, Guesses, Outcome, Planner, Sequence
+from .sequence import Asked, Decoded, Outcome, Planner, Sequence
 
 
 class Runner(Protocol):

@@ -15,7 +15,8 @@ from .consensus import Sampling
 from .constraints import Constraint
 from .penalties import CONTEXT, Penalties
 from .scheduler import CYCLES, MODES, CycleKind, Evidence, Mode
-from .sequence import DecodeStats, Progress
+from .sequence import Progress
+from .stats import DecodeStats
 
 NUMERICS = ("fast", "exact")
 

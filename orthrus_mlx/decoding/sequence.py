@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import ConstraintError, LogitsError
 from ..rows import Cache
-from .cache import Fork, KVQuantization, trim
+from .cache import KVQuantization, trim
 from .choosers import (
     NO_CHOICE,
     Chooser,
-    Chosen,
-    Ids,
     KeyedChooser,
     LogitsProcessor,
     ProcessedChooser,
@@ -25,84 +22,14 @@ from .choosers import (
     usable,
 )
 from .consensus import Sampling, count_accepted
+from .cycle import Cycle
 from .grammar import Matcher
 from .penalties import NO_PENALTIES, Penalties
-from .plan import ANY_ROWS, Plan, RowCounts, reusable_block
+from .plan import ANY_ROWS, Plan, RowCounts
 from .scheduler import Scheduler
+from .stats import DecodeStats
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass
-class DecodeStats:
-    """Totals of one run; every count is of decoding, prefill apart.
-
-    Attributes:
-        prompt_tokens: prompt ids of this call.
-        cached_tokens: ids that the prompt cache held before it.
-        generation_tokens: ids decided and handed out.
-        forward_passes: passes over the layers (a two-pass cycle counts two).
-        cycles: cycles of any kind; an AR step is one.
-        drafted_tokens: drafts that were verified.
-        accepted_tokens: drafts that were accepted.
-        drafted_at: how often a draft was verified at each place of a block, first place first.
-        accepted_at: how often it was accepted there.
-        drafted_by: drafts that were verified, by source.
-        accepted_by: drafts that were accepted, by source.
-        near_ties: tokens whose choice was so close that another row count could have chosen
-            otherwise; None where that is not measured (exact numerics, or no probe).
-        seed: the sampling seed used.
-        finish_reason: "stop" or "length" once the last token is handed out.
-        complete: whether what was decided is all that its constraint asks for; None without one.
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generation_tokens: int = 0
-    forward_passes: int = 0
-    cycles: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    drafted_at: list[int] = field(default_factory=list)
-    accepted_at: list[int] = field(default_factory=list)
-    drafted_by: dict[str, int] = field(default_factory=dict)
-    accepted_by: dict[str, int] = field(default_factory=dict)
-    near_ties: int | None = None
-    seed: int = 0
-    finish_reason: str | None = None
-    complete: bool | None = None
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """Tokens for each pass over the layers; AR decoding has 1."""
-        return self.generation_tokens / self.forward_passes if self.forward_passes else 0.0
-
-    @property
-    def tokens_per_cycle(self) -> float:
-        """Tokens for each cycle, the paper's "acceptance length" where all cycles are two-pass.
-
-        Of two alternating passes each counts as a cycle.
-        """
-        return self.generation_tokens / self.cycles if self.cycles else 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """Share of verified drafts that were accepted."""
-        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
-
-    def count(self, plan: Plan, n_drafts: int, accepted: int) -> None:
-        """Add one finished cycle."""
-        self.cycles += 1
-        self.forward_passes += 2 if plan.draft_rows else 1
-        self.drafted_tokens += n_drafts
-        self.accepted_tokens += accepted
-        for totals, n in ((self.drafted_at, n_drafts), (self.accepted_at, accepted)):
-            totals.extend([0] * (n - len(totals)))
-            for place in range(n):
-                totals[place] += 1
-        if n_drafts:
-            for by, n in ((self.drafted_by, n_drafts), (self.accepted_by, accepted)):
-                by[plan.source] = by.get(plan.source, 0) + n
 
 
 @dataclass(frozen=True)
@@ -191,96 +118,6 @@ class Decoded(NamedTuple):
     logits: mx.array
     from_draft: bool
     near_tie: bool = False
-
-
-class Guesses(NamedTuple):
-    """What the diffusion view guesses in the rows of blocks, [rows] or [blocks, length].
-
-    Attributes:
-        ids: the likeliest.
-        chances: its probabilities of them.
-        logits: what a grammar picks other ids from, float32 [..., vocab_size]; None without one.
-    """
-
-    ids: mx.array
-    chances: mx.array
-    logits: mx.array | None
-
-    @classmethod
-    def of(cls, logits: mx.array, picked: bool) -> Guesses:
-        """The guesses of rows of logits [rows, vocab_size]; `picked` where a grammar picks them."""
-        ids = mx.argmax(logits, axis=-1).astype(mx.int32)
-        # Less the largest first: what is left is small where the guess is sure, and exact enough.
-        rest = mx.logsumexp(logits - mx.max(logits, axis=-1, keepdims=True), axis=-1)
-        chances = mx.nan_to_num(mx.exp(-rest.astype(mx.float32)))
-        return cls(ids, chances, logits.astype(mx.float32) if picked else None)
-
-    def of_blocks(self, shape: Many[int], length: int) -> Guesses:
-        """The same by block [blocks, rows], the first `length` rows of each."""
-
-        def blocks(part: mx.array) -> mx.array:
-            return part.reshape(*shape, *part.shape[1:])[:, :length]
-
-        logits = None if self.logits is None else blocks(self.logits)
-        return Guesses(blocks(self.ids), blocks(self.chances), logits)
-
-
-class Rest(NamedTuple):
-    """Drafts that a cycle left over, next place first.
-
-    Attributes:
-        ids: guesses; empty where a grammar has to pick them.
-        chances: the diffusion view's probabilities of them.
-        logits: float32 [n, vocab_size] that a grammar picks from; None without one.
-    """
-
-    ids: list[int]
-    chances: list[float]
-    logits: np.ndarray | None
-
-
-class Cycle(NamedTuple):
-    """A cycle in flight on the device.
-
-    Attributes:
-        plan: what it was to do.
-        start: tokens in the cache before it.
-        drafts: the ids [n] that it verifies.
-        logits: of AR rows [anchor, drafts...], [n + 1, vocab_size].
-        choices: made from them on the device; None where the chooser reads the text first.
-        guesses: of the blocks beside the AR rows; None where there are none.
-        fork: the cache that its verify pass was prepared on, if there was a draft pass before it.
-    """
-
-    plan: Plan
-    start: int
-    drafts: Ids
-    logits: mx.array
-    choices: Chosen | None
-    guesses: Guesses | None
-    fork: Fork | None
-
-    @property
-    def outputs(self) -> list[mx.array]:
-        """What its verify pass computes."""
-        parts = [self.logits, *(self.guesses or ()), *(self.choices or ())]
-        return [part for part in parts if part is not None]
-
-    def left_over(self, accepted: int) -> Rest:
-        """Drafts for the next cycle, once `accepted` were accepted.
-
-        They are the rest of the deepest block that expected no more drafts to be accepted.
-        """
-        use = reusable_block(self.plan, len(self.drafts), accepted)
-        if use is None or self.guesses is None:
-            return Rest([], [], None)
-        block, overtaken = use
-        ids, chances, logits = self.guesses
-        if logits is not None:
-            return Rest([], [], np.asarray(logits[block, overtaken:]))
-        left: Any = ids[block, overtaken:].tolist()
-        sure: Any = chances[block, overtaken:].tolist()
-        return Rest(left, sure, None)
 
 
 class Drafter(Protocol):

@@ -12,7 +12,7 @@ import mlx.core as mx
 from ..decoding.consensus import Sampling, common_prefix, scores
 from ..decoding.options import GenerationOptions
 from ..decoding.scheduler import CycleKind, Mode
-from ..decoding.sequence import DecodeStats
+from ..decoding.stats import DecodeStats
 from ..generate import decode_tokens
 
 MAX_DIFFERENCES = 32  # differences that a tally keeps in full; it counts all

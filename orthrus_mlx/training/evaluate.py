@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..decoding.sequence import DecodeStats
+from ..decoding.stats import DecodeStats
 from ..generate import mlx_generate
 from .data import Example
 
