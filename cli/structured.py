@@ -83,6 +83,7 @@ def read(kind: str, text: str) -> Asked:
     """
     from orthrus_mlx.decoding import constraints
     from orthrus_mlx.errors import ConstraintError
+    from orthrus_mlx.files import expanded
 
     def content(path: Path) -> str:
         from orthrus_mlx.files import read_text
@@ -98,7 +99,7 @@ def read(kind: str, text: str) -> Asked:
     elif kind == "regex":
         made = constraints.Regex(text)
     elif kind == "grammar":
-        made = constraints.Grammar(content(Path(os.path.expanduser(text))))  # noqa: PTH111
+        made = constraints.Grammar(content(expanded(text, ConstraintError)))
     else:
         made = constraints.Choices(split_choices(text))
     return Asked(kind, text, made)

@@ -53,9 +53,7 @@ class BatchEngine:
     Use it on one thread. A request joins as soon as there is memory for its KV cache; until then
     it waits. Prompts are read in chunks, at most half of the time while other answers are written.
 
-        calibrate = options.get("calibrate", True)
-    progress = options.get("probe_progress_callback")
-    with BatchEngine(model, tokenizer, calibrate=calibrate, progress=progress) as engine:
+        with BatchEngine(model, tokenizer) as engine:
             first = engine.add("Once upon a time", max_tokens=64)
             while engine.running:
                 for request, response, error in engine.step():

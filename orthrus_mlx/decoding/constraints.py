@@ -7,6 +7,7 @@ the work for both.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -32,7 +33,7 @@ Tag = Callable[[str], str]  # how a grammar names a tag, by its text
 
 
 @dataclass(frozen=True)
-class Constraint:
+class Constraint(ABC):
     """Base of all constraints.
 
     Raises:
@@ -42,9 +43,9 @@ class Constraint:
     def __post_init__(self) -> None:
         self.check()
 
+    @abstractmethod
     def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
         """The answer, without what stands before it, as one of llguidance's grammars."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Refuse what llguidance cannot enforce."""
@@ -191,9 +192,9 @@ class Grammar(Constraint):
     def body(self, tag: Tag = json.dumps) -> dict[str, Any]:
         """The grammar, in Lark."""
         _check_text("The grammar", self.text)
+        library()
         from llguidance.gbnf_to_lark import any_to_lark
 
-        library()
         try:
             return {"lark_grammar": any_to_lark(self.text)}
         except Exception as error:

@@ -35,6 +35,11 @@ class Guesses(NamedTuple):
         chances = mx.nan_to_num(mx.exp(-rest.astype(mx.float32)))
         return cls(ids, chances, logits.astype(mx.float32) if picked else None)
 
+    @property
+    def used(self) -> tuple[mx.array, ...]:
+        """What the next cycle reads of them."""
+        return (self.ids, self.chances) if self.logits is None else (self.logits,)
+
     def of_blocks(self, shape: Many[int], length: int) -> Guesses:
         """The same by block [blocks, rows], the first `length` rows of each."""
 
@@ -83,7 +88,8 @@ class Cycle(NamedTuple):
     @property
     def outputs(self) -> list[mx.array]:
         """What its verify pass computes."""
-        parts = [self.logits, *(self.guesses or ()), *(self.choices or ())]
+        guesses = () if self.guesses is None else self.guesses.used
+        parts = [self.logits, *guesses, *(self.choices or ())]
         return [part for part in parts if part is not None]
 
     def left_over(self, accepted: int) -> Rest:

@@ -271,7 +271,7 @@ def _draft(runner: Runner, launches: Many[_Launch]) -> None:
     segments = [_draft_segment(launch) for launch in launches]
     _, logits = runner.forward(Rows(segments))
     guesses = _guesses(logits, segments, launches)
-    mx.async_eval([own.ids if own.logits is None else own.logits for own in guesses])
+    mx.async_eval([own.used[0] for own in guesses])
     for launch, own in zip(launches, guesses, strict=True):
         grammar = launch.sequence.grammar
         if grammar is None or own.logits is None:

@@ -32,7 +32,7 @@ class GenerationOptions:
         top_k: keep the k likeliest tokens (0: all).
         min_p: drop tokens below this fraction of the top probability (0: none).
         seed: keys the sampling noise; None draws a fresh one, which the stats report.
-        mode: "parallel" always drafts full blocks, "ar" never drafts, "auto" decides as it goes
+        mode: "parallel" always drafts full blocks, "ar" never does, "auto" decides as it goes
             from what passes cost on this device (measured at first use, then kept on disk) and
             from how many drafts are accepted.
         cycle: how drafts are made: "two-pass" (the paper's: a draft pass, then a verify pass),

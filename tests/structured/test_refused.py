@@ -216,9 +216,16 @@ def test_the_base_class_and_plain_values_are_no_constraint() -> None:
 
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(ConstraintError, match=r"pip install 'orthrus-mlx\[grammar\]'"):
-        JsonSchema({"type": "object"})
+    for name in ("llguidance", "llguidance.gbnf_to_lark"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for make in (
+        lambda: JsonSchema({"type": "object"}),
+        lambda: Regex("a"),
+        lambda: Grammar('start: "a"'),
+        lambda: Choices(["a"]),
+    ):
+        with pytest.raises(ConstraintError, match=r"pip install 'orthrus-mlx\[grammar\]'"):
+            make()
 
 
 def test_text_options_need_a_tokenizer() -> None:
