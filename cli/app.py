@@ -17,7 +17,19 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import bench, cache_prompt, chat, convert, generate, habits, info, models, train, verify
+from . import (
+    bench,
+    cache_prompt,
+    chat,
+    convert,
+    generate,
+    habits,
+    info,
+    models,
+    serve,
+    train,
+    verify,
+)
 
 
 class _Commands(TyperGroup):
@@ -120,6 +132,7 @@ def _root(
 # The commands, in the order of `orthrus-mlx --help`.
 app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=generate.EXAMPLES, cls=habits.MlxLmCommand)(generate.generate)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=cache_prompt.EXAMPLES)(cache_prompt.cache_prompt)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)

@@ -1,7 +1,8 @@
 """The options that several commands share, and what they stand for."""
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -309,31 +310,45 @@ def load_model(
     adapter_path: Path | None = None,
 ) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
-    import warnings
+    with loading(model, quiet):
+        return read_model(model, revision, quiet=quiet, adapter_path=adapter_path)
 
+
+@contextmanager
+def loading(model: str | None, quiet: bool) -> Iterator[None]:
+    """Show on a terminal that a model is being loaded from disk; a download shows by itself."""
     from rich.markup import escape
+
+    from .console import is_screen, stderr_console
+    from .terminal import no_echo
+
+    notes, name = stderr_console(), model or DEMO
+    on_disk = name == DEMO or Path(name).exists()
+    if not on_disk or quiet or not is_screen(notes):
+        yield
+        return
+    with no_echo(), notes.status(f"[dim]Loading {escape(Path(name).name)}[/dim]"):
+        yield
+
+
+def read_model(
+    model: str | None, revision: str | None, *, quiet: bool, adapter_path: Path | None
+) -> tuple[Any, Any]:
+    """Load a model, else the demo, on any thread."""
+    import warnings
 
     from orthrus_mlx import load
     from orthrus_mlx.chat.prompt import prepare_rendering
     from orthrus_mlx.device.memory import MemoryWarning
 
-    from .console import is_screen, note, stderr_console
-    from .terminal import no_echo
+    from .console import note, stderr_console
 
     prepare_rendering()
     notes = stderr_console()
-    if model is None:
-        model = DEMO
-        if not quiet:
-            note(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
-    on_disk = model == DEMO or Path(model).exists()
-    spin = on_disk and not quiet and is_screen(notes)  # a download draws its own progress
-    status = notes.status(f"[dim]Loading {escape(Path(model).name)}[/dim]")
-    with warnings.catch_warnings(), ExitStack() as waiting:
+    if model is None and not quiet:
+        note(notes, f"Using the bundled demo; for a real model: --model {REAL_MODEL}")
+    with warnings.catch_warnings():
         warnings.simplefilter("always", MemoryWarning)
         warnings.showwarning = lambda message, *_: note(notes, f"warning: {message}", "yellow")
-        if spin:
-            waiting.enter_context(no_echo())
-            waiting.enter_context(status)
         adapter: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
-        return load(model, revision=revision, **adapter)
+        return load(DEMO if model is None else model, revision=revision, **adapter)

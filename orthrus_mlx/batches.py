@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from .device.calibrate_batch import batch_costs
 from .device.memory import memory_for_caches, wired
 from .device.probe import cached_probe
 from .device.probe_batch import batch_row_counts
-from .errors import GenerationError
+from .errors import GenerationError, NumericsError
 from .generate import GenerationResponse, Responder, TextWork, plan_run
 
 # Tokens of an answer that room is kept for: a request may ask for as many as the context holds.
@@ -103,6 +103,24 @@ class BatchEngine:
         self._next = 0
         self._open = contextlib.ExitStack()
         self._open.enter_context(wired())
+
+    def prepare(self, progress: Callable[[str, int, int], None] | None = None) -> bool:
+        """Measure now what the first requests would wait for; what is on disk already is kept.
+
+        Args:
+            progress: called with (what is done, steps done, steps in all).
+
+        Returns:
+            whether exact numerics can be had on this device.
+        """
+        say = progress or (lambda stage, done, total: None)
+        found = cached_probe(self._model, progress=lambda done, total: say("probe", done, total))
+        self._budget.measure()
+        try:
+            batch_row_counts(self._model, found, lambda done, total: say("probe", done, total))
+        except NumericsError:
+            return False
+        return True
 
     @property
     def running(self) -> int:

@@ -15,7 +15,9 @@ OrthrusError
 │   ├── ConstraintError           a schema, regex or grammar that cannot be used, or not be met
 │   ├── ChatTemplateError         the tokenizer has no chat template, or it refused the messages
 │   ├── LogitsError               logits that are no numbers, from the weights or a processor
-│   └── NumericsError             exact numerics asked for where no usable row count exists
+│   ├── NumericsError             exact numerics asked for where no usable row count exists
+│   └── RequestError              a request to the server that cannot be honoured as it stands
+├── ServerError              a server cannot start as asked, or its engine has ended
 ├── ConversionError          a conversion that cannot be made as asked (also a ValueError)
 ├── OutputError              a folder or file cannot be written
 ├── DataError                training data is missing or malformed
@@ -96,6 +98,30 @@ class LogitsError(GenerationError):
 
 class NumericsError(GenerationError):
     """Exact numerics were asked for where no usable row count exists."""
+
+
+class RequestError(GenerationError):
+    """A request to the server that cannot be honoured as it stands.
+
+    Attributes:
+        param: the field that is to blame; None for the request as a whole.
+        status: HTTP's status code.
+        code: a word for programs; None for none.
+    """
+
+    def __init__(
+        self,
+        message: object = "",
+        param: str | None = None,
+        status: int = 400,
+        code: str | None = None,
+    ):
+        super().__init__(message)
+        self.param, self.status, self.code = param, status, code
+
+
+class ServerError(OrthrusError):
+    """A server cannot start as asked, or its engine has ended."""
 
 
 class ConversionError(OrthrusError, ValueError):

@@ -1,0 +1,170 @@
+"""A server's life: it takes its address, loads the model, answers, and ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import TimeoutError as NotYet
+from typing import Any
+
+import uvicorn
+
+from ..errors import ServerError
+from .app import Settings, build
+from .ask import Service
+from .worker import Worker
+
+GRACE = 10.0  # seconds that answers under way have to finish once the server is told to end
+KEEP_ALIVE = 75  # seconds that a connection may be idle
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take an address, before anything that takes long.
+
+    Raises:
+        ServerError: if it cannot be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ServerError(f"The address {host} cannot be used: {error.strerror}.") from None
+    try:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServerError(
+                f"Port {port} of {host} is taken: another server runs there. Choose another with "
+                "--port."
+            ) from None
+        raise ServerError(f"{host}:{port} cannot be used: {error.strerror}.") from None
+    return taken
+
+
+def wait_for(worker: Worker, show: Callable[[str, int, int], None]) -> tuple[Any, Any]:
+    """The model and tokenizer, once the worker has loaded them; Ctrl-C gets through meanwhile.
+
+    Args:
+        worker: it was started.
+        show: called with its `stage` now and then.
+    """
+    while True:
+        show(*worker.stage)
+        with contextlib.suppress(NotYet):
+            loaded: tuple[Any, Any] = worker.ready.result(timeout=0.2)
+            return loaded
+
+
+class _Server(uvicorn.Server):
+    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def serve(
+    service: Service,
+    settings: Settings,
+    taken: socket.socket,
+    on_ready: Callable[[], None] = lambda: None,
+    on_end: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Answer requests until told to end.
+
+    Args:
+        service: what is served; its worker runs.
+        settings: who may ask.
+        taken: the address, from `listen`.
+        on_ready: called once requests are taken.
+        on_end: told why the server ends, where answers are under way or the engine has ended.
+
+    Returns:
+        the exit code: 0 if it was told to end, 1 if the engine ended before.
+    """
+    config = uvicorn.Config(
+        build(service, settings),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(GRACE) + 2,
+    )
+    server = _Server(config)
+    try:
+        asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
+    finally:
+        taken.close()
+    dead = service.worker.dead is not None and not server.told
+    service.worker.stop()
+    service.worker.join(0 if dead else 2.0)
+    if service.worker.is_alive():  # in a pass that nobody waits for
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(dead))
+    return int(dead)
+
+
+async def _run(
+    server: Any,
+    worker: Worker,
+    taken: socket.socket,
+    on_ready: Callable[[], None],
+    on_end: Callable[[str], None],
+) -> None:
+    """Serve, and see to it that no end leaves a client waiting."""
+
+    async def watch() -> None:
+        while not server.should_exit:
+            if not worker.is_alive():
+                on_end(f"The engine has ended: {worker.dead}")
+                server.should_exit = True
+                await asyncio.sleep(0.3)  # for its clients to be told
+                server.force_exit = True
+                return
+            if server.started and not ready:
+                ready.append(True)
+                on_ready()
+            await asyncio.sleep(0.05)
+        server.told = True
+        worker.stop()
+        if sum(worker.load):
+            on_end(
+                f"Ending: answers under way have {GRACE:g} s to finish; Ctrl-C again ends at once."
+            )
+        for _ in range(int(GRACE / 0.05)):
+            if not sum(worker.load) or server.force_exit:
+                break
+            await asyncio.sleep(0.05)
+        worker.abandon()
+
+    ready: list[bool] = []
+    server.told = False
+    watching = asyncio.create_task(watch())
+    await server.serve(sockets=[taken])
+    server.should_exit = True
+    await watching
