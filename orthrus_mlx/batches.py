@@ -89,14 +89,14 @@ class BatchEngine:
         for name, size in (("memory", memory), ("prefix_memory", prefix_memory)):
             if size is not None and (not isinstance(size, int) or size < 0):
                 raise GenerationError(f"{name} is {size!r}; expected a number of bytes, or None.")
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._calibrate = model, tokenizer, calibrate
         free = memory_for_caches() if memory is None or prefix_memory is None else 0
         kept = int(SHARE * free) if prefix_memory is None else prefix_memory
         self.prefixes = PrefixStore(kept)
         room = max(0, free - kept) if memory is None else memory
-        block = model.config.block_size
+        self._progress, block = progress, model.config.block_size
         self._budget = RowBudget(
-            lambda: batch_costs(model, block, progress) if calibrate else NOMINAL
+            lambda: batch_costs(model, block, self._progress) if calibrate else NOMINAL
         )
         self._batch = Batch(model, self._budget, self.prefixes if kept else None, room)
         self._running: dict[int, _Running] = {}
@@ -114,8 +114,10 @@ class BatchEngine:
             whether exact numerics can be had on this device.
         """
         say = progress or (lambda stage, done, total: None)
+        self._progress = lambda done, total: say("calibrate", done, total)
         found = cached_probe(self._model, progress=lambda done, total: say("probe", done, total))
-        self._budget.measure()
+        if self._calibrate:
+            self._budget.measure()
         try:
             batch_row_counts(self._model, found, lambda done, total: say("probe", done, total))
         except NumericsError:

@@ -174,8 +174,7 @@ class Worker(threading.Thread):
             try:
                 self._model, self._tokenizer = self._load()
                 self._engine = self._new_engine()
-                if self._calibrate:
-                    self.exact = self._engine.prepare(self._measures)
+                self.exact = self._engine.prepare(self._measures)
             except Exception as error:
                 self.dead = error
                 self.ready.set_exception(error)
