@@ -103,18 +103,7 @@ def serve(
     Returns:
         the exit code: 0 if it was told to end, 1 if the engine ended before.
     """
-    config = uvicorn.Config(
-        build(service, settings),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        http="h11",
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=int(GRACE) + 2,
-    )
-    server = _Server(config)
+    server = _Server(config(service, settings))
     try:
         asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
     finally:
@@ -127,6 +116,21 @@ def serve(
         sys.stderr.flush()
         os._exit(int(dead))
     return int(dead)
+
+
+def config(service: Service, settings: Settings) -> uvicorn.Config:
+    """How uvicorn is to serve a model: by itself, without a word of its own."""
+    return uvicorn.Config(
+        build(service, settings),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        http="h11",
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(GRACE) + 2,
+    )
 
 
 async def _run(
