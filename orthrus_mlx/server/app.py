@@ -348,7 +348,7 @@ class Guard:
             )
         # A page of another site can send requests here, though it may not read the answers.
         origin = request.headers.get("origin")
-        own = origin is None or urlsplit(origin).netloc == host
+        own = origin is None or origin.partition("://")[2] == host
         if not own and "*" not in settings.origins and origin not in settings.origins:
             raise RequestError(
                 f"Pages of {origin!r:.100} may not ask; --allow-origin lets them.", status=403
@@ -378,8 +378,10 @@ class Guard:
 
 def _name(host: str) -> str:
     """The name in a Host header, without its port."""
-    name = urlsplit(f"//{host}").hostname if host else ""
-    return name or ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as half of an IPv6 address
+        return ""
 
 
 async def _of_router(request: Request, error: HTTPException) -> Response:

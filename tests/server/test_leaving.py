@@ -1,4 +1,4 @@
-"""Clients that leave, read slowly or crowd in: their rows are free within a cycle, nothing leaks."""
+"""Clients that leave, read slowly or crowd in: rows are free within a cycle, nothing leaks."""
 
 from __future__ import annotations
 

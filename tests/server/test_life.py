@@ -84,7 +84,6 @@ def test_an_engine_that_dies_tells_all_that_wait() -> None:
 
 def test_an_engine_that_fails_again_and_again_dies() -> None:
     with serving(Actor(SCRIPT)) as house:
-
         read = house.model.forward
 
         def always(rows: Any) -> Any:
