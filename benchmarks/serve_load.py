@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py demo
     python benchmarks/serve_load.py FOLDER --clients 1,8 --tokens 128 --rounds 3
 
-Both servers run one after the other within each round, so that a machine that slows down slows both.
+All servers are up, and take turns within each round: a machine that slows down slows all of them.
 The weights are converted once, to the layout that stock mlx-lm loads. Greedy, streamed; each client
 asks one question after another.
 """
