@@ -30,14 +30,21 @@ export async function request(path, options = {}) {
   throw new Refused(body?.error?.message ?? `The server answered ${response.status}.`, response.status);
 }
 
-/** The data of server-sent events, and the notes between them. */
+/** The server-sent events of a response, up to the last: [what kind of line, its text]. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let rest = ""; ;) {
-    const { value, done } = await reader.read();
-    if (done) return;
+    const { value, done } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return { done: true };
+    });
+    if (done) throw new Refused("The connection ended before the answer did.");
     const whole = (rest + value).split("\n\n");
     rest = whole.pop();
-    yield* whole;
+    for (const event of whole) {
+      if (event === "data: [DONE]") return;
+      const colon = event.indexOf(": ");
+      yield [event.slice(0, colon), event.slice(colon + 2)];
+    }
   }
 }

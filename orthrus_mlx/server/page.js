@@ -37,7 +37,7 @@ function keptChat(name) {
 
 // ---- what is asked
 
-// {role, content}, and of an answer also {thinking, seconds, figures, note, error, status}.
+// {role, content}, and of an answer also {thinking, seconds, figures, note, error, status, progress}.
 let messages = keptChat("chat");
 let asking = null; // the AbortController of the answer under way
 let editing = false; // whether the composer holds the last question
@@ -67,25 +67,21 @@ async function answer() {
   trouble("");
   announce("Answering");
   const made = draw();
-  let due = 0, whole = false;
+  let due = 0;
   const soon = () => { due ||= requestAnimationFrame(() => { due = 0; paint(made, said); }); };
   try {
     const response = await request("v1/chat/completions",
       { method: "POST", body: JSON.stringify(body), signal: control.signal });
-    for await (const event of events(response)) {
-      if (event.startsWith(":")) said.note = waiting(event);
-      if (!event.startsWith("data: ")) continue;
-      if (event === "data: [DONE]") { whole = true; break; }
-      const chunk = JSON.parse(event.slice(6));
-      if (chunk.error) throw new Refused(chunk.error.message);
-      take(said, chunk, (performance.now() - started) / 1000);
+    for await (const [kind, line] of events(response)) {
+      if (kind === "data") take(said, JSON.parse(line), (performance.now() - started) / 1000);
+      else said.progress = line;
       soon();
     }
-    if (!whole) throw new Refused("The connection ended before the answer did.");
   } catch (error) {
     if (control.signal.aborted) said.note = "stopped";
-    else Object.assign(said, { error: error.message, status: error.status, note: "" });
+    else Object.assign(said, { error: error.message, status: error.status });
   }
+  delete said.progress;
   cancelAnimationFrame(due);
   if (asking !== control) return; // another chat has begun
   asking = null;
@@ -96,7 +92,8 @@ async function answer() {
 }
 
 /** Take the next part of an answer. */
-function take(said, { choices, usage, orthrus }, seconds) {
+function take(said, { error, choices, usage, orthrus }, seconds) {
+  if (error) throw new Refused(error.message);
   const { delta = {}, finish_reason: reason } = choices?.[0] ?? {};
   if (delta.content || delta.reasoning_content) said.figures.first ??= seconds;
   if (delta.reasoning_content) said.thinking += delta.reasoning_content;
@@ -104,16 +101,9 @@ function take(said, { choices, usage, orthrus }, seconds) {
     if (said.thinking) said.seconds ??= seconds - said.figures.first;
     said.content += delta.content;
   }
-  if (delta.content || delta.reasoning_content || reason) {
-    said.note = reason === "length" ? "cut at the longest answer allowed" : "";
-  }
+  if (reason === "length") said.note = "cut at the longest answer allowed";
   if (usage) Object.assign(said.figures, { tokens: usage.completion_tokens });
   if (orthrus) Object.assign(said.figures, orthrus);
-}
-
-function waiting(event) {
-  const [, read, all] = /(\d+)\/(\d+)/.exec(event) ?? [];
-  return Number(read) < Number(all) ? `Reading the prompt: ${read} of ${all} tokens` : "";
 }
 
 function stop() {
@@ -232,7 +222,8 @@ function paint(made, message) {
   if (thoughts.textContent !== message.thinking) thoughts.textContent = message.thinking;
   show(content, message.content);
   wait.hidden = !under || Boolean(message.content || message.thinking);
-  wait.textContent = message.note || "Waiting for the first token";
+  const [, read] = /^reading ([1-9]\d*\/\d+)$/.exec(message.progress) ?? [];
+  wait.textContent = read ? `Reading the prompt: ${read} tokens` : "Waiting for the first token";
   error.hidden = !message.error;
   error.textContent = message.error ?? "";
   if (follows) scroll.scrollTop = scroll.scrollHeight;
@@ -390,6 +381,7 @@ addEventListener("pagehide", () => {
   if (!asking) return;
   leave();
   keep("chat", messages);
+  draw(); // a browser may show the page again as it was
 });
 
 for (const example of EXAMPLES) {

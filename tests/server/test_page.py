@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from orthrus_mlx.server import answers
+
 from .browser import PATIENCE, Browser, browsing, find
 from .conftest import SCRIPT
 from .house import Actor, House, serving
@@ -55,6 +57,10 @@ class Gated(Actor):
     def __init__(self) -> None:
         super().__init__({**SCRIPT, **MORE})
         self.permits, self.shut = threading.Semaphore(0), False
+
+    def close(self) -> None:
+        """Let no pass begin without a permit."""
+        self.permits, self.shut = threading.Semaphore(0), True
 
     def forward(self, rows: Any) -> Any:
         """A pass, once it may be."""
@@ -159,7 +165,7 @@ def test_an_example_is_asked_by_a_click(page: Browser) -> None:
 
 
 def test_answers_stream_and_stop_frees_the_row(page: Browser, gated: House) -> None:
-    gated.model.shut = True
+    gated.model.close()
     cancelled = gated.service.worker.totals.cancelled
     ask(page, "endless", wait=False)
     lengths = set()
@@ -180,6 +186,24 @@ def test_answers_stream_and_stop_frees_the_row(page: Browser, gated: House) -> N
         time.sleep(0.01)
     assert gated.service.worker.totals.cancelled == cancelled + 1
     assert page.run(f"{ANSWER}.textContent").count("word") < WORDS
+
+
+def test_waiting_tells_how_far_the_prompt_is(
+    page: Browser, gated: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "PATIENCE", 0.05)
+    monkeypatch.setitem(gated.service.options, "prefill_step_size", 16)
+    gated.model.close()
+    ask(page, "Many words. " * 20, wait=False)
+    page.until("document.querySelector('p.waiting')?.textContent === 'Waiting for the first token'")
+    gated.model.permits.release(2)
+    page.until(
+        "/^Reading the prompt: 32.[0-9]+ tokens$/.test("
+        "document.querySelector('p.waiting').textContent)"
+    )
+    gated.model.shut = False
+    page.until(IDLE)
+    assert text_of(page, ".waiting") == []
 
 
 def test_text_of_a_model_is_text(page: Browser) -> None:
@@ -281,6 +305,10 @@ def test_a_key_is_asked_for_and_kept(browser: Browser) -> None:
         browser.until("document.title.startsWith('test-model')")
         assert text_of(browser, "#key-form") == []
         assert "secret" not in browser.run("JSON.stringify(localStorage)")
+    ask(browser, "Is anybody there?")
+    assert text_of(browser, "article .error") == [
+        "The server cannot be reached. Does it still run?"
+    ]
 
 
 def test_errors_are_shown_where_they_happen(page: Browser, gated: House) -> None:
@@ -305,8 +333,14 @@ def test_a_chat_survives_a_reload(page: Browser, gated: House) -> None:
     before = text_of(page, "article .content"), text_of(page, ".stat")
     page.open(gated.url)
     assert (text_of(page, "article .content"), text_of(page, ".stat")) == before
+    # Another tab may have gone on with it.
+    page.run(
+        'localStorage.setItem(\'orthrus-mlx chat\', \'[{"role": "user", "content": "Ah."}]\');'
+        "dispatchEvent(new StorageEvent('storage', { key: 'orthrus-mlx chat' }))"
+    )
+    assert text_of(page, "article .content") == ["Ah."]
     # So does what there is of an answer under way, and its row is freed.
-    gated.model.shut = True
+    gated.model.close()
     ask(page, "endless", wait=False)
     gated.model.permits.release(20)
     page.until(f"{ANSWER}?.textContent.includes('word')")
@@ -397,7 +431,7 @@ def test_the_view_follows_only_from_the_end(page: Browser, gated: House) -> None
         assert page.run(at_end)
         # Nothing is wider than the screen.
         assert page.run("document.documentElement.scrollWidth <= 390")
-        gated.model.shut = True
+        gated.model.close()
         page.click("button", "Regenerate")
         gated.model.permits.release(20)
         page.until(f"{ANSWER}?.textContent.includes('word')")
