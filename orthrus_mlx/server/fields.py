@@ -63,7 +63,7 @@ class Fields:
         value: int | float | None = self._typed(field, "a whole number", int, float)
         if value is None:
             return None
-        whole = int(value) if math.isfinite(value) else None
+        whole = int(value) if isinstance(value, int) or math.isfinite(value) else None
         if whole != value or whole < least or (most is not None and whole > most):
             span = f"from {least} to {most}" if most is not None else f"of at least {least}"
             raise self.refuse(field, f"is {value}; expected a whole number {span}.")
