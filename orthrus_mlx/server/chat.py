@@ -16,18 +16,19 @@ from .fields import Fields
 from .openai import (
     BOOKKEEPING,
     MOST_TOP,
+    call_id,
     check_choice,
-    check_formats,
     error_body,
     extras,
     identify,
     read_arguments,
-    read_format,
     read_prediction,
+    read_response_format,
     read_sampling,
     read_template,
     read_text,
     read_tool,
+    token_logprobs,
     usage,
 )
 
@@ -62,17 +63,7 @@ def read(fields: Fields) -> Ask:
     elif top:
         raise fields.refuse("top_logprobs", "needs logprobs to be true.")
     _read_tools(fields, ask)
-    form = fields.object("response_format")
-    if form is not None:
-        kind = form.one_of("type", ["text", "json_object", "json_schema"])
-
-        def schema() -> Any:
-            given = form.needed("json_schema", form.object("json_schema"))
-            given.skip("name", "description", "strict")
-            return given.needed("schema", given.object("schema")).raw
-
-        ask.constraint = read_format(kind, schema)
-        check_formats(fields, ask, "response_format")
+    read_response_format(fields, ask)
     modalities = fields.items("modalities")
     if modalities not in (None, ["text"]):
         raise fields.refuse("modalities", "can only be text.")
@@ -261,16 +252,6 @@ class _Choice:
         return {**choice, "logprobs": logprobs, **ids}
 
 
-def call_id() -> str:
-    """A name for a call, which its result will bear."""
-    return f"call_{secrets.token_hex(12)}"
-
-
 def written(logprobs: tuple[Logprob, ...]) -> dict[str, Any]:
     """Log-probabilities as the chat API has them."""
-
-    def one(token: Logprob) -> dict[str, Any]:
-        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
-
-    content = [{**one(token), "top_logprobs": [one(t) for t in token.top]} for token in logprobs]
-    return {"content": content, "refusal": None}
+    return {"content": token_logprobs(logprobs), "refusal": None}
