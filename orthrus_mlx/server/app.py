@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ContextLengthError, GenerationError, OrthrusError, RequestError, ServerError
-from . import chat, completions
+from . import chat, completions, responses
 from .answers import Answers
 from .ask import Ask, Service
 from .fields import Fields, parse_body
@@ -146,6 +146,11 @@ def build(service: Service, settings: Settings) -> Starlette:
         Route(
             "/v1/completions",
             _answering(Api(completions.read, completions.Reply), service, settings, metrics),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/responses",
+            _answering(Api(responses.read, responses.Reply), service, settings, metrics),
             methods=["POST"],
         ),
         Route("/v1/models", models),

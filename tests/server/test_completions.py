@@ -127,9 +127,7 @@ def test_logprobs(house: House, count: int) -> None:
     assert len(told["token_logprobs"]) == len(told["text_offset"]) == len(tokens)
     for token, offset in zip(tokens, told["text_offset"], strict=True):
         assert token.startswith("bytes:") or text[offset:].startswith(token)
-    for token, value, top in zip(
-        tokens, told["token_logprobs"], told["top_logprobs"], strict=True
-    ):
+    for token, value, top in zip(tokens, told["token_logprobs"], told["top_logprobs"], strict=True):
         assert top[token] == value
         assert len(top) <= max(count, 1)
     assert streamed(house, prompt(text), logprobs=count)[0]["logprobs"] == told
