@@ -182,7 +182,9 @@ def test_cut_at_every_token(house: House) -> None:
         ({"prompt": ""}, None),
         ({"prompt": ["a", ""]}, None),
         ({"prompt": [[1], []]}, None),
-        ({"prompt": [99999]}, None),  # no id of the vocabulary
+        ({"prompt": [99999]}, "prompt"),  # no id of the vocabulary
+        ({"prompt": [[5], [99999]], "echo": True}, "prompt"),
+        ({"prompt": ["a"] * 100}, None),  # more than can ever wait
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 10**400}, None),
         ({"logprobs": 21}, "logprobs"),
