@@ -21,6 +21,7 @@ from .openai import (
     error_body,
     extras,
     identify,
+    order_results,
     read_arguments,
     read_prediction,
     read_response_format,
@@ -47,7 +48,8 @@ def read(fields: Fields) -> Ask:
     Raises:
         RequestError: naming the field that cannot be honoured.
     """
-    ask = Ask(messages=[_message(message) for message in fields.objects("messages")])
+    messages = [_message(message) for message in fields.objects("messages")]
+    ask = Ask(messages=order_results(messages))
     if not ask.messages:
         raise fields.refuse("messages", "is empty; send at least one message.")
     read_sampling(fields, ask)
@@ -83,13 +85,13 @@ def _message(fields: Fields) -> dict[str, Any]:
             message["reasoning_content"] = thinking
         calls = []
         for call in fields.objects("tool_calls"):
-            call.skip("id", "type", "index")
-            function = call.needed("function", call.object("function"))
-            name = function.needed("name", function.text("name"))
-            arguments = function.get("arguments")
+            given = call.needed("function", call.object("function"))
+            name = given.needed("name", given.text("name"))
+            arguments = given.get("arguments")
             if not isinstance(arguments, dict):
-                arguments = read_arguments(function.text("arguments") or "")
-            calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+                arguments = read_arguments(given.text("arguments") or "")
+            function = {"name": name, "arguments": arguments}
+            calls.append({"type": "function", "id": call.text("id") or "", "function": function})
         if calls:
             message["tool_calls"] = calls
         refusal = fields.text("refusal")
@@ -97,7 +99,9 @@ def _message(fields: Fields) -> dict[str, Any]:
         fields.skip("audio", "function_call", "annotations")
     elif fields.get("content") is None:
         raise fields.refuse("content", "is missing.")
-    fields.skip("name", "tool_call_id")
+    if role == "tool":
+        message["tool_call_id"] = fields.text("tool_call_id") or ""
+    fields.skip("name")
     return message
 
 

@@ -149,6 +149,26 @@ def read_arguments(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
+def order_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with the results of calls in the order of the calls.
+
+    Clients may send them as they came; Qwen3's template shows no ids that would tell them apart.
+    """
+    places: dict[str, int] = {}
+    ordered: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] != "tool":
+            calls = message.get("tool_calls", [])
+            places = {call["id"]: place for place, call in enumerate(calls)}
+            results = len(ordered) + 1
+        ordered.append(message)
+        if message["role"] == "tool" and places:
+            ordered[results:] = sorted(
+                ordered[results:], key=lambda m: places.get(m["tool_call_id"], len(places))
+            )
+    return ordered
+
+
 def tool(name: str, description: str | None, parameters: Any, strict: bool | None) -> Any:
     """A tool as chat templates take it."""
     function: dict[str, Any] = {"name": name}

@@ -23,6 +23,7 @@ from .openai import (
     error_body,
     extras,
     identify,
+    order_results,
     read_arguments,
     read_effort,
     read_format,
@@ -52,10 +53,12 @@ class Wanted(Ask):
     Attributes:
         names: (namespace, name) of each tool that has a namespace, by what the model calls it.
         given_tools: the tools as the request has them, without those that cannot be called here.
+        metadata: what the response is to bear.
     """
 
     names: dict[str, tuple[str, str]] = field(default_factory=dict)
     given_tools: list[Json] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read(fields: Fields) -> Wanted:
@@ -66,7 +69,7 @@ def read(fields: Fields) -> Wanted:
     """
     fields.refuse_any(CANNOT)
     ask = Wanted()
-    ask.messages = _Conversation(fields, ask).messages
+    ask.messages = order_results(_Conversation(fields, ask).messages)
     read_sampling(fields, ask)
     if ask.n != 1:
         raise fields.refuse("n", "cannot be honoured: a response is one answer.")
@@ -88,7 +91,9 @@ def read(fields: Fields) -> Wanted:
         _read_tool(fields, tool, ask)
     _read_choice(fields, ask)
     _read_format(fields, ask)
-    fields.object("metadata")
+    metadata = fields.object("metadata")
+    if metadata is not None:
+        ask.metadata = {name: metadata.text(name) or "" for name in metadata.raw}
     fields.one_of("truncation", ["auto", "disabled"])
     fields.skip(*BOOKKEEPING, "return_token_ids", "max_tool_calls")
     return ask
@@ -143,9 +148,11 @@ class _Conversation:
             arguments = read_arguments(item.text("arguments") or "")
             function = {"name": _full_name(item, name), "arguments": arguments}
             calls = self._turn().setdefault("tool_calls", [])
-            calls.append({"type": "function", "function": function})
+            id = item.text("call_id") or ""
+            calls.append({"type": "function", "id": id, "function": function})
         elif what == "function_call_output":
             self._add("tool", item.needed("output", read_text(item, "output")))
+            self.messages[-1]["tool_call_id"] = item.text("call_id") or ""
         elif what == "additional_tools":
             for tool in item.objects("tools"):
                 _read_tool(self._fields, tool, self._ask)
@@ -278,7 +285,7 @@ class Reply:
             "model": service.name,
             "instructions": raw.get("instructions"),
             "max_output_tokens": ask.options.get("max_tokens"),
-            "metadata": raw.get("metadata") or {},
+            "metadata": ask.metadata,
             "parallel_tool_calls": ask.parallel,
             "previous_response_id": None,
             "reasoning": {"effort": reasoning.get("effort"), "summary": summarize},

@@ -11,6 +11,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from orthrus_mlx.errors import RequestError
+from orthrus_mlx.server.chat import read as read_chat
 from orthrus_mlx.server.fields import Fields
 from orthrus_mlx.server.responses import read
 
@@ -300,7 +301,8 @@ OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "Noon."}
 
 
 def called(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, "arguments": arguments}}
+    function = {"name": name, "arguments": arguments}
+    return {"type": "function", "id": "c1", "function": function}
 
 
 def test_items_become_messages() -> None:
@@ -328,7 +330,7 @@ def test_a_turn_is_one_message() -> None:
         "content": "Wait.",
         "tool_calls": [called("now"), called("now")],
     }
-    result = {"role": "tool", "content": "Noon."}
+    result = {"role": "tool", "content": "Noon.", "tool_call_id": "c1"}
     found = messages([user, thought, said, CALL, CALL, OUTPUT, OUTPUT])
     assert found == [user, turn, result, result]
     # The next turn is another message, and so is text behind a call.
@@ -352,6 +354,24 @@ def test_calls_come_in_as_they_went_out() -> None:
     assert function == {"name": "now", "arguments": '{"a":'}
     parts = [{"type": "input_text", "text": "No"}, {"type": "input_text", "text": "on."}]
     assert messages([CALL, {**OUTPUT, "output": parts}])[1]["content"] == "Noon."
+
+
+def test_results_come_in_the_order_of_the_calls(house: House) -> None:
+    names = ["a", "b", "c"]
+    calls = [{**CALL, "call_id": name} for name in names]
+    for order in (["c", "a", "b"], ["c", "?", "b", "a"]):
+        results = [{**OUTPUT, "call_id": name, "output": name} for name in order]
+        found = messages([USER, *calls, *results, USER, *calls, *results])
+        expected = sorted(order, key="abc?".index)
+        assert [m["content"] for m in found if m["role"] == "tool"] == expected * 2
+    chat_calls = [{"id": n, "function": {"name": "now", "arguments": "{}"}} for n in names]
+    turns = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "tool_calls": chat_calls},
+        *[{"role": "tool", "tool_call_id": n, "content": n} for n in ("b", "c", "a")],
+    ]
+    found = read_chat(Fields({"messages": turns})).messages or []
+    assert [m["content"] for m in found[2:]] == names
 
 
 def test_output_is_input_again(house: House) -> None:
@@ -431,6 +451,7 @@ USER = {"role": "user", "content": "Hi."}
         ({"top_logprobs": 21}, "top_logprobs"),
         ({"include": "all"}, "include"),
         ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
         ({"truncation": "some"}, "truncation"),
         ({"reasoning": "high"}, "reasoning"),
         ({"reasoning": {"effort": 3}}, "reasoning.effort"),
