@@ -141,6 +141,11 @@ class Service:
             self._shows_tools = with_tools != encode_chat(self.tokenizer, question)[0]
         return self._shows_tools
 
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether the chat template has a variable that turns thinking on or off."""
+        return "enable_thinking" in str(getattr(self.tokenizer, "chat_template", ""))
+
     def jobs(
         self, ask: Ask, deliver: Callable[[int, list[Event]], None], prompts: Sequence[list[int]]
     ) -> list[Job]:

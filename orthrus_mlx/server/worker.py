@@ -106,7 +106,7 @@ class Worker(threading.Thread):
         self._waiting: deque[Job] = deque()
         self._stopping = self._abandoned = False
         self._running: dict[int, Job] = {}
-        self._failures = 0
+        self._failures = self._beginning = 0
         self._ticked = time.monotonic()
         self.stage = ("load", 0, 0)
         self.ready: Future[tuple[Any, Any]] = Future()
@@ -132,7 +132,7 @@ class Worker(threading.Thread):
                 raise RequestError(
                     f"The request asks for {len(jobs)} answers; this server takes {most} at once."
                 )
-            if len(self._waiting) + len(jobs) > most:
+            if sum(self.load) + len(jobs) > most:
                 raise RequestError(
                     f"{len(self._waiting)} answers wait already. Try again later.",
                     status=429,
@@ -163,7 +163,7 @@ class Worker(threading.Thread):
     @property
     def load(self) -> tuple[int, int]:
         """(answers being written, answers that wait)."""
-        return len(self._running), len(self._waiting)
+        return len(self._running) + self._beginning, len(self._waiting)
 
     @property
     def healthy(self) -> bool:
@@ -213,6 +213,7 @@ class Worker(threading.Thread):
             begin = []
             while self._waiting and len(self._running) + len(begin) < self._concurrency:
                 begin.append(self._waiting.popleft())
+            self._beginning = len(begin)
             if not begin and not self._running and not left:
                 if self._stopping:
                     return False
@@ -226,6 +227,7 @@ class Worker(threading.Thread):
                 self._count(self._running.pop(number))
         for job in begin:
             self._begin(job)
+            self._beginning -= 1
         if self._running:
             self._step()
         prefixes = self._engine.prefixes.nbytes

@@ -125,7 +125,7 @@ def odd_body(path: str, draw: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize("path", BODIES)
 def test_an_answer_or_an_error(house: House, path: str) -> None:
     answered = 0
-    for seed in range(few(60, of=3000)):
+    for seed in range(few(30, of=3000)):
         body = odd_body(path, random.Random(seed))
         response = house.http.post(path, content=json.dumps(body))
         note = f"{seed}: {json.dumps(body)[:500]}: {response.text[:500]}"
@@ -140,5 +140,5 @@ def test_an_answer_or_an_error(house: House, path: str) -> None:
             error = response.json()["error"]
             assert error["message"], note
             assert error["type"] == "invalid_request_error", note
-    assert answered > 5
+    assert answered > 3
     assert house.http.get("/health").status_code == 200
