@@ -15,15 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ContextLengthError, GenerationError, OrthrusError, RequestError, ServerError
-from . import chat, page
+from . import chat, completions, page, responses
 from .answers import Answers
 from .ask import Ask, Service
 from .fields import Fields, parse_body
+from .json_response import JSONResponse
 from .metrics import Metrics
 from .openai import error_body
 
@@ -142,6 +143,16 @@ def build(service: Service, settings: Settings) -> Starlette:
         Route(
             "/v1/chat/completions",
             _answering(chat_api(), service, settings, metrics),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/completions",
+            _answering(Api(completions.read, completions.Reply), service, settings, metrics),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/responses",
+            _answering(Api(responses.read, responses.Reply), service, settings, metrics),
             methods=["POST"],
         ),
         Route("/v1/models", models),

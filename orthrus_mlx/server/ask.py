@@ -102,8 +102,10 @@ class Service:
         """
         if ask.messages is None:
             return [
-                encode_text(self.tokenizer, text) if isinstance(text, str) else text
-                for text in ask.prompts
+                encode_text(self.tokenizer, prompt)
+                if isinstance(prompt, str)
+                else self._ids(prompt)
+                for prompt in ask.prompts
             ]
         template = self.template | ask.template
         shown = ask.tools if ask.tool_choice != "none" else []
@@ -118,6 +120,16 @@ class Service:
             warnings.simplefilter("ignore")  # of markup in messages: its sender does not see it
             ids, _ = encode_chat(self.tokenizer, ask.messages, template, unfinished=ask.unfinished)
         return [ids]
+
+    def _ids(self, prompt: list[int]) -> list[int]:
+        """Ids as they were given; refused before anything else is answered if they are none."""
+        size = self.model.config.vocab_size
+        strange = next((id for id in prompt if not 0 <= id < size), None)
+        if strange is not None:
+            raise RequestError(
+                f"prompt has the id {strange}; the vocabulary has {size:,} ids.", "prompt"
+            )
+        return prompt
 
     @property
     def shows_tools(self) -> bool:

@@ -26,6 +26,7 @@ class Fields:
             raise RequestError(f"{what} is {kind(raw)}; expected a JSON object.", where or None)
         self.raw, self.where = raw, where
         self._read: set[str] = set()
+        self._ignored: list[str] = []
 
     def name(self, field: str) -> str:
         """How messages name a field."""
@@ -63,17 +64,17 @@ class Fields:
         value: int | float | None = self._typed(field, "a whole number", int, float)
         if value is None:
             return None
-        whole = int(value) if math.isfinite(value) else None
+        whole = int(value) if isinstance(value, int) or math.isfinite(value) else None
         if whole != value or whole < least or (most is not None and whole > most):
             span = f"from {least} to {most}" if most is not None else f"of at least {least}"
-            raise self.refuse(field, f"is {value}; expected a whole number {span}.")
+            raise self.refuse(field, f"is {value!s:.40}; expected a whole number {span}.")
         return whole
 
     def number(self, field: str, least: float, most: float) -> float | None:
         """A number within a range."""
         value: float | None = self._typed(field, "a number", int, float)
         if value is not None and not least <= value <= most:
-            raise self.refuse(field, f"is {value}; expected {least:g} to {most:g}.")
+            raise self.refuse(field, f"is {value!s:.40}; expected {least:g} to {most:g}.")
         return value
 
     def items(self, field: str) -> list[Any] | None:
@@ -115,10 +116,14 @@ class Fields:
         """Note fields that are known and make no difference here."""
         self._read.update(fields)
 
+    def ignore(self, name: str) -> None:
+        """Note something within a field that makes no difference here."""
+        self._ignored.append(name)
+
     @property
     def unknown(self) -> list[str]:
-        """Fields that nothing asked for."""
-        return [str(field) for field in self.raw if field not in self._read]
+        """Fields that nothing asked for, and what was ignored within others."""
+        return [str(field) for field in self.raw if field not in self._read] + self._ignored
 
 
 def parse_body(body: bytes) -> Fields:

@@ -121,13 +121,18 @@ class Worker(threading.Thread):
         """Take jobs up, all or none.
 
         Raises:
-            RequestError: 429 if too many wait already.
+            RequestError: 429 if too many wait already, 400 if there are too many jobs.
             ServerError: if the worker has ended.
         """
         with self._change:
             if self.dead is not None or self._stopping:
                 raise ServerError("The engine has ended; no request can be answered any more.")
-            if sum(self.load) + len(jobs) > self._queue + self._concurrency:
+            most = self._queue + self._concurrency
+            if len(jobs) > most:
+                raise RequestError(
+                    f"The request asks for {len(jobs)} answers; this server takes {most} at once."
+                )
+            if sum(self.load) + len(jobs) > most:
                 raise RequestError(
                     f"{len(self._waiting)} answers wait already. Try again later.",
                     status=429,
