@@ -45,6 +45,7 @@ class _Running:
     text: Text
     work: TextWork
     responder: Responder
+    on_stats: Callable[[DecodeStats], None] | None
 
 
 class BatchEngine:
@@ -147,7 +148,7 @@ class BatchEngine:
             GenerationError: at once, for an unusable request, or one too large for the memory.
         """
         work = TextWork.of(self._tokenizer, prompt, max_tokens, stop, eos_token_ids, options)
-        request, scheduler, drafters, _ = plan_run(
+        request, scheduler, drafters, on_stats = plan_run(
             self._model, work.ids, work.ends, work.options, work.tokenizer
         )
         if request.row_counts != ANY_ROWS:
@@ -159,7 +160,7 @@ class BatchEngine:
             request, scheduler, work.options.prompt_cache, drafters, self._needs(request)
         )
         number, self._next = self._next, self._next + 1
-        self._running[number] = _Running(text, work, Responder(self._model, work))
+        self._running[number] = _Running(text, work, Responder(self._model, work), on_stats)
         return number
 
     def step(self) -> list[Reply]:
@@ -216,7 +217,8 @@ class BatchEngine:
         running = self._running.pop(number)
         self._batch.retire(running.text, running.text.written)
         running.text.stats.generation_tokens = running.text.written
-        running.work.watch.ended(running.text.stats)
+        if running.on_stats is not None:
+            running.on_stats(running.text.stats)
 
     def _needs(self, request: Request) -> int:
         """Bytes that the KV cache of a request may come to."""

@@ -187,6 +187,9 @@ def _answering(
     """The handler of an endpoint that answers."""
 
     async def handle(request: Request) -> Response:
+        worker = service.worker
+        if sum(worker.load) >= worker.most:  # before a body is read that nobody has time for
+            raise worker.queue_full()
         fields = parse_body(await unless_gone(request, read_body(request), reads=True))
         ask = api.read(fields)
         stream = fields.flag("stream")
@@ -332,10 +335,9 @@ class Guard:
                 self._settings.log(f"{request.url.path}: {error!r}")
             await self._refusal(request, found)(scope, receive, noted)
         finally:
-            path = request.url.path if status not in (404, 405) else "(unknown)"
-            path = "/v1/models/..." if path.startswith("/v1/models/") else path
-            self._metrics.requests[path, status] += 1
-            if path != "/health":
+            route = scope.get("route")  # what was found; not what strangers make up
+            self._metrics.requests[getattr(route, "path", "(none)"), status] += 1
+            if request.url.path != "/health":
                 seconds = time.monotonic() - started
                 self._settings.log(f"{request.method} {request.url.path} {status} {seconds:.2f} s")
 

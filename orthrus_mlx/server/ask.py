@@ -14,7 +14,6 @@ from importlib.metadata import version
 from typing import Any
 
 from ..chat.prompt import encode_chat, encode_text
-from ..checkpoint.fingerprint import fingerprint_of
 from ..decoding.constraints import Constraint, JsonSchema, ToolCalls
 from ..device.measured import device_name
 from ..errors import ConstraintError, RequestError
@@ -87,11 +86,11 @@ class Service:
         self.ends = frozenset(self.tokenizer.eos_token_ids)
         self._logprobs = Logprobs(self.tokenizer)
         self._shows_tools: bool | None = None
-        self._weights = "\n".join(fingerprint_of(self.model))
 
     def fingerprint(self, numerics: str) -> str:
         """OpenAI's system_fingerprint: what an answer depends on, beside the request."""
-        parts = (self.name, self._weights, numerics, version("orthrus-mlx"), device_name())
+        own = json.dumps([self.options, self.template], sort_keys=True, default=str)
+        parts = (self.worker.weights, own, numerics, version("orthrus-mlx"), device_name())
         return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def encode(self, ask: Ask) -> list[list[int]]:

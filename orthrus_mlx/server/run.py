@@ -22,6 +22,7 @@ from .ask import Service
 from .worker import Worker
 
 GRACE = 10.0  # seconds that answers under way have to finish once the server is told to end
+SPARE_CONNECTIONS = 256  # beyond those of answers; what comes then is turned away unread
 KEEP_ALIVE = 75  # seconds that a connection may be idle
 
 
@@ -143,6 +144,8 @@ def config(service: Service, settings: Settings) -> uvicorn.Config:
         ws="none",
         http="h11",
         server_header=False,
+        proxy_headers=False,
+        limit_concurrency=service.worker.most + SPARE_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=int(GRACE) + 2,
     )

@@ -6,6 +6,7 @@ jobs and for those that nobody waits for any more.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import deque
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from ..batches import BatchEngine
 from ..decoding.stats import DecodeStats
@@ -72,6 +75,8 @@ class Worker(threading.Thread):
     Attributes:
         stage: (what is done before it is ready, steps done, steps in all).
         ready: (model, tokenizer) once it is loaded, or the error of loading.
+        most: answers that may be written or wait.
+        weights: a digest of the weights, once it is ready.
         exact: whether exact numerics can be had here, once it is ready.
         totals: what it has done.
         memory: (active, peak, prefix) bytes of MLX arrays, and of earlier prompts' KV caches.
@@ -100,7 +105,7 @@ class Worker(threading.Thread):
         """
         super().__init__(name="orthrus-mlx engine", daemon=True)
         self._load, self._calibrate = load, calibrate
-        self._concurrency, self._queue = concurrency, queue
+        self._concurrency, self.most = concurrency, concurrency + queue
         self._prefix_memory, self._on_death = prefix_memory, on_death
         self._change = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -110,7 +115,7 @@ class Worker(threading.Thread):
         self._ticked = time.monotonic()
         self.stage = ("load", 0, 0)
         self.ready: Future[tuple[Any, Any]] = Future()
-        self.exact = False
+        self.exact, self.weights = False, ""
         self.totals = Totals()
         self.memory = (0, 0, 0)
         self.dead: BaseException | None = None
@@ -127,19 +132,20 @@ class Worker(threading.Thread):
         with self._change:
             if self.dead is not None or self._stopping:
                 raise ServerError("The engine has ended; no request can be answered any more.")
-            most = self._queue + self._concurrency
+            most = self.most
             if len(jobs) > most:
                 raise RequestError(
                     f"The request asks for {len(jobs)} answers; this server takes {most} at once."
                 )
             if sum(self.load) + len(jobs) > most:
-                raise RequestError(
-                    f"{len(self._waiting)} answers wait already. Try again later.",
-                    status=429,
-                    code="queue_full",
-                )
+                raise self.queue_full()
             self._waiting.extend(jobs)
             self._change.notify()
+
+    def queue_full(self) -> RequestError:
+        """What a request is told that would wait behind too many others."""
+        waiting = f"{len(self._waiting)} answers wait already. Try again later."
+        return RequestError(waiting, status=429, code="queue_full")
 
     def leave(self, jobs: list[Job]) -> None:
         """Nobody waits for these any more: they end with the present cycle."""
@@ -178,6 +184,7 @@ class Worker(threading.Thread):
         try:
             try:
                 self._model, self._tokenizer = self._load()
+                self.weights = digest(self._model)
                 self._engine = self._new_engine()
                 self.exact = self._engine.prepare(self._measures)
             except Exception as error:
@@ -350,3 +357,20 @@ class Worker(threading.Thread):
             job.deliver([Failed(ServerError(f"The engine has ended: {error}"))])
         if self._on_death is not None and not self._abandoned:
             self._on_death(error)
+
+
+def digest(model: Any) -> str:
+    """What tells the weights of two models apart: their names, and where each tensor begins."""
+    if not isinstance(model, nn.Module):
+        return ""
+    found = hashlib.sha256()
+    starts: Any = [(n, a.flatten()[:64].astype(mx.float32)) for n, a in _weights(model)]
+    mx.eval([start for _, start in starts])
+    for name, start in starts:
+        found.update(f"{name} {start.tolist()}\n".encode())
+    return found.hexdigest()
+
+
+def _weights(model: nn.Module) -> list[tuple[str, mx.array]]:
+    found: Any = tree_flatten(model.parameters())
+    return sorted(found, key=lambda item: item[0])
