@@ -22,7 +22,7 @@ _SERVER, _LIMITS, _DEFAULTS = "Server", "Limits", "Defaults of requests"
 def serve(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False),
+        typer.Argument(metavar="MODEL", help="As --model.", show_default=False),
     ] = None,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,

@@ -175,11 +175,10 @@ class Reply:
             elif isinstance(event, CallBegun):
                 calls[n, event.call] = call_id()
                 function = {"name": event.name, "arguments": ""}
-                call = {"id": calls[n, event.call], "type": "function", "function": function}
-                yield self._chunk(n, {"tool_calls": [{"index": event.call, **call}]})
+                call = {"index": event.call, "id": calls[n, event.call], "type": "function"}
+                yield self._chunk(n, {"tool_calls": [{**call, "function": function}]})
             elif isinstance(event, CallArguments):
-                function = {"arguments": event.text}
-                call = {"index": event.call, "function": function}
+                call = {"index": event.call, "function": {"arguments": event.text}}
                 yield self._chunk(n, {"tool_calls": [call]})
             elif isinstance(event, Ended):
                 figures[n] = event.figures

@@ -188,7 +188,7 @@ function draw(follows = true) {
   $("bring-back").hidden = !keptChat("last chat").length;
   $("stop").hidden = !asking;
   $("send").hidden = Boolean(asking);
-  if (follows) scroll.scrollTop = scroll.scrollHeight;
+  if (follows && messages.length) scroll.scrollTop = scroll.scrollHeight;
   $("to-end").hidden = atEnd();
   return all.at(-1);
 }

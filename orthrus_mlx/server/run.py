@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import wait
 from typing import Any
 
 import uvicorn
@@ -57,15 +57,20 @@ def wait_for(worker: Worker, show: Callable[[str, int, int], None]) -> tuple[Any
         worker: it was started.
         show: called with its `stage` now and then.
     """
-    while True:
+    while not worker.ready.done():
         show(*worker.stage)
-        with contextlib.suppress(NotYet):
-            loaded: tuple[Any, Any] = worker.ready.result(timeout=0.2)
-            return loaded
+        wait([worker.ready], timeout=0.2)
+    return worker.ready.result()
 
 
 class _Server(uvicorn.Server):
-    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once."""
+    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once.
+
+    Attributes:
+        told: whether it was told to end, by a signal or otherwise.
+    """
+
+    told = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -134,7 +139,7 @@ def config(service: Service, settings: Settings) -> uvicorn.Config:
 
 
 async def _run(
-    server: Any,
+    server: _Server,
     worker: Worker,
     taken: socket.socket,
     on_ready: Callable[[], None],
@@ -167,7 +172,6 @@ async def _run(
         worker.abandon()
 
     ready: list[bool] = []
-    server.told = False
     watching = asyncio.create_task(watch())
     await server.serve(sockets=[taken])
     server.should_exit = True

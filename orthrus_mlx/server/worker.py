@@ -210,7 +210,7 @@ class Worker(threading.Thread):
         with self._change:
             left = [job for job in self._waiting if job.left]
             self._waiting = deque(job for job in self._waiting if not job.left)
-            begin = []
+            begin = list[Job]()
             while self._waiting and len(self._running) + len(begin) < self._concurrency:
                 begin.append(self._waiting.popleft())
             self._beginning = len(begin)
@@ -260,13 +260,13 @@ class Worker(threading.Thread):
             return
         self._failures = 0
         events: dict[int, list[Event]] = {}
-        for number, response, error in replies:
+        for number, response, fault in replies:
             if number not in self._running:  # it was over before this token
                 continue
             found = events.setdefault(number, [])
             if response is None:
                 self._count(self._running[number])
-                found.append(Failed(error or ServerError("It ended without an answer.")))
+                found.append(Failed(fault or ServerError("It ended without an answer.")))
             else:
                 try:
                     found += self._take(number, self._running[number], response)
