@@ -113,14 +113,24 @@ def serve(
         asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
     finally:
         taken.close()
-    dead = service.worker.dead is not None and not server.told
-    service.worker.stop()
-    service.worker.join(0 if dead else 2.0)
-    if service.worker.is_alive():  # in a pass that nobody waits for
+    code = int(service.worker.dead is not None and not server.told)
+    end(service.worker, code)
+    return code
+
+
+def end(worker: Worker, code: int) -> None:
+    """End a worker's thread; or the process, where the thread is in work that nobody waits for.
+
+    Args:
+        worker: it was started.
+        code: the exit code of the process.
+    """
+    worker.stop()
+    worker.join(2.0)
+    if worker.is_alive():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(dead))
-    return int(dead)
+        os._exit(code)
 
 
 def config(service: Service, settings: Settings) -> uvicorn.Config:

@@ -192,6 +192,8 @@ class Worker(threading.Thread):
             self._end_all(error)
 
     def _measures(self, stage: str, done: int, total: int) -> None:
+        if self._stopping:
+            raise ServerError("The server was told to end.")
         self.stage = (stage, done, total)
 
     def _new_engine(self) -> BatchEngine:
