@@ -36,6 +36,7 @@ from .openai import (
 
 ROLES = ("user", "assistant", "system", "developer")
 CHOICES = ("auto", "none", "required")
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 STATELESS = "this server keeps no conversations; send all earlier items in input."
 CANNOT = {
     "previous_response_id": STATELESS,
@@ -52,7 +53,7 @@ class Wanted(Ask):
 
     Attributes:
         names: (namespace, name) of each tool that has a namespace, by what the model calls it.
-        given_tools: the tools as the request has them, without those that cannot be called here.
+        given_tools: the tools as this API has them, without those that cannot be called here.
         metadata: what the response is to bear.
     """
 
@@ -78,7 +79,7 @@ def read(fields: Fields) -> Wanted:
     if reasoning is not None:
         read_effort(reasoning, "effort", ask)
         for name in ("summary", "generate_summary"):
-            reasoning.text(name)
+            reasoning.one_of(name, ["auto", "concise", "detailed"])
     read_template(fields, ask)
     longest = fields.count("max_output_tokens", 1)
     if longest is not None:
@@ -202,22 +203,26 @@ def _full_name(item: Fields, name: str) -> str:
 def _read_tool(fields: Fields, given: Fields, ask: Wanted) -> None:
     what = given.needed("type", given.text("type"))
     if what == "function":
-        ask.tools.append(read_tool(given))
+        tool = read_tool(given)
+        ask.given_tools.append({"type": "function", **tool["function"]})
+        ask.tools.append(tool)
     elif what == "namespace":
         namespace = given.needed("name", given.text("name"))
+        described = {"name": namespace, "description": given.text("description") or ""}
+        functions: list[Json] = []
+        ask.given_tools.append({"type": "namespace", **described, "tools": functions})
         for inner in given.objects("tools"):
             if inner.text("type") != "function":
                 fields.ignore("tools.namespace.tools")
                 continue
             tool = read_tool(inner)
             name = tool["function"]["name"]
+            functions.append({"type": "function", **tool["function"]})
             tool["function"]["name"] = f"{namespace}.{name}"
             ask.names[f"{namespace}.{name}"] = (namespace, name)
             ask.tools.append(tool)
     else:  # what the client's maker would run: this server has no such thing
         fields.ignore(f"tools.{what}")
-        return
-    ask.given_tools.append(dict(given.raw))
 
 
 def _read_choice(fields: Fields, ask: Wanted) -> None:
@@ -259,6 +264,8 @@ def _read_format(fields: Fields, ask: Wanted) -> None:
     if form is not None:
         what = form.needed("type", form.one_of("type", FORMATS))
         form.text("name")
+        form.text("description")
+        form.flag("strict")
         ask.constraint = read_format(what, lambda: form.needed("schema", form.object("schema")).raw)
         check_formats(fields, ask, "text.format")
 
@@ -276,6 +283,7 @@ class Reply:
         self._number = 0
         self._with_ids = bool(fields.flag("return_token_ids"))
         options = service.options | ask.options
+        effort = reasoning.get("effort")
         form = (raw.get("text") or {}).get("format") or {"type": "text"}
         form = {"name": "answer", **form} if form.get("type") == "json_schema" else form
         self._common: Json = {
@@ -288,7 +296,7 @@ class Reply:
             "metadata": ask.metadata,
             "parallel_tool_calls": ask.parallel,
             "previous_response_id": None,
-            "reasoning": {"effort": reasoning.get("effort"), "summary": summarize},
+            "reasoning": {"effort": effort if effort in EFFORTS else None, "summary": summarize},
             "store": False,
             "temperature": options.get("temperature", 1.0),
             "text": {"format": form},
