@@ -67,6 +67,7 @@ def bench(
         ),
     ] = None,
     revision: options.RevisionOption = None,
+    tune: options.TuneOption = True,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -160,7 +161,7 @@ def bench(
                 "measures random weights: it takes no MODEL, --prompts or --plot",
                 param_hint="--shapes",
             )
-        _bench_shapes(shapes.value, bits, _counts(context), _counts(rows), rounds, as_json)
+        _bench_shapes(shapes.value, bits, tune, _counts(context), _counts(rows), rounds, as_json)
         return
     if bits is not None:
         raise typer.BadParameter("goes with --shapes", param_hint="--bits")
@@ -176,7 +177,7 @@ def bench(
     if plot is not None:
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
-    loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    loaded, tokenizer = options.load_model(model, revision, quiet=as_json, tune=tune)
     if concurrency is not None:
         ids = encode(tokenizer, chosen)
         counts, ends = _counts(concurrency), frozenset(tokenizer.eos_token_ids)
@@ -278,7 +279,13 @@ def print_batch(model: str, report: "BatchReport") -> None:
 
 
 def _bench_shapes(
-    shape: str, bits: int | None, contexts: list[int], rows: list[int], rounds: int, as_json: bool
+    shape: str,
+    bits: int | None,
+    tune: bool,
+    contexts: list[int],
+    rows: list[int],
+    rounds: int,
+    as_json: bool,
 ) -> None:
     from orthrus_mlx.tools import bench_shapes as logic
 
@@ -289,7 +296,7 @@ def _bench_shapes(
     report = logic.ShapesReport(shape, bits)
     with no_echo(), Bar(stderr_console(), "Timing passes") as bar:
         logic.measure(
-            logic.build(shape, bits),
+            logic.build(shape, bits, tune=tune),
             report,
             contexts=contexts,
             rows=rows,

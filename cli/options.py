@@ -120,6 +120,15 @@ AdapterPathOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+TuneOption = Annotated[
+    bool,
+    typer.Option(
+        "--tune/--no-tune",
+        envvar="ORTHRUS_MLX_TUNE",
+        help="Use the kernels that `orthrus-mlx tune` has proven on this Mac, if it did.",
+        rich_help_panel=_MODEL,
+    ),
+]
 ShowThinkingOption = Annotated[
     bool,
     typer.Option(
@@ -307,6 +316,7 @@ def load_model(
     *,
     quiet: bool = False,
     adapter_path: Path | None = None,
+    tune: bool = True,
 ) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
     import warnings
@@ -335,5 +345,6 @@ def load_model(
         if spin:
             waiting.enter_context(no_echo())
             waiting.enter_context(status)
-        adapter: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
-        return load(model, revision=revision, **adapter)
+        more: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
+        more |= {} if tune else {"tune": False}
+        return load(model, revision=revision, **more)
