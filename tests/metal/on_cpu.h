@@ -57,7 +57,8 @@ constexpr size_t STACK = 1 << 18;
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[STACK]};
-  bool done = false;
+  bool done;
+  int sums;  // that it took part in
   void* fake_stack = nullptr;
 };
 
@@ -105,7 +106,7 @@ struct Barrier {
 
 static Barrier group_barrier;
 static std::vector<Barrier> simd_barriers;
-static std::vector<float> shown;  // by the threads of a SIMD-group to each other
+static std::vector<float> shown[2];  // by the threads of a SIMD-group to each other, in turn
 
 struct Position {
   unsigned x;
@@ -120,11 +121,11 @@ static void simdgroup_barrier(mem_flags) { simd_barriers[current / WIDTH].wait(W
 static void threadgroup_barrier(mem_flags) { group_barrier.wait(fibers.size()); }
 
 static float simd_sum(float value) {
-  shown[current] = value;
+  auto& all_shown = shown[fibers[current].sums++ % 2];
+  all_shown[current] = value;
   simdgroup_barrier(mem_flags::mem_threadgroup);
   float all[WIDTH];
-  std::copy_n(&shown[current / WIDTH * WIDTH], WIDTH, all);
-  simdgroup_barrier(mem_flags::mem_threadgroup);
+  std::copy_n(&all_shown[current / WIDTH * WIDTH], WIDTH, all);
   for (int step = WIDTH / 2; step; step /= 2)
     for (int i = 0; i < step; i++) all[i] += all[i + step];
   return all[0];
@@ -141,7 +142,7 @@ static float* threadgroup_memory(int which, size_t values) {
   return found.get();
 }
 
-// Each thread holds the whole matrix.
+// The first thread of a SIMD-group holds the whole matrix.
 struct simdgroup_float8x8 {
   float at[8][8];
 };
@@ -156,17 +157,20 @@ static simdgroup_float8x8 make_filled_simdgroup_matrix(T value) {
 static void simdgroup_load(
     simdgroup_float8x8& to, const float* from, unsigned long in_row, ulong2 = ulong2(0, 0),
     bool transpose = false) {
+  if (current % WIDTH) return;
   for (int i = 0; i < 8; i++)
     for (int j = 0; j < 8; j++) (transpose ? to.at[j][i] : to.at[i][j]) = from[i * in_row + j];
 }
 
 static void simdgroup_store(const simdgroup_float8x8& from, float* to, unsigned long in_row) {
+  if (current % WIDTH) return;
   for (int i = 0; i < 8; i++) std::copy_n(from.at[i], 8, to + i * in_row);
 }
 
 static void simdgroup_multiply_accumulate(
     simdgroup_float8x8& to, const simdgroup_float8x8& a, const simdgroup_float8x8& b,
     const simdgroup_float8x8& c) {
+  if (current % WIDTH) return;
   simdgroup_float8x8 made = c;
   for (int i = 0; i < 8; i++)
     for (int k = 0; k < 8; k++)
@@ -178,12 +182,13 @@ static void launch(int threads, int threads_of_group, void (*kernel)()) {
   if (threads % threads_of_group || threads_of_group % WIDTH) abort();
   kernel_of_all = kernel;
   for (group = 0; group < threads / threads_of_group; group++) {
-    fibers = std::vector<Fiber>(threads_of_group);
+    if (fibers.empty()) fibers = std::vector<Fiber>(threads_of_group);
     simd_barriers.assign(threads_of_group / WIDTH, {});
     group_barrier = {};
-    shown.assign(threads_of_group, 0);
+    for (auto& values : shown) values.assign(threads_of_group, 0);
     memory.clear();
     for (auto& fiber : fibers) {
+      fiber.done = false, fiber.sums = 0, fiber.fake_stack = nullptr;
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = STACK;
