@@ -24,6 +24,7 @@ Assumptions, besides those of `simulate.py`:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def by_acceptance(answers: int, tokens: int) -> None:
         print()
 
 
-def by_drafts(name: str, answers: int, label: str) -> None:
+def by_drafts(name: str, answers: int, label: str, golden: Path | None) -> None:
     """Speed over AR decoding on the drafts of a checkpoint, which every table's answers share."""
     from benchmarks.copying import answer
     from orthrus_mlx import load
@@ -86,18 +87,21 @@ def by_drafts(name: str, answers: int, label: str) -> None:
 
     model, tokenizer = load(name)
     ends = frozenset(tokenizer.eos_token_ids)
-    asked = evaluation(1, seed=1)
+    if golden:
+        asked = [(one["kind"], one["prompt"]) for one in json.loads(golden.read_text())]
+    else:
+        questions = evaluation(1, seed=1)
+        asked = [(q.kind, encode_chat(tokenizer, q.prompt)[0]) for q in questions]
     asked = [asked[n * len(asked) // answers] for n in range(min(answers, len(asked)))]
-    prompts = [encode_chat(tokenizer, question.prompt)[0] for question in asked]
-    print(f"| costs | kernels | {name}: {len(prompts)} answers | slowest kind |")
+    print(f"| costs | kernels | {name}: {len(asked)} answers | slowest kind |")
     print("|---|---|---:|---:|")
     for (source, kernels), costs in tables().items():
         if source != label:
             continue
         spent: dict[str, list[float]] = {}
-        for question, prompt in zip(asked, prompts, strict=True):
+        for kind, prompt in asked:
             ids, _, steps = answer(model, prompt, ends, costs, [])
-            total = spent.setdefault(question.kind, [0.0, 0.0])
+            total = spent.setdefault(kind, [0.0, 0.0])
             total[0] += len(ids)
             total[1] += steps
         worst = min(spent, key=lambda kind: spent[kind][0] / spent[kind][1])
@@ -113,9 +117,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256, help="tokens of an answer")
     parser.add_argument("--model", help="a folder, a Hub id or 'demo': replay its drafts")
     parser.add_argument("--costs", choices=[*STOCK], default="4-bit 0.32.0", help="with --model")
+    parser.add_argument("--golden", type=Path, help="with --model: prompts as ids, JSON")
     args = parser.parse_args()
     if args.model:
-        by_drafts(args.model, args.answers, args.costs)
+        by_drafts(args.model, args.answers, args.costs, args.golden)
     else:
         by_acceptance(args.answers, args.tokens)
 

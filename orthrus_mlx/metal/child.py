@@ -65,11 +65,11 @@ def make_weights(product: Product) -> list[Weights]:
     return made
 
 
-def stock(product: Product, x: mx.array, weights: Weights) -> mx.array:
+def stock(product: Product, x: mx.array, w: Weights) -> mx.array:
     """MLX's own product."""
     if product.bits == PLAIN:
-        return x @ weights[0].T
-    return mx.quantized_matmul(x, *weights, group_size=product.group, bits=product.bits)
+        return x @ w[0].T
+    return mx.quantized_matmul(x, w[0], w[1], w[2], True, product.group, product.bits)
 
 
 def check(ours: Multiply, product: Product, x: mx.array, weights: Weights) -> str:
@@ -94,11 +94,11 @@ def _wide(array: mx.array) -> mx.array:
 
 def timed(ours: Multiply, product: Product, x: mx.array, copies: list[Weights]) -> list[Any]:
     """Rows, and milliseconds of MLX's product and of ours: the least of some rounds, in turn."""
-    found = []
+    found, ways = list[Any](), list[Multiply]([partial(stock, product), ours])
     for rows in range(1, MAX_ROWS + 1):
         times: list[list[float]] = [[], []]
         for _ in range(6):  # the first one warms up
-            for way, multiply in enumerate((partial(stock, product), ours)):
+            for way, multiply in enumerate(ways):
                 start, y = time.perf_counter(), x[:rows]
                 for weights in copies:  # each waits for the one before, as layers do
                     y = y + 0 * multiply(y, weights)[..., :1]

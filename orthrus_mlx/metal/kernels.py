@@ -96,11 +96,12 @@ HEADER = """
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
 using namespace metal;
+#define UNROLL _Pragma("clang loop unroll(full)")  // or arrays would not be in registers
 
 // Eight weights, the first at `at` of all, which is a multiple of 8.
 template <int BITS, int GROUP, typename T>
 inline void read8(thread float* to, size_t at, const device T* weight) {
-  for (int i = 0; i < 8; i++) to[i] = float(weight[at + i]);
+  UNROLL for (int i = 0; i < 8; i++) to[i] = float(weight[at + i]);
 }
 
 template <int BITS, int GROUP, typename T>
@@ -108,7 +109,7 @@ inline void read8(
     thread float* to, size_t at, const device uint* weight, const device T* scales,
     const device T* biases) {
   const float scale = float(scales[at / GROUP]), bias = float(biases[at / GROUP]);
-  for (int i = 0; i < 8; i++) {
+  UNROLL for (int i = 0; i < 8; i++) {
     const uint word = weight[at / (32 / BITS) + i * BITS / 32] >> (i * BITS % 32);
     to[i] = fma(float(word & ((1u << BITS) - 1u)), scale, bias);
   }
@@ -124,16 +125,16 @@ LANES = """
   float sum[SIZE][ROWS] = {};
   for (int k = lane * 8; k < K; k += 32 * 8) {
     float weights[SIZE][8], inputs[8];
-    for (int s = 0; s < SIZE; s++)
+    UNROLL for (int s = 0; s < SIZE; s++)
       read8<BITS, GROUP>(weights[s], size_t(min(first + s, N - 1)) * K + k, WEIGHTS);
-    for (int m = 0; m < ROWS; m++) {
+    UNROLL for (int m = 0; m < ROWS; m++) {
       read8<16, 1>(inputs, size_t(min(m, M - 1)) * K + k, x);
-      for (int s = 0; s < SIZE; s++)
-        for (int i = 0; i < 8; i++) sum[s][m] = fma(weights[s][i], inputs[i], sum[s][m]);
+      UNROLL for (int s = 0; s < SIZE; s++)
+        UNROLL for (int i = 0; i < 8; i++) sum[s][m] = fma(weights[s][i], inputs[i], sum[s][m]);
     }
   }
-  for (int s = 0; s < SIZE; s++)
-    for (int m = 0; m < ROWS; m++) {
+  UNROLL for (int s = 0; s < SIZE; s++)
+    UNROLL for (int m = 0; m < ROWS; m++) {
       const float total = simd_sum(sum[s][m]);
       if (lane == 0 && m < M && first + s < N) y[size_t(m) * N + first + s] = T(total);
     }
@@ -148,32 +149,32 @@ TILES = """
   threadgroup float weights[SIMDS][SIZE * STEP];  // in the end, for ROWS x SIZE sums
   threadgroup float inputs[SIMDS][ROWS * STEP];
   simdgroup_float8x8 sum[ROWS / 8][SIZE / 8], a, b[SIZE / 8];
-  for (int t = 0; t < ROWS / 8; t++)
-    for (int s = 0; s < SIZE / 8; s++)
+  UNROLL for (int t = 0; t < ROWS / 8; t++)
+    UNROLL for (int s = 0; s < SIZE / 8; s++)
       sum[t][s] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   for (int k = simd * STEP; k < K; k += SIMDS * STEP) {
     for (int i = lane * 8; i < SIZE * STEP; i += 32 * 8) {
       float eight[8];
       const int n = min(first + i / STEP, N - 1);
       read8<BITS, GROUP>(eight, size_t(n) * K + k + i % STEP, WEIGHTS);
-      for (int j = 0; j < 8; j++) weights[simd][i + j] = eight[j];
+      UNROLL for (int j = 0; j < 8; j++) weights[simd][i + j] = eight[j];
     }
     for (int m = 0; m < ROWS; m++)
       inputs[simd][m * STEP + lane] = float(x[size_t(min(m, M - 1)) * K + k + lane]);
     simdgroup_barrier(mem_flags::mem_threadgroup);
     for (int d = 0; d < STEP; d += 8) {
-      for (int s = 0; s < SIZE / 8; s++)
+      UNROLL for (int s = 0; s < SIZE / 8; s++)
         simdgroup_load(b[s], &weights[simd][8 * s * STEP + d], STEP, ulong2(0, 0), true);
-      for (int t = 0; t < ROWS / 8; t++) {
+      UNROLL for (int t = 0; t < ROWS / 8; t++) {
         simdgroup_load(a, &inputs[simd][8 * t * STEP + d], STEP);
-        for (int s = 0; s < SIZE / 8; s++)
+        UNROLL for (int s = 0; s < SIZE / 8; s++)
           simdgroup_multiply_accumulate(sum[t][s], a, b[s], sum[t][s]);
       }
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
   }
-  for (int t = 0; t < ROWS / 8; t++)
-    for (int s = 0; s < SIZE / 8; s++)
+  UNROLL for (int t = 0; t < ROWS / 8; t++)
+    UNROLL for (int s = 0; s < SIZE / 8; s++)
       simdgroup_store(sum[t][s], &weights[simd][8 * t * SIZE + 8 * s], SIZE);
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (int i = thread_index_in_threadgroup; i < M * SIZE; i += SIMDS * 32) {
@@ -191,4 +192,4 @@ VARIANTS = {
     "tiles-16": (TILES, 16, 16, 4, 8),
     "tiles-32": (TILES, 32, 32, 4, 8),
 }
-SOURCES = hashlib.sha256("".join([HEADER, LANES, TILES]).encode()).hexdigest()[:16]
+SOURCES = hashlib.sha256((HEADER + repr(VARIANTS)).encode()).hexdigest()[:16]

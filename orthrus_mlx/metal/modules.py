@@ -26,7 +26,9 @@ def _for_metal(stock: type, method: str) -> type:
 
 
 HEADS = (nn.Embedding, nn.QuantizedEmbedding)  # where embeddings are tied
-KINDS = {kind: _for_metal(kind, "__call__") for kind in (nn.Linear, nn.QuantizedLinear)}
+KINDS: dict[type, type] = {
+    kind: _for_metal(kind, "__call__") for kind in (nn.Linear, nn.QuantizedLinear)
+}
 KINDS |= {kind: _for_metal(kind, "as_linear") for kind in HEADS}
 STOCK = {ours: theirs for theirs, ours in KINDS.items()}
 
@@ -62,9 +64,10 @@ def swap(model: Any, choices: Mapping[Product, Choice]) -> None:
     for module in model.modules():
         kind = STOCK.get(type(module), type(module))
         product = product_of(module) if choices and kind in KINDS else None
-        module.__class__ = KINDS[kind] if product in choices else kind
-        if product in choices:
-            module.choice = choices[product]
+        choice = choices.get(product) if product else None
+        module.__class__ = KINDS[kind] if choice else kind
+        if choice:
+            module.choice = choice
 
 
 def as_stock(module: Any) -> Any:

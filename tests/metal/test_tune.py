@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.lora import LoRALinear
 
 from orthrus_mlx import metal
 from orthrus_mlx.checkpoint.load import inspect, load_model
@@ -193,6 +194,9 @@ def test_nothing_runs_without_a_verdict_or_where_it_is_switched_off(
                 patch.setattr(verdict, "SOURCES", "other")
             assert not uses(model)
     assert uses(model)
+    adapted = small()
+    adapted.layers[0].mlp.gate_proj = LoRALinear.from_base(adapted.layers[0].mlp.gate_proj, r=2)
+    assert not uses(adapted)
     model.set_dtype(mx.float32)
     assert not uses(model)  # of no shape that was tuned
     file = verdict.file_of(small())
