@@ -106,13 +106,13 @@ def test_a_kernel_that_is_no_faster_is_not_used() -> None:
     assert verdict_table(model)["state"] == "MLX's kernels"
 
 
-def test_here_the_kernels_themselves_are_a_fault() -> None:
-    """On this machine the real process finds no Metal, or proves the kernels."""
-    if mx.metal.is_available():
-        pytest.skip("this is a Mac: `orthrus-mlx tune` tries them")
+def test_the_real_process_proves_the_kernels_on_a_mac_and_finds_no_metal_elsewhere() -> None:
     found = tune(small())
-    assert not found.choices
-    assert all("No Metal back-end" in why for why in found.faults.values())
+    if mx.metal.is_available():
+        assert found.faults == {}
+    else:
+        assert not found.choices and list(found.faults) == [FAULTY, OTHER]
+        assert all("No Metal back-end" in why for why in found.faults.values())
 
 
 # From here on: what a verdict does to a model.
