@@ -59,8 +59,8 @@ class Verdict:
 def verdict_table(model: Any) -> dict[str, Any]:
     """All that is known here of the kernels for a model or `Checkpoint`, as plain JSON values.
 
-    `state` is "no Metal here", "not tuned", "MLX's kernels" or "our kernels". Each product has its
-    milliseconds by kernel: of each number of rows those of MLX's and of ours, taken in turn.
+    `state` is "no Metal here", "not tuned", "MLX's kernels" or "our kernels". Each product has the
+    kernel `used`, if one is, and `ms` by kernel: of each number of rows, of MLX's and of ours.
     """
     table: dict[str, Any] = {"device": device_name(), "mlx": MLX_VERSION}
     verdict = stored(model) if on_metal() else None

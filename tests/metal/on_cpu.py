@@ -9,6 +9,7 @@ import functools
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -138,8 +139,12 @@ def values(found: np.ndarray, dtype: str) -> np.ndarray:
 
 @functools.cache
 def runs() -> bool:
-    """Whether there is a compiler here."""
-    return COMPILER is not None
+    """Whether there is a compiler that takes the header, as on Linux; a Mac has Metal itself."""
+    if COMPILER is None or sys.platform != "linux":
+        return False
+    header = str(Path(__file__).with_suffix(".h"))
+    flags = ["-std=c++17", "-w", "-fsyntax-only", "-x", "c++", header]
+    return subprocess.run([COMPILER, *flags], check=False, capture_output=True).returncode == 0
 
 
 def inputs_and_weights(product: Product, rows: int, seed: int = 1) -> tuple[Any, list[mx.array]]:
