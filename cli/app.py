@@ -28,6 +28,7 @@ from . import (
     models,
     serve,
     train,
+    tune,
     verify,
 )
 
@@ -138,6 +139,7 @@ app.command(epilog=info.EXAMPLES)(info.info)
 app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("rm", epilog=models.REMOVE_EXAMPLES)(models.remove_models)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
+app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)

@@ -60,6 +60,7 @@ def bench(
         ),
     ] = None,
     revision: options.RevisionOption = None,
+    tune: options.TuneOption = True,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -153,7 +154,7 @@ def bench(
                 "measures random weights: it takes no MODEL, --prompts or --plot",
                 param_hint="--shapes",
             )
-        _bench_shapes(shapes.value, bits, _counts(context), _counts(rows), rounds, as_json)
+        _bench_shapes(shapes.value, bits, tune, _counts(context), _counts(rows), rounds, as_json)
         return
     if bits is not None:
         raise typer.BadParameter("goes with --shapes", param_hint="--bits")
@@ -169,7 +170,7 @@ def bench(
     if plot is not None:
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
-    loaded, tokenizer = options.load_model(model, revision, quiet=as_json)
+    loaded, tokenizer = options.load_model(model, revision, quiet=as_json, tune=tune)
     if concurrency is not None:
         ids = encode(tokenizer, chosen)
         counts, ends = _counts(concurrency), frozenset(tokenizer.eos_token_ids)
@@ -239,7 +240,13 @@ def _bench_batch(
 
 
 def _bench_shapes(
-    shape: str, bits: int | None, contexts: list[int], rows: list[int], rounds: int, as_json: bool
+    shape: str,
+    bits: int | None,
+    tune: bool,
+    contexts: list[int],
+    rows: list[int],
+    rounds: int,
+    as_json: bool,
 ) -> None:
     from orthrus_mlx.tools import bench_shapes as logic
 
@@ -250,7 +257,7 @@ def _bench_shapes(
     report = logic.ShapesReport(shape, bits)
     with no_echo(), Bar(stderr_console(), "Timing passes") as bar:
         logic.measure(
-            logic.build(shape, bits),
+            logic.build(shape, bits, tune=tune),
             report,
             contexts=contexts,
             rows=rows,

@@ -50,6 +50,7 @@ def cache_prompt(
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
+    tune: options.TuneOption = True,
     chat_template_config: options.ChatTemplateConfigOption = None,
     prefill_step_size: options.PrefillStepSizeOption = 2048,
 ) -> None:
@@ -73,7 +74,7 @@ def cache_prompt(
     if not message.strip():
         raise PromptError("The prompt is empty: there is nothing to read.")
     name = model_name(options.DEMO if model is None else model)
-    lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path)
+    lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path, tune=tune)
     raw = ignore_chat_template or not tokenizer.has_chat_template
     if raw:
         if system_prompt is not None:

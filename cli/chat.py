@@ -63,6 +63,7 @@ def chat(
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
+    tune: options.TuneOption = True,
     chat_template_config: options.ChatTemplateConfigOption = None,
     temp: Annotated[float | None, _own_default(options.TempOption)] = None,
     top_p: Annotated[float | None, _own_default(options.TopPOption)] = None,
@@ -122,7 +123,7 @@ def chat(
     if go_on and model is None:
         model = conversation.model
 
-    lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path)
+    lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path, tune=tune)
 
     from orthrus_mlx.session import ChatSession
 

@@ -117,6 +117,7 @@ def generate(
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
+    tune: options.TuneOption = True,
     chat_template_config: options.ChatTemplateConfigOption = None,
     temp: options.TempOption = 0.0,
     top_p: options.TopPOption = 1.0,
@@ -209,7 +210,7 @@ def generate(
             prompt_cache_file, model, revision, adapter_path
         )
     lm, tokenizer = options.load_model(
-        model, revision, quiet=not verbose, adapter_path=adapter_path
+        model, revision, quiet=not verbose, adapter_path=adapter_path, tune=tune
     )
     penalties.check_bias(bias, lm)
     if use_default_chat_template:

@@ -121,6 +121,15 @@ AdapterPathOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+TuneOption = Annotated[
+    bool,
+    typer.Option(
+        "--tune/--no-tune",
+        envvar="ORTHRUS_MLX_TUNE",
+        help="Use the kernels that `orthrus-mlx tune` has proven on this Mac, if it did.",
+        rich_help_panel=_MODEL,
+    ),
+]
 ShowThinkingOption = Annotated[
     bool,
     typer.Option(
@@ -308,10 +317,11 @@ def load_model(
     *,
     quiet: bool = False,
     adapter_path: Path | None = None,
+    tune: bool = True,
 ) -> tuple[Any, Any]:
     """Load the model that was asked for, else the demo, saying so on stderr."""
     with loading(model, quiet):
-        return read_model(model, revision, quiet=quiet, adapter_path=adapter_path)
+        return read_model(model, revision, quiet=quiet, adapter_path=adapter_path, tune=tune)
 
 
 @contextmanager
@@ -332,7 +342,12 @@ def loading(model: str | None, quiet: bool) -> Iterator[None]:
 
 
 def read_model(
-    model: str | None, revision: str | None, *, quiet: bool, adapter_path: Path | None
+    model: str | None,
+    revision: str | None,
+    *,
+    quiet: bool,
+    adapter_path: Path | None,
+    tune: bool = True,
 ) -> tuple[Any, Any]:
     """Load a model, else the demo, on any thread."""
     import warnings
@@ -350,5 +365,6 @@ def read_model(
     with warnings.catch_warnings():
         warnings.simplefilter("always", MemoryWarning)
         warnings.showwarning = lambda message, *_: note(notes, f"warning: {message}", "yellow")
-        adapter: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
-        return load(DEMO if model is None else model, revision=revision, **adapter)
+        more: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
+        more |= {} if tune else {"tune": False}
+        return load(DEMO if model is None else model, revision=revision, **more)

@@ -27,6 +27,7 @@ def serve(
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
+    tune: options.TuneOption = True,
     chat_template_config: options.ChatTemplateConfigOption = None,
     think: options.ThinkOption = None,
     host: Annotated[
@@ -204,6 +205,7 @@ def serve(
             prompt_cache_bytes,
             calibrate,
             quiet=not verbose,
+            tune=tune,
         )
     except BaseException:
         taken.close()
@@ -252,6 +254,7 @@ def _load(
     calibrate: bool,
     *,
     quiet: bool,
+    tune: bool,
 ) -> Any:
     """Load a model on the engine's own thread, and measure the device where that is due."""
     from orthrus_mlx.checkpoint.config import read_json
@@ -264,7 +267,9 @@ def _load(
     from .progress import probe_bar
 
     worker = Worker(
-        lambda: options.read_model(model, revision, quiet=quiet, adapter_path=adapter_path),
+        lambda: options.read_model(
+            model, revision, quiet=quiet, adapter_path=adapter_path, tune=tune
+        ),
         concurrency=concurrency,
         queue=queue,
         prefix_memory=prefix_memory,

@@ -40,6 +40,7 @@ def verify(
     ],
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
+    tune: options.TuneOption = True,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -87,6 +88,7 @@ def verify(
     at a near-tie, or this device allows no exact mode.
     """
     from orthrus_mlx.device.probe import cached_probe
+    from orthrus_mlx.metal import in_use
     from orthrus_mlx.tools import verify as logic
     from orthrus_mlx.tools.prompts import bundled, from_file
 
@@ -96,7 +98,7 @@ def verify(
 
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(
-        model, revision, quiet=as_json, adapter_path=adapter_path
+        model, revision, quiet=as_json, adapter_path=adapter_path, tune=tune
     )
     if dtype is not None:
         cast(loaded, dtype)
@@ -112,12 +114,15 @@ def verify(
             against=list(dict.fromkeys(a.value for a in against or [])),
             progress=comparing,
         )
+    tuned = in_use(loaded) is not None
     if as_json:
         import json
 
-        typer.echo(json.dumps({"model": model, **report.to_dict()}, indent=2))
+        typer.echo(
+            json.dumps({"model": model, "tuned_kernels": tuned, **report.to_dict()}, indent=2)
+        )
     else:
-        print_report(model, report, tokenizer)
+        print_report(f"{model}, with tuned kernels," if tuned else model, report, tokenizer)
     if not report.passed:
         raise typer.Exit(130 if report.interrupted and not report.faults else 1)
 

@@ -57,6 +57,7 @@ def load(
     *,
     lazy: bool = False,
     adapter_path: str | Path | None = None,
+    tune: bool = True,
 ) -> tuple[Any, Any]:
     """Load a dual-view model and its tokenizer.
 
@@ -66,6 +67,7 @@ def load(
         revision: branch, tag or commit of a Hub id.
         lazy: leave weights on disk until they are first used.
         adapter_path: the folder of an adapter for the AR view, as `mlx_lm.lora` writes it.
+        tune: whether kernels that `orthrus-mlx tune` has proven here are used.
 
     Returns:
         (model, tokenizer): an `orthrus_mlx.model.Model` and mlx-lm's `TokenizerWrapper`.
@@ -77,7 +79,7 @@ def load(
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
     if not lazy:
         check_memory(sum(info.nbytes for info in checkpoint.tensors.values()), str(path_or_hf_repo))
-    model = load_model(checkpoint, lazy=lazy)
+    model = load_model(checkpoint, lazy=lazy, tune=tune)
     if adapter is not None:
         apply_adapter(model, adapter)
         model = ready(model, lazy=lazy)
@@ -179,7 +181,7 @@ def inspect(folder: Path) -> Checkpoint:
         return check(folder, read_headers(weight_files(folder)))
 
 
-def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
+def load_model(checkpoint: Checkpoint, *, lazy: bool = False, tune: bool = True) -> Any:
     """Build the model of a checked checkpoint and read its weights."""
     from ..model import Model
 
@@ -202,7 +204,7 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False) -> Any:
     del weights, content  # or `ready` could keep every weight in memory twice
     # After every change of parameters: measurements are looked up by it.
     model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
-    model.folder = checkpoint.folder
+    model.folder, model.tune = checkpoint.folder, tune
     return ready(model, lazy=lazy)
 
 
@@ -212,11 +214,11 @@ def ready(model: Any, *, lazy: bool = False) -> Any:
     Call it on every model that is built, and again after its weights or modules are replaced (cast,
     quantized).
     """
-    from ..cuda import accelerate
+    from .. import cuda, metal
 
     if not lazy:
         mx.eval(model.parameters())
-    return accelerate(model)
+    return metal.accelerate(cuda.accelerate(model))
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -16,6 +16,7 @@ def plain_qwen3(model: Any) -> Any:
     """
     from mlx_lm.models import qwen3
 
+    from ..metal.modules import as_stock
     from ..model import own_random_state
 
     config = model.config
@@ -38,7 +39,7 @@ def plain_qwen3(model: Any) -> Any:
         plain: Any = qwen3.Model(args)
     ours = dict(model.named_modules())
     leaves: Any = tree_flatten(plain.leaf_modules(), is_leaf=nn.Module.is_module)
-    shared = [(name, ours[name]) for name, module in leaves if "weight" in module]
+    shared = [(name, as_stock(ours[name])) for name, module in leaves if "weight" in module]
     plain.update_modules(tree_unflatten(shared))
     plain.eval()
     return plain

@@ -38,7 +38,7 @@ def load(kind: str, key: Any, decode: Callable[[Any], T]) -> T | None:
         key: what the result depends on; JSON values.
         decode: makes the result of what was encoded. It may raise what the wrong value causes.
     """
-    file = _file(kind, key)
+    file = place(kind, key)
     content, found = _known.get(file, (b"", None))
     try:
         stored = read_bytes(file, OrthrusError, MEASURED_BYTES)
@@ -58,7 +58,7 @@ def load(kind: str, key: Any, decode: Callable[[Any], T]) -> T | None:
 
 def store(kind: str, key: Any, result: T, encode: Callable[[T], dict[str, Any]]) -> None:
     """Keep a result for `load`, at least in this process; `encode` makes a JSON object of it."""
-    file = _file(kind, key)
+    file = place(kind, key)
     raw = json.loads(json.dumps(encode(result)))
     content = json.dumps({**raw, DIGEST: _digest(raw)}).encode()
     _known[file] = content, result
@@ -77,7 +77,8 @@ def _digest(raw: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
 
 
-def _file(kind: str, key: Any) -> Path:
+def place(kind: str, key: Any) -> Path:
+    """The file that a result is kept in."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return cache_folder() / f"{kind}-{name}.json"
 
@@ -90,10 +91,18 @@ def cache_folder() -> Path:
 
 
 def device_key(model: Any) -> dict[str, Any]:
-    """Everything that decides which kernels run: shapes, packing, device, system, mlx version.
+    """Everything that decides which kernels run: `stock_key`, and those of ours that are in use.
 
     A `Checkpoint` has the key of the model that is loaded from it; see `fingerprint_of`.
     """
+    from ..metal import in_use  # which looks up a verdict here
+
+    kernels = in_use(model)
+    return stock_key(model) | ({"kernels": kernels} if kernels else {})
+
+
+def stock_key(model: Any) -> dict[str, Any]:
+    """What decides which of MLX's kernels run: shapes, packing, device, system, mlx version."""
     return {
         "format": FORMAT,
         "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],

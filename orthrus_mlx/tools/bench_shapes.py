@@ -78,7 +78,7 @@ class ShapesReport:
         return {"mlx": version("mlx"), "device": str(mx.default_device()), **asdict(self)}
 
 
-def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
+def build(shape: str, bits: int | None = None, seed: int = 0, tune: bool = True) -> Any:
     """A model of one of `SHAPES` with random weights, in bf16 or packed to `bits`."""
     from ..model import Model
 
@@ -112,6 +112,7 @@ def build(shape: str, bits: int | None = None, seed: int = 0) -> Any:
     if bits:
         nn.quantize(model, bits=bits)
     model.eval()
+    model.tune = tune
     return ready(model)
 
 
