@@ -17,7 +17,19 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import bench, cache_prompt, chat, convert, generate, habits, info, models, train, verify
+from . import (
+    bench,
+    cache_prompt,
+    chat,
+    convert,
+    generate,
+    habits,
+    info,
+    models,
+    report,
+    train,
+    verify,
+)
 
 
 class _Commands(TyperGroup):
@@ -126,5 +138,6 @@ app.command("list", epilog=models.LIST_EXAMPLES)(models.list_models)
 app.command("rm", epilog=models.REMOVE_EXAMPLES)(models.remove_models)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(epilog=report.EXAMPLES)(report.report)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)
