@@ -2,9 +2,9 @@
 
     python .github/scripts/mac_wheels.py [--macos 14] [--python 3.11,3.12,3.13,3.14]
 
-Nothing is installed. pip picks wheels by its `--platform` and `--python-version`, but reads markers
-such as `sys_platform == 'darwin'` for the machine that it runs on; so it is told of the other one. A
-core set without `mlx-metal`, which MLX asks for on Macs alone, would show that this failed.
+Nothing is installed. pip picks wheels by its `--platform` and `--python-version`, but reads
+markers such as `sys_platform == 'darwin'` for the machine that it runs on; so it is told of the
+other one. A set without `mlx-metal`, which MLX asks for on Macs alone, would show that this failed.
 
 Exit code 0: all sets resolve to wheels. 1: some do not; the lines say which, and why.
 """

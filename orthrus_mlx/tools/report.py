@@ -184,9 +184,10 @@ def public_name(name: str) -> str:
 
 def without_paths(text: str, folder: Path | None) -> str:
     """Text that names neither the model's folder nor the user's home."""
-    for path, instead in ((folder, "MODEL"), (Path.home(), "~"), (Path.cwd(), ".")):
-        if path is not None and len(str(path)) > 1:
-            text = text.replace(str(path), instead)
+    for path, instead in ((folder, "MODEL"), (Path.cwd(), "."), (Path.home(), "~")):
+        for name in (path, path and path.resolve()):  # /var is a link on macOS
+            if name is not None and len(name.parts) > 1:
+                text = text.replace(str(name), instead)
     return text
 
 
