@@ -37,9 +37,7 @@ PREDICTION_BYTES = 4 * MIB  # more than any context holds
 LINE_BYTES = 64 * MIB  # of prompts or training data, whose files may be of any size
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-APPLE_DOUBLE = (
-    b"\x00\x05\x16\x07"  # begins `._NAME`, where macOS keeps what exFAT and others cannot
-)
+APPLE_DOUBLE = b"\x00\x05\x16\x07"  # begins `._NAME`: what macOS keeps where a disk cannot
 
 
 def open_file(
