@@ -8,6 +8,7 @@ backend and version, and a limit on wired memory exists on Metal alone. No calle
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +17,17 @@ from typing import Any
 import mlx.core as mx
 
 METAL, CUDA, CPU = "Metal", "CUDA", "CPU"
+DEVICE = "ORTHRUS_MLX_DEVICE"  # an environment variable; "cpu" leaves the GPU alone
 
 # By what they tell, the keys of `device_info`, older ones last.
 MEMORY = ("memory_size", "total_memory")
 RECOMMENDED = ("max_recommended_working_set_size",)
+
+
+def choose_device() -> None:
+    """Compute on the CPU where the environment asks for it, as where a GPU cannot be trusted."""
+    if os.environ.get(DEVICE, "").lower() == "cpu":
+        mx.set_default_device(mx.cpu)
 
 
 def backend() -> str:
@@ -84,3 +92,6 @@ def wired() -> Iterator[None]:
         if before is not None:
             mx.synchronize()
             mx.set_wired_limit(before)
+
+
+choose_device()  # here, as all that computes imports this

@@ -226,7 +226,7 @@ def markdown(report: dict[str, Any], sections: Sequence[Section] = SECTIONS) -> 
         "System": f"{device['system']}, Python {device['python']}",
         "Versions": ", ".join(f"{name} {number}" for name, number in report["versions"].items()),
         "Model": f"{model['parameters'] / 1e6:,.0f} million parameters in "
-        f"{model['weight_bytes'] / 1e9:.2f} GB, mostly {model['stored_as']}; {model['layers']} "
+        f"{model['weight_bytes'] / 1e6:,.0f} MB, mostly {model['stored_as']}; {model['layers']} "
         f"layers of {model['hidden_size']}, blocks of {model['block_size']} rows",
         "Measured": f"{report['date']}, in {sum(report['seconds'].values()):.0f} s",
     }

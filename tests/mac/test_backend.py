@@ -123,3 +123,15 @@ def test_a_device_that_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.device_info() == {}
     assert backend.device_name() == "arm64"
     assert backend.memory_bytes() == 0
+
+
+def test_the_environment_can_ask_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Any] = []
+    fake = FakeMlx(metal=there(True), set_default_device=chosen.append, cpu="the CPU")
+    on(monkeypatch, fake)
+    monkeypatch.delenv(backend.DEVICE, raising=False)
+    backend.choose_device()
+    assert chosen == []
+    monkeypatch.setenv(backend.DEVICE, "cpu")
+    backend.choose_device()
+    assert chosen == ["the CPU"]
