@@ -83,9 +83,12 @@ def report(
     raw = found.to_dict()
     if json_file is not None:
         logic.save(raw, json_file)
-        note(notes, f"Wrote {json_file}. As results/{logic.file_name(raw)} it is a row of results.")
+        note(notes, f"Wrote {json_file}.")
     print_report(raw)
-    note(notes, "Please post it: as an issue, by the template `Report from a machine`.")
+    if not found.interrupted:
+        note(notes, "Please post it: as an issue, by the template `Report from a machine`.")
+        if json_file is not None:
+            note(notes, f"{json_file} is a row of results, as results/{logic.file_name(raw)}.")
     if not found.passed:
         raise typer.Exit(130 if found.interrupted and not found.failed else 1)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .prompts import Prompt, bundled
 from .report_sections import SECTIONS, Section, Subject
 
 FORMAT = 1  # of the JSON file
-PACKAGES = ("orthrus-mlx", "mlx", "mlx-lm", "transformers")
+PACKAGES = ("mlx", "mlx-lm", "transformers")
 
 Progress = Callable[[str], AbstractContextManager[Callable[[int, int], None]]]
 
@@ -165,20 +165,16 @@ def about_device() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the packages that matter here."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a copy that was never installed
-            found[package] = "unknown"
-    return found
+    from .. import __version__
+
+    return {"orthrus-mlx": __version__} | {package: version(package) for package in PACKAGES}
 
 
 def public_name(name: str) -> str:
     """The name of a model without the folders that it lies in."""
     found = DEMO if name == DEMO else locate(name)
     if isinstance(found, Path):
-        return found.absolute().name
+        return Path(os.path.normpath(found.absolute())).name  # links keep their name
     return found if isinstance(found, str) else found.repo_id
 
 

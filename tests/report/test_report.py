@@ -90,6 +90,7 @@ def test_a_section_that_was_interrupted_is_the_last_one() -> None:
 def test_the_name_of_a_model_is_public(tmp_path: Path) -> None:
     (tmp_path / "my model").mkdir()
     assert logic.public_name(str(tmp_path / "my model")) == "my model"
+    assert logic.public_name(str(tmp_path / "my model" / ".." / "my model")) == "my model"
     assert logic.public_name("demo") == "demo"
     assert logic.public_name("owner/name") == "owner/name"
 
@@ -142,6 +143,8 @@ def test_what_is_posted(quick: Any, tmp_path: Path) -> None:
     assert raw["passed"]
     assert raw["sections"].keys() == {section.name for section in report_sections.SECTIONS}
     assert logic.markdown(raw) == result.stdout
+    assert raw["versions"]["orthrus-mlx"] == orthrus_mlx.__version__
+    assert "Please post it" in result.stderr
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
     for text in (result.stdout, file.read_text()):
         assert f"{Path.home()}/" not in text
@@ -175,6 +178,7 @@ def test_ctrl_c_in_the_benchmark(
     assert "Interrupted: this is what was measured by then." in result.stdout
     assert "LOSSLESS" in result.stdout
     assert json.loads(file.read_text())["interrupted"]
+    assert "Please post it" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["", "absent/mine.json", "/dev/null"])
