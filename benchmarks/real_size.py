@@ -40,6 +40,7 @@ SHAPES = {
 }
 HEAD_DIM, VOCABULARY, BLOCK, MASK = 128, 151936, 32, 151669
 SHARD = 4 << 30  # bytes of weights in a file, about
+FORMATS = {"bf16": [], "4-bit": ["-q"], "8-bit": ["-q", "--q-bits", "8"]}
 COMMAND = [sys.executable, "-m", "orthrus_mlx.cli"]
 
 
@@ -183,34 +184,35 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the real number, to try this out")
     parser.add_argument("--tokens", type=int, default=8, help="in each answer")
     parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json")
-    parser.add_argument("--keep", type=Path, help="write into this folder, and leave all there")
+    parser.add_argument("--formats", default="bf16,4-bit", help="what to convert it to")
+    parser.add_argument("--keep", type=Path, help="a folder for the checkpoint, used again later")
     args = parser.parse_args()
     work = args.keep or Path(tempfile.mkdtemp(prefix="real-size-"))
     try:
         source = work / "source"
-        source.mkdir(parents=True)
-        given, start = config(args.shape, args.layers), time.perf_counter()
-        (source / "config.json").write_text(json.dumps(given, indent=2))
-        write_tokenizer(source, args.tokenizer)
-        count, total = write_weights(source, given)
-        took = time.perf_counter() - start
-        print(f"{args.shape}: {count} tensors, {total / 1e9:.2f} GB, written in {took:.0f} s")
-        run_steps(work, str(args.tokens))
+        if not (source / "config.json").exists():
+            source.mkdir(parents=True)
+            given, start = config(args.shape, args.layers), time.perf_counter()
+            write_tokenizer(source, args.tokenizer)
+            count, total = write_weights(source, given)
+            (source / "config.json").write_text(json.dumps(given, indent=2))
+            took = time.perf_counter() - start
+            print(f"{args.shape}: {count} tensors, {total / 1e9:.2f} GB, written in {took:.0f} s")
+        run_steps(work, str(args.tokens), args.formats.split(","))
     finally:
         if args.keep is None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def run_steps(work: Path, tokens: str) -> None:
+def run_steps(work: Path, tokens: str, formats: list[str]) -> None:
     """All that a user does with a checkpoint, in our program and in mlx-lm's."""
-    question = "What is the capital of Norway?"
-    ask = ["--no-stdin", "-m", tokens, "--no-calibrate", question]
-    mlx_lm = [sys.executable, "-m", "mlx_lm", "generate", "--max-tokens", tokens]
-    mlx_lm += ["--prompt", question]
+    prompt = ["--ignore-chat-template", "--prompt", "The capital of Norway is"]  # short, for CPUs
+    ask = ["--no-stdin", "-m", tokens, "--no-calibrate", *prompt]
+    mlx_lm = [sys.executable, "-m", "mlx_lm", "generate", "--max-tokens", tokens, *prompt]
     step("info", [*COMMAND, "info", "source"], work)
     step("generate, as it is", [*COMMAND, "generate", "--model", "source", *ask], work)
-    for name, flags in {"bf16": [], "4-bit": ["-q"]}.items():
-        convert = [*COMMAND, "convert", "--hf-path", "source", *flags, "--mlx-path", name]
+    for name in formats:
+        convert = [*COMMAND, "convert", "--hf-path", "source", *FORMATS[name], "--mlx-path", name]
         step(f"convert, {name}", convert, work)
         step(f"info, {name}", [*COMMAND, "info", name], work)
         for mode in (["ar"], ["parallel", "--block-size", "4"]):
