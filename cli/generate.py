@@ -1,19 +1,14 @@
 """`orthrus-mlx generate`: one prompt in, one answer out."""
 
-import os
-import sys
-from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from . import habits, options, penalties, structured
+from . import answer, answer_file, habits, options, penalties, structured
 from .cache_prompt import open_cached
+from .message import encode_message, read_message
 from .options import examples
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXAMPLES = examples(
     'orthrus-mlx generate "Write a haiku about the sea"',
@@ -206,7 +201,7 @@ def generate(
         ):
             if given is not None:
                 raise typer.BadParameter("cannot be combined with --prompts", param_hint=flag)
-    message = "" if prompts is not None else _read_prompt(text, prompt, no_stdin)
+    message = "" if prompts is not None else read_message(text, prompt, no_stdin)
 
     cached: Any = None
     if prompt_cache_file is not None:
@@ -248,9 +243,7 @@ def generate(
         "quantized_kv_start": quantized_kv_start,
     }
     if prompts is not None and output is not None:
-        from .answer_file import run
-
-        run(
+        answer_file.run(
             lm,
             tokenizer,
             prompts,
@@ -266,7 +259,11 @@ def generate(
             quiet=not verbose,
         )
         return
-    ids, sent = _encode(
+    from orthrus_mlx.chat.prompt import encode_start
+
+    # How the answer begins, where a constraint or a prediction has to be told.
+    start = prefill_response if asked is not None or predicted is not None else None
+    ids, sent = encode_message(
         tokenizer,
         message,
         system_prompt,
@@ -274,91 +271,27 @@ def generate(
         think,
         prefill_response,
         cached=cached is not None,
-        apart=prefill_response is not None and (asked is not None or predicted is not None),
+        apart=start is not None,
         raw=ignore_chat_template or (cached is not None and cached.raw),
         quiet=not verbose,
     )
-    more: dict[str, Any] = {}
-    if cached is not None:
-        more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
-    from orthrus_mlx.chat.prompt import encode_start
-    from orthrus_mlx.generate import stream_generate
-
-    from .console import note, stderr_console
-    from .progress import prefill_bar, probe_bar
-    from .stats import BY_FLAG, cut_line, generation_lines, no_drafts_line
-    from .terminal import no_echo
-    from .thinking import think_tags
-
-    notes = stderr_console()
-    progress = stderr_console(quiet=not verbose)
-    written = []
-    if prefill_response is not None and (asked is not None or predicted is not None):
-        written = encode_start(tokenizer, sent, prefill_response)
+    more: dict[str, Any] = {
+        "written": [] if start is None else encode_start(tokenizer, sent, start)
+    }
     if asked is not None:
         more["constraint"] = asked.constraint
-    aside = None if show_thinking else progress
-    printer = _Printer(aside, sent, think_tags(tokenizer))
-    with (
-        _Interrupt() as interrupt,
-        no_echo(),
-        prefill_bar(progress) as reading,
-        probe_bar(progress) as probing,
-    ):
-        with structured.building(progress) if asked else nullcontext():
-            answer = stream_generate(
-                lm,
-                tokenizer,
-                ids,
-                prompt_progress_callback=reading,
-                probe_progress_callback=probing,
-                written=written,
-                **common,
-                **more,
-            )
-        printer.print(answer)
-    last = printer.last
-    if verbose and last is not None:
-        for line in generation_lines(last, sampled=temp > 0):
-            note(notes, line)
-        if why := no_drafts_line(last, mode.value, BY_FLAG):
-            note(notes, why)
-    noun = asked.noun if asked else ""
-    cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks, noun=noun)
-    if verbose and cut is not None:
-        note(notes, cut)
-    if interrupt.noted:
-        raise KeyboardInterrupt
-
-
-def _read_prompt(text: str | None, prompt: str | None, no_stdin: bool) -> str:
-    """Find the message: what standard input brings, then the argument or the option."""
-    from orthrus_mlx.errors import PromptError
-
-    if text is not None and prompt is not None:
-        raise typer.BadParameter("give the prompt once: as an argument or with --prompt/-p")
-    # mlx-lm's --prompt takes these two escapes; an argument is taken as it is.
-    given = prompt.replace("\\n", "\n").replace("\\t", "\t") if prompt is not None else text
-    if given == "-" and no_stdin:
-        raise typer.BadParameter(
-            "'-' asks for the standard input that --no-stdin leaves out", param_hint="--no-stdin"
-        )
-    # The ranks that mlx.launch starts have pipes that nobody writes to.
-    piped = not (no_stdin or "MLX_RANK" in os.environ or sys.stdin is None or sys.stdin.isatty())
-    if given is None and not piped:
-        raise typer.BadParameter(
-            "no prompt: give one as an argument, with --prompt/-p or on standard input"
-        )
-    message = given or ""
-    if piped or given == "-":
-        from .console import read_stdin
-
-        message = read_stdin("" if given in (None, "-") else "--no-stdin does without it")
-        if given not in (None, "-"):
-            message = f"{message.rstrip()}\n\n{given}" if message.strip() else f"{given}"
-    if not message.strip():
-        raise PromptError("The prompt is empty: there is nothing to answer.")
-    return message
+    if cached is not None:
+        more |= {"prompt_cache": cached.layers, "cached_ids": cached.ids or ()}
+    answer.run(
+        lm,
+        tokenizer,
+        ids,
+        sent,
+        common | more,
+        asked=asked,
+        show_thinking=show_thinking,
+        quiet=not verbose,
+    )
 
 
 def _add_eos_token(tokenizer: Any, token: str) -> None:
@@ -366,84 +299,3 @@ def _add_eos_token(tokenizer: Any, token: str) -> None:
         tokenizer.add_eos_token(token)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--extra-eos-token") from None
-
-
-def _encode(
-    tokenizer: Any,
-    message: str,
-    system_prompt: str | None,
-    template_config: dict[str, Any],
-    think: bool | None,
-    prefill: str | None,
-    *,
-    cached: bool,
-    apart: bool,
-    raw: bool,
-    quiet: bool,
-) -> tuple[list[int], str]:
-    """Turn the message into ids and text, through the chat template if there is one."""
-    from orthrus_mlx.chat.prompt import encode_chat, encode_text
-    from orthrus_mlx.session import has_thinking_switch, thinking_config
-    from orthrus_mlx.tools.prompt_cache import continue_chat
-
-    from .console import note, stderr_console
-    from .thinking import NO_SWITCH
-
-    # Without a template a lone message can still be sent raw; a system prompt cannot.
-    parts = system_prompt is not None or prefill is not None
-    if not raw and (tokenizer.has_chat_template or parts):
-        if cached:
-            return continue_chat(tokenizer, message, template_config, prefill, apart)
-        messages = [{"role": "user", "content": message}]
-        if system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": system_prompt})
-        if think is not None and not quiet and not has_thinking_switch(tokenizer, template_config):
-            note(stderr_console(), NO_SWITCH)
-        if prefill is not None:
-            messages.append({"role": "assistant", "content": prefill})
-        unfinished = prefill is not None
-        config = {**template_config, **thinking_config(think)}
-        return encode_chat(tokenizer, messages, config, unfinished=unfinished, apart=apart)
-    if not raw and not quiet:
-        note(stderr_console(), "This tokenizer has no chat template: the prompt is sent as it is.")
-    # What is cached has the special token that a text begins with.
-    return encode_text(tokenizer, message, add_special_tokens=not cached), message
-
-
-class _Interrupt:
-    """Notes a Ctrl-C that ends its block, which can then be told after the figures."""
-
-    noted = False
-
-    def __enter__(self) -> "_Interrupt":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self.noted = kind is KeyboardInterrupt
-        return self.noted
-
-
-class _Printer:
-    """Streams the answer to stdout, ending with one line break, and its thinking aside."""
-
-    def __init__(self, aside: "Console | None", prompt: str, tags: tuple[str, str]) -> None:
-        from .render import PlainScreen
-        from .thinking import Answer
-
-        self.last: Any = None  # the last response
-        self._screen = PlainScreen(sys.stdout, aside)
-        self._answer = Answer(self._screen.write, prompt, tags)
-
-    @property
-    def thinks(self) -> bool:
-        """Whether the model was still thinking when the answer ended."""
-        return self.last is not None and self._answer.thinks
-
-    def print(self, responses: Any) -> None:
-        """Print all that comes; what was held back too, if it is interrupted."""
-        with self._screen, closing(responses):
-            try:
-                for self.last in responses:
-                    self._answer.feed(self.last.text)
-            finally:
-                self._answer.finish()

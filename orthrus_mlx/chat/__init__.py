@@ -1,1 +1,1 @@
-"""From messages to ids: chat templates within bounds, markup as text, prompts kept on disk."""
+"""Text at both ends: messages to ids, within bounds and markup as text; ids to responses."""

@@ -1,4 +1,4 @@
-"""The KV cache of one sequence: check it, roll it back, or prepare a pass on it while one runs."""
+"""The KV cache of one sequence: roll it back, or prepare a pass on it while one runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from ..errors import GenerationError
 from ..rows import Cache
 
 KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
@@ -46,28 +45,6 @@ class KVQuantization(NamedTuple):
         ]
 
 
-def check_quantization(bits: int, group_size: int, head_dim: int) -> None:
-    """Refuse a quantized KV cache that this device cannot attend over, as MLX's CUDA backend.
-
-    Raises:
-        GenerationError: naming the bits.
-    """
-    if head_dim % group_size:
-        raise GenerationError(
-            f"kv_group_size is {group_size}, which does not divide this model's head_dim of "
-            f"{head_dim}."
-        )
-    row = mx.ones((1, 1, 1, head_dim))
-    try:
-        held = mx.quantize(mx.ones((1, 1, 8, head_dim)), group_size, bits)
-        mx.eval(mx.quantized_matmul(row, *held, group_size=group_size, bits=bits))
-    except RuntimeError as error:
-        raise GenerationError(
-            f"MLX cannot attend over a KV cache of {bits} bits on {mx.default_device()}: leave "
-            f"kv_bits out. ({error})"
-        ) from error
-
-
 def trim(cache: Cache, length: int) -> None:
     """Roll every layer back to its first `length` tokens."""
     for layer in cache:
@@ -87,90 +64,6 @@ def settle(cache: Cache, length: int) -> None:
         if len(sizes) > 1:
             both, length = (layer.keys, layer.values), min(sizes)
             layer.keys, layer.values = tree_map(lambda a, n=length: a[:, :, :n], both)
-
-
-def check(cache: Cache, own: Cache, n_kv_heads: int, head_dim: int) -> None:
-    """Refuse a cache that a model cannot continue, or that cannot be rolled back.
-
-    Args:
-        cache: one layer's cache for each of the model's layers.
-        own: a fresh one of the model's own.
-        n_kv_heads: the model's key and value heads.
-        head_dim: values of each.
-
-    Raises:
-        GenerationError: naming the layer, and what to pass.
-    """
-    from mlx_lm.models.cache import KVCache, QuantizedKVCache
-
-    advice = "Make one with `model.make_cache()`."
-    if not isinstance(cache, list):
-        raise GenerationError(
-            f"The prompt cache is a {type(cache).__name__}; expected a list. {advice}"
-        )
-    if len(cache) != len(own):
-        raise GenerationError(
-            f"The prompt cache has {len(cache)} layers, and this model {len(own)}: it was made for "
-            f"another model. {advice}"
-        )
-    for i, layer in enumerate(cache):
-        name = type(layer).__name__
-        if type(layer) not in (type(own[0]), KVCache, QuantizedKVCache):
-            fault = (
-                f"is a {name}; drafts need a KVCache or QuantizedKVCache, which can be rolled back"
-            )
-        elif type(layer) is not type(cache[0]):
-            fault = f"is a {name}, and layer 0 a {type(cache[0]).__name__}"
-        elif any(layer is other for other in cache[:i]):
-            fault = "is the same object as an earlier layer's"
-        elif not isinstance(layer.offset, int) or layer.offset < 0:
-            fault = f"has an offset of {layer.offset!r}"
-        elif layer.offset != cache[0].offset:
-            fault = f"holds {layer.offset} tokens, and layer 0 {cache[0].offset}"
-        else:
-            fault = _shape_fault(layer, n_kv_heads, head_dim)
-        if fault:
-            raise GenerationError(f"Layer {i} of the prompt cache {fault}. {advice}")
-
-
-def _shape_fault(layer: Any, n_kv_heads: int, head_dim: int) -> str:
-    """What is wrong with a layer's arrays; empty if nothing is."""
-    from mlx_lm.models.cache import KVCache, QuantizedKVCache
-
-    if not isinstance(layer, KVCache | QuantizedKVCache):
-        return ""
-    if isinstance(layer, QuantizedKVCache) and (
-        layer.bits not in KV_BITS
-        or layer.group_size not in KV_GROUP_SIZES
-        or head_dim % layer.group_size
-    ):
-        return f"has {layer.bits!r} bits and groups of {layer.group_size!r}, which cannot be used"
-    for which in ("keys", "values"):
-        held: Any = getattr(layer, which)
-        if held is None and not layer.offset:
-            continue
-        if held is None:
-            return f"has no {which}"
-        widths = [head_dim]
-        if isinstance(layer, QuantizedKVCache):
-            groups = head_dim // layer.group_size
-            widths = [head_dim * layer.bits // 32, groups, groups]
-        parts = [held] if isinstance(layer, KVCache) else held
-        if not isinstance(parts, list | tuple) or len(parts) != len(widths):
-            return f"has {which} of another kind"
-        for part, width in zip(parts, widths, strict=True):
-            if not isinstance(part, mx.array):
-                return f"has no {which}"
-            if width == head_dim and not mx.issubdtype(part.dtype, mx.floating):
-                return f"has {which} of {part.dtype}"
-            wanted = (1, n_kv_heads, "N", width)
-            fits = part.ndim == 4 and part.shape[2] >= layer.offset
-            if not fits or part.shape[:2] != wanted[:2] or part.shape[3] != width:
-                return (
-                    f"has {which} of shape {part.shape}, and this model {wanted} with N of "
-                    f"{layer.offset} or more"
-                )
-    return ""
 
 
 class Fork:

@@ -13,7 +13,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from mlx_lm.generate import GenerationResponse as MlxLmResponse
 
-from orthrus_mlx import DecodeStats, GenerationResponse, generate, mlx_generate, stream_generate
+from orthrus_mlx import DecodeStats, GenerationResponse, mlx_generate, stream_generate
+from orthrus_mlx.chat import requests
 from tests.lossless.fake_model import FakeModel
 from tests.lossless.scenarios import WAYS
 
@@ -161,7 +162,7 @@ def test_a_response_has_every_field_of_mlx_lms_and_ours() -> None:
 def test_the_speed_counts_from_the_prompt_on(tokenizer: Any, monkeypatch: Any) -> None:
     """Also where all that was written came with the first token."""
     now = [0.0]
-    monkeypatch.setattr(generate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(requests, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(Writer):
         def forward(self, rows: Any) -> Any:
@@ -179,7 +180,7 @@ def test_prompt_speed_is_that_of_the_prompt_alone(
 ) -> None:
     """Reading takes a second, and the first cycle ten."""
     now = [0.0]
-    monkeypatch.setattr(generate, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(requests, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     model = FakeModel(vocab_size=40, layers=1)
     forward = model.forward
 

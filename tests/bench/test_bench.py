@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from orthrus_mlx import OrthrusError, load
 from orthrus_mlx.cli.app import app
-from orthrus_mlx.cli.bench import histogram
+from orthrus_mlx.cli.bench_tables import histogram
 from orthrus_mlx.tools import bench as bench_module
 from orthrus_mlx.tools import bench_shapes
 from orthrus_mlx.tools.bench import Options, Report, Run, Spread, _Clock, bench
