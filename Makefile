@@ -22,9 +22,10 @@ test-all: .venv/tested
 fuzz: .venv/tested
 	$(BIN)/python -m pytest -n 2 --dist worksteal --hypothesis-profile fuzz tests/lossless tests/errors tests/schedule tests/api
 
-# The help of every command, into docs/cli.md.
+# The help of every command into docs/cli.md, the reports in results/ into docs/results.md.
 docs: .venv/installed
 	$(BIN)/python docs/make_cli.py
+	$(BIN)/python docs/make_results.py
 
 # 1,200 damaged copies of the demo: each loads or is refused in plain words, within time and memory.
 fuzz-checkpoints: .venv/installed

@@ -123,12 +123,12 @@ def describe_device() -> dict[str, Any]:
 
     import mlx.core as mx
 
-    device = mx.default_device()
-    info = mx.device_info(device) if hasattr(mx, "device_info") else {}
+    from orthrus_mlx.device import backend
+
     return {
-        "device": str(device),
-        "name": info.get("device_name", platform.processor()),
-        "backend": "CUDA" if has_cuda(mx) else "Metal" if mx.metal.is_available() else "CPU",
+        "device": str(mx.default_device()),
+        "name": backend.device_name(),
+        "backend": backend.backend(),
         "mlx": mx.__version__,
         "system": platform.platform(),
         "python": platform.python_version(),

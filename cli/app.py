@@ -26,6 +26,7 @@ from . import (
     habits,
     info,
     models,
+    report,
     serve,
     train,
     tune,
@@ -141,5 +142,6 @@ app.command("rm", epilog=models.REMOVE_EXAMPLES)(models.remove_models)
 app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=tune.EXAMPLES)(tune.tune)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(epilog=report.EXAMPLES)(report.report)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=train.EXAMPLES)(train.train)

@@ -108,6 +108,7 @@ def _weights(model: Any) -> str | None:
     changed = origin is not None and of_parameters(model) != origin.loaded  # since, by an adapter
     if folder is None or changed:
         return None
-    files = [(str(file.resolve()), file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    paths = sorted(folder.glob("[!.]*.safetensors"))  # not `._NAME`, which macOS writes
+    files = [(str(file.resolve()), file.stat()) for file in paths]
     states = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]
     return hashlib.sha256(repr(states).encode()).hexdigest()

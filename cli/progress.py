@@ -106,4 +106,7 @@ def prefill_bar(console: Console, check: Callable[[], None] = lambda: None) -> B
 
 def probe_bar(console: Console, check: Callable[[], None] = lambda: None) -> Bar:
     """Make the bar of what is measured once on each device: the probe, and calibration."""
-    return Bar(console, "Measuring this device", check)
+    from orthrus_mlx.device import backend
+
+    compiles = backend.backend() == backend.METAL
+    return Bar(console, "Measuring this device" + ", compiling kernels" * compiles, check)

@@ -19,8 +19,9 @@ from .decoding.row_budget import RowBudget
 from .decoding.scheduler import Adaptive
 from .decoding.sequence import Progress, Request
 from .decoding.stats import DecodeStats
+from .device.backend import wired
 from .device.calibrate_batch import batch_costs
-from .device.memory import memory_for_caches, wired
+from .device.memory import memory_for_caches
 from .device.probe import cached_probe
 from .device.probe_batch import batch_row_counts
 from .errors import GenerationError, NumericsError

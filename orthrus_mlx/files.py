@@ -37,6 +37,7 @@ PREDICTION_BYTES = 4 * MIB  # more than any context holds
 LINE_BYTES = 64 * MIB  # of prompts or training data, whose files may be of any size
 
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+APPLE_DOUBLE = b"\x00\x05\x16\x07"  # begins `._NAME`: what macOS keeps where a disk cannot
 
 
 def open_file(
@@ -161,6 +162,11 @@ def decoded(content: bytes, where: str, error: type[OrthrusError]) -> str:
     """
     if content.startswith(UTF16_MARKS):
         raise error(f"{where} is UTF-16 text; save it as UTF-8.")
+    if content.startswith(APPLE_DOUBLE):
+        raise error(
+            f"{where} is no text: macOS put it beside another file, for what that disk cannot "
+            "store. Remove it, or run `dot_clean` on its folder."
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as e:

@@ -31,9 +31,9 @@ from .decoding.plan import RowCounts
 from .decoding.scheduler import Evidence, Scheduler, make_scheduler
 from .decoding.sequence import Decoded, Drafter, Request
 from .decoding.stats import DecodeStats
+from .device.backend import wired
 from .device.calibrate import device_costs
 from .device.learnt import Learnt
-from .device.memory import wired
 from .device.probe import cached_probe, stored_probe
 from .errors import GenerationError
 

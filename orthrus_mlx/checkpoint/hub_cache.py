@@ -252,7 +252,7 @@ def is_complete(folder: Path) -> bool:
 def _broken_model(folder: Path) -> CachedModel:
     snapshots = tuple(
         CachedSnapshot(path.name, path, (), _size(path, links=True), is_complete(path))
-        for path in sorted(folder.glob("snapshots/*"))
+        for path in sorted(filter(Path.is_dir, folder.glob("snapshots/*")))  # no .DS_Store
     )
     return CachedModel(
         _repo_id(folder), folder, _size(folder), 0.0, snapshots, _has_view(snapshots)

@@ -145,9 +145,13 @@ def _size(count: int) -> str:
 
 
 def _sync(folder: Path) -> None:
+    """Have the names in a folder on disk, where its file system offers that for folders."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:  # exFAT disks and network shares of macOS
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -157,7 +157,7 @@ class Matcher:
 
     def _likeliest(self, row: np.ndarray) -> list[int]:
         """The likeliest id that may come next; none where nothing may."""
-        best = int(row.argmax())
+        best = int(np.argmax(row))
         if _has(self.allowed(())[0], best):
             return [best]
         ids = self.allowed_ids()

@@ -192,11 +192,18 @@ def calibrate(
 
 
 def device_costs(
-    model: Any, block_size: int, progress: Callable[[int, int], None] | None = None
+    model: Any,
+    block_size: int,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    fresh: bool = False,
 ) -> Costs:
-    """The costs for this model on this device, from disk where they were measured before."""
+    """The costs for this model on this device, from disk where they were measured before.
+
+    `fresh` measures them in any case.
+    """
     key = [device_key(model), METHOD, block_size]
-    found = load("costs", key, _decode)
+    found = None if fresh else load("costs", key, _decode)
     if found is None:
         found = calibrate(model, block_size, progress)
         store("costs", key, found, _encode)

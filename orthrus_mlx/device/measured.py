@@ -16,6 +16,7 @@ import mlx.core as mx
 from ..checkpoint.fingerprint import fingerprint_of
 from ..errors import OrthrusError
 from ..files import MEASURED_BYTES, read_bytes
+from . import backend
 
 # Part of every key. Raise it when the same checkpoint comes to run other kernels.
 FORMAT = 14
@@ -116,7 +117,4 @@ def stock_key(model: Any) -> dict[str, Any]:
 
 def device_name() -> str:
     """The device that MLX computes on, by name."""
-    device = mx.default_device()
-    info: dict[str, Any] = mx.device_info(device) if hasattr(mx, "device_info") else {}
-    name = info.get("device_name") or platform.processor()
-    return f"{name} ({device.type.name})"
+    return f"{backend.device_name()} ({mx.default_device().type.name})"

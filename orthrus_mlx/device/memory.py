@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
 import mlx.core as mx
 
 from ..errors import CheckpointError
+from .backend import memory_bytes, recommended_bytes
 
 CLOSE = 0.9  # of what is recommended: caches and activations come on top (mlx-lm warns there too)
 
@@ -27,13 +25,12 @@ def check_memory(needed: int, name: str) -> None:
     Raises:
         CheckpointError: if the weights alone are larger than all memory.
     """
-    info = device_info()
-    recommended = info.get("max_recommended_working_set_size")
+    recommended = recommended_bytes()
     if not recommended:
         return
     weights = f"The weights of {name} need {needed / 1e9:.1f} GB"
     advice = "Quantize them (orthrus-mlx convert -q), or take a smaller model."
-    total = info.get("memory_size") or 0
+    total = memory_bytes()
     if total and needed > total:
         raise CheckpointError(f"{weights}, and this machine has {total / 1e9:.1f} GB. {advice}")
     if needed > CLOSE * recommended:
@@ -42,37 +39,13 @@ def check_memory(needed: int, name: str) -> None:
         warnings.warn(text, MemoryWarning, stacklevel=3)
 
 
-def device_info() -> Mapping[str, Any]:
-    """What MLX tells of the GPU that it computes on; nothing of a CPU."""
-    if mx.default_device().type != mx.DeviceType.gpu:
-        return {}
-    return mx.device_info()
-
-
-@contextmanager
-def wired() -> Iterator[None]:
-    """Keep as much memory resident as the device recommends, as mlx-lm does while it generates."""
-    from mlx_lm.utils import maybe_set_recommended_wired_limit
-
-    before = maybe_set_recommended_wired_limit()
-    try:
-        yield
-    finally:
-        if before is not None:
-            mx.synchronize()
-            mx.set_wired_limit(before)
-
-
 def memory_for_caches() -> int:
     """Bytes that KV caches may come to, beside what MLX's arrays take now.
 
-    On a GPU `CLOSE` of what the device recommends is used in all, elsewhere half of the machine's
-    memory.
+    On a GPU `CLOSE` of what the device recommends, or has, is used in all; elsewhere half of the
+    machine's memory.
     """
-    limit = CLOSE * device_info().get("max_recommended_working_set_size", 0)
-    if not limit:
-        limit = device_info().get("memory_size") or machine_memory()
-        limit *= CLOSE if device_info() else 0.5
+    limit = CLOSE * (recommended_bytes() or memory_bytes()) or 0.5 * machine_memory()
     return max(0, int(limit) - mx.get_active_memory())
 
 

@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from ..decoding.options import GenerationOptions
 from ..decoding.scheduler import CycleKind
+from ..device.measured import device_name
 from ..errors import GenerationError
 from ..generate import decode_tokens
 
@@ -189,7 +190,7 @@ class Report:
             runs.append(raw)
         return {
             "mlx": version("mlx"),
-            "device": str(mx.default_device()),
+            "device": device_name(),
             "interrupted": self.interrupted,
             "summaries": [asdict(summary) for summary in self.summaries],
             "runs": runs,

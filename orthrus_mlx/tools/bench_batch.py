@@ -19,6 +19,7 @@ from ..decoding.row_budget import RowBudget
 from ..decoding.scheduler import Mode, make_scheduler
 from ..decoding.sequence import Drafter, Request
 from ..decoding.sequence import Sequence as Text
+from ..device.measured import device_name
 from .bench import STOCK, Spread
 from .reference import StockMlxLm
 
@@ -56,7 +57,7 @@ class BatchReport:
         return {
             "mlx": version("mlx"),
             "mlx_lm": version("mlx-lm"),
-            "device": str(mx.default_device()),
+            "device": device_name(),
             **asdict(self),
         }
 

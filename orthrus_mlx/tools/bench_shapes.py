@@ -21,6 +21,7 @@ from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts
 from ..decoding.prefill import prefill as read_prompt
 from ..decoding.sequence import Request
 from ..device.calibrate import time_cycles
+from ..device.measured import device_name
 from ..rows import Rows
 from .bench import STOCK
 from .reference import StockMlxLm
@@ -75,7 +76,7 @@ class ShapesReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
-        return {"mlx": version("mlx"), "device": str(mx.default_device()), **asdict(self)}
+        return {"mlx": version("mlx"), "device": device_name(), **asdict(self)}
 
 
 def build(shape: str, bits: int | None = None, seed: int = 0, tune: bool = True) -> Any:

@@ -15,7 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from ..device.memory import wired
+from ..device.backend import wired
 from ..errors import TrainingError
 from .base import Base, view_names
 from .batches import Batch, Batches

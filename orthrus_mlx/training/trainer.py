@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mlx.utils import tree_flatten
 
 from ..errors import DataError, TrainingError
@@ -98,7 +99,7 @@ def _read(options: TrainOptions, base: Base, split: str, report: Report) -> list
                 f"(--max-seq-length) and are cut; {dropped} of them have no answer left"
             )
         )
-    if any(example.ids.max() >= base.config.vocab_size for example in kept):
+    if any(np.max(example.ids) >= base.config.vocab_size for example in kept):
         raise TrainingError(
             f"The tokenizer of {base.folder} gives ids beyond the model's vocabulary of "
             f"{base.config.vocab_size}."

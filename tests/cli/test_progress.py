@@ -8,6 +8,7 @@ from rich.console import Console
 from orthrus_mlx.cli import progress
 from orthrus_mlx.cli.console import for_terminal
 from orthrus_mlx.cli.progress import prefill_bar, probe_bar
+from orthrus_mlx.device import backend
 
 from .vt import Terminal
 
@@ -56,9 +57,11 @@ def test_the_probe_shows_a_bar_that_goes_away(steps: int) -> None:
     assert terminal.lines() == []
 
 
+@pytest.mark.parametrize(("on", "more"), [("CPU", ""), ("Metal", ", compiling kernels")])
 def test_a_probe_into_a_pipe_says_how_far_it_is_once_it_takes_long(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, on: str, more: str
 ) -> None:
+    monkeypatch.setattr(backend, "backend", lambda: on)
     now = iter([0.0, 0.0, 1.0, 3.0, 4.0, 4.0, 4.0, 5.0])
     monkeypatch.setattr(progress, "monotonic", lambda: next(now))
     file = io.StringIO()
@@ -68,8 +71,8 @@ def test_a_probe_into_a_pipe_says_how_far_it_is_once_it_takes_long(
         bar(1, 10)  # a second thing to measure, from 4 to 5 s
         bar(2, 10)
     assert file.getvalue().splitlines() == [
-        "Measuring this device: 80 %",
-        "Measuring this device: 100 %",
+        f"Measuring this device{more}: 80 %",
+        f"Measuring this device{more}: 100 %",
     ]
 
 

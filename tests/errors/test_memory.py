@@ -7,7 +7,7 @@ import pytest
 
 import orthrus_mlx
 from orthrus_mlx import CheckpointError, load
-from orthrus_mlx.device import memory
+from orthrus_mlx.device import backend, memory
 from tests.cli.test_app import invoke, plain
 
 GB = 10**9
@@ -15,7 +15,8 @@ GB = 10**9
 
 def device(monkeypatch: pytest.MonkeyPatch, recommended: int, total: int) -> None:
     info = {"max_recommended_working_set_size": recommended, "memory_size": total}
-    monkeypatch.setattr(memory, "device_info", lambda: info)
+    monkeypatch.setattr(backend, "device_info", lambda: info)
+    monkeypatch.setattr(backend, "backend", lambda: backend.METAL)
 
 
 @pytest.mark.parametrize(
