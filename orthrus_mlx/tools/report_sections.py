@@ -15,6 +15,7 @@ import mlx.core as mx
 from ..device.calibrate import device_costs
 from ..device.probe import cached_probe
 from ..errors import NumericsError
+from ..metal.verdict import verdict_table
 from ..rows import Rows
 from . import bench as benchmark
 from . import verify as verification
@@ -198,6 +199,28 @@ def _total(verify: float, draft: float | None) -> str:
     return "" if draft is None else f"{verify + draft:.2f}"
 
 
+def measure_tune(subject: Subject, progress: Progress) -> dict[str, Any] | None:
+    """What `orthrus-mlx tune` found before, if it did; nothing is tried here."""
+    found = verdict_table(subject.model)
+    return found if found.get("products") else None
+
+
+def show_tune(found: dict[str, Any]) -> list[str]:
+    """Our kernel's time over MLX's, of each shape, by rows."""
+    rows, shown = [], (1, 2, 4, 8, 16)
+    for product in found["products"]:
+        for kernel, ms in product["ms"].items():
+            ratio = {n: f"{ours / theirs:.2f}" for n, theirs, ours in ms}
+            used = product["used"] and product["used"]["kernel"] == kernel
+            packed = f"{product['bits']} bits" if product["group"] > 1 else product["dtype"]
+            name = (f"{product['outputs']} x {product['dim']}", packed, kernel)
+            said = " ".join(map(str, product["used"]["rows"])) if used else "no"
+            rows.append((*name, *(ratio.get(n, "") for n in shown), said))
+    columns = ("Shape", "Weights", "Kernel", *map(str, shown), "Used for rows")
+    faults = [f"{kernel} is not used: {why}" for kernel, why in found["faults"].items()]
+    return [*table(columns, rows, "lll" + "r" * len(shown) + "l"), *faults]
+
+
 def measure_bench(subject: Subject, progress: Progress) -> dict[str, Any]:
     """Speed by kind of text and mode; see `tools.bench`."""
     prompts = list(zip((p.kind for p in subject.prompts), subject.ids, strict=True))
@@ -271,5 +294,6 @@ SECTIONS = (
     Section("probe", "Row counts that agree bit for bit", measure_probe, show_probe),
     Section("verify", "Answers compared with AR mode", measure_verify, show_verify),
     Section("costs", "What passes cost", measure_costs, show_costs),
+    Section("tune", "Our Metal kernels over MLX's, as tuned before", measure_tune, show_tune),
     Section("bench", "Speed by kind of text", measure_bench, show_bench),
 )

@@ -15,6 +15,7 @@ from orthrus_mlx import metal
 from orthrus_mlx.cli import options
 from orthrus_mlx.metal import kernels, verdict
 from orthrus_mlx.metal import tune as tuner
+from orthrus_mlx.tools.report_sections import Subject, measure_tune, show_tune
 from tests.cli.test_app import invoke, plain
 from tests.helpers import write_checkpoint
 from tests.lossless import row_kernels
@@ -76,6 +77,11 @@ def test_the_table_says_what_is_used_and_what_failed(
         orthrus_mlx.checkpoint.load.inspect(checkpoint), lazy=True
     )
     assert model.kernels
+    found = measure_tune(Subject(model, None, (), 1), lambda done, total: None)
+    assert found is not None
+    lines = show_tune(found)
+    assert any("64 x 128" in line and "0.50" in line for line in lines)
+    assert any(f"{FAULTY} is not used: its process died" in line for line in lines)
     told = json.loads(tuned(checkpoint, "none", monkeypatch, "--json").stdout)
     assert told["state"] == "our kernels" and told["faults"] == {}
     assert {product["used"]["kernel"] for product in told["products"]} == {FAULTY}
