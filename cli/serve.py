@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options
+from . import habits, options
 from .options import examples
 
 EXAMPLES = examples(
@@ -28,7 +28,25 @@ def serve(
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
     tune: options.TuneOption = True,
-    chat_template_config: options.ChatTemplateConfigOption = None,
+    chat_template_config: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-config",
+            "--chat-template-args",
+            metavar="JSON",
+            help="Arguments for the chat template, as a JSON object; a request's own come on top.",
+            show_default=False,
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    use_default_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--use-default-chat-template",
+            help="Where the checkpoint has no chat template, use that of Qwen3's chats (ChatML).",
+            rich_help_panel="Model",
+        ),
+    ] = False,
     think: options.ThinkOption = None,
     host: Annotated[
         str,
@@ -58,6 +76,8 @@ def serve(
     allow_origin: Annotated[
         list[str] | None,
         typer.Option(
+            "--allow-origin",
+            "--allowed-origins",
             metavar="ORIGIN",
             help="A web page's origin, such as http://localhost:3000, that may ask; '*' for all. "
             "May be repeated.",
@@ -68,7 +88,13 @@ def serve(
     concurrency: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=256, help="Answers written at once.", rich_help_panel=_LIMITS
+            "--concurrency",
+            "--decode-concurrency",
+            metavar="N",
+            min=1,
+            max=256,
+            help="Answers written at once.",
+            rich_help_panel=_LIMITS,
         ),
     ] = 8,
     queue: Annotated[
@@ -207,6 +233,8 @@ def serve(
             quiet=not verbose,
             tune=tune,
         )
+        if use_default_chat_template:
+            habits.use_default_chat_template(service.tokenizer)
     except BaseException:
         taken.close()
         raise
@@ -230,7 +258,8 @@ def serve(
     settings = Settings(
         hosts=LOOPBACK if local else (),
         keys=keys,
-        origins=allow_origin or [],
+        # mlx-lm's flag takes several, parted by commas.
+        origins=[origin.strip() for given in allow_origin or () for origin in given.split(",")],
         seconds=timeout,
         log=lambda line: note(lines, line),
     )
