@@ -23,7 +23,7 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", help="A folder, a Hugging Face id, or 'demo'.", show_default=False
+            metavar="MODEL", help="A folder, a Hugging Face id, or 'demo'.", show_default=False
         ),
     ] = options.DEMO,
     revision: options.RevisionOption = None,
@@ -106,8 +106,10 @@ def print_table(model: str, found: dict[str, Any]) -> None:
     if used:
         said = f"OUR KERNELS for {used} of {len(found['products'])} shapes, where they were faster."
         said += f" Now prove decoding with them: orthrus-mlx verify {model}"
-    else:
+    elif found["products"] or found["faults"]:
         said = "MLX'S OWN KERNELS go on: none of ours was both right and faster here."
+    else:
+        said = "MLX'S OWN KERNELS go on: ours compute bf16, fp16, and affine 4 and 8 bits only."
     style = "bold green" if used else "bold yellow"
     console.print(Text(for_terminal(said), style=style), soft_wrap=True)
 
