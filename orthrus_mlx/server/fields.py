@@ -63,17 +63,17 @@ class Fields:
         value: int | float | None = self._typed(field, "a whole number", int, float)
         if value is None:
             return None
-        whole = int(value) if math.isfinite(value) else None
+        whole = int(value) if isinstance(value, int) or math.isfinite(value) else None
         if whole != value or whole < least or (most is not None and whole > most):
             span = f"from {least} to {most}" if most is not None else f"of at least {least}"
-            raise self.refuse(field, f"is {value}; expected a whole number {span}.")
+            raise self.refuse(field, f"is {value!s:.40}; expected a whole number {span}.")
         return whole
 
     def number(self, field: str, least: float, most: float) -> float | None:
         """A number within a range."""
         value: float | None = self._typed(field, "a number", int, float)
         if value is not None and not least <= value <= most:
-            raise self.refuse(field, f"is {value}; expected {least:g} to {most:g}.")
+            raise self.refuse(field, f"is {value!s:.40}; expected {least:g} to {most:g}.")
         return value
 
     def items(self, field: str) -> list[Any] | None:

@@ -18,6 +18,7 @@ SCRIPT = {
     "both": f"Let me look.\n{WEATHER}\n{TIME}",
     "think and call": f"<think>\nI should look.\n</think>\n\n{WEATHER}",
     "long": "word " * 200,
+    "half a name": TIME.replace("now", "\\ud800"),
 }
 
 

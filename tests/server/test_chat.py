@@ -114,3 +114,26 @@ def test_a_call_cut_at_every_token(house: House) -> None:
             assert '{"city": "Rome"}'.startswith(call["function"]["arguments"]) or (
                 call["function"]["arguments"] in ("{", "{}")
             )
+
+
+def test_numbers_of_any_size_are_refused_by_name(house: House) -> None:
+    for field in ("max_tokens", "temperature", "seed", "n", "top_p"):
+        for number in (-(10**400), 10**400) if field != "max_tokens" else (-(10**400),):
+            messages = [{"role": "user", "content": "Hi"}]
+            response = house.post("/v1/chat/completions", {"messages": messages, field: number})
+            assert response.status_code == 400, response.text
+            assert response.json()["error"]["param"] == field
+            assert len(response.json()["error"]["message"]) < 200
+
+
+def test_half_a_character_can_be_said(house: House) -> None:
+    """A client may write it, and so may the model: neither is UTF-8."""
+    tool = {"type": "function", "function": {"name": "\\ud800"}}
+    named = {"type": "function", "function": {"name": "x"}}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [tool], "tool_choice": named}
+    content = json.dumps(body).replace("\\\\", "\\")
+    response = house.http.post("/v1/chat/completions", content=content)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tool_choice"
+    message = house.chat("half a name", tools=TOOLS)["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"]["name"] == "\ud800"
