@@ -11,7 +11,7 @@ def probe_line(probe: "Probe") -> str:
     """Say which row counts agree, and how far the others lie apart."""
     classes = [rows for rows in probe.classes if len(rows) > 1]
     alike = "; ".join(" ".join(map(str, rows)) for rows in classes) or "none"
-    if probe.classes == (tuple(sorted(probe.cost_ms)),):
+    if probe.all_agree:
         return f"All row counts agree bit for bit: {alike}."
     return (
         f"Row counts that agree bit for bit: {alike}. Others disagree by up to "

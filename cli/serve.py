@@ -22,7 +22,7 @@ _SERVER, _LIMITS, _DEFAULTS = "Server", "Limits", "Defaults of requests"
 def serve(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="As --model.", show_default=False),
+        typer.Argument(metavar="MODEL", help="As --model.", show_default=False),
     ] = None,
     model: options.ModelOption = None,
     revision: options.RevisionOption = None,
@@ -257,7 +257,7 @@ def _load(
     from orthrus_mlx.checkpoint.config import read_json
     from orthrus_mlx.checkpoint.load import resolve
     from orthrus_mlx.server.ask import Service, sampling_defaults
-    from orthrus_mlx.server.run import wait_for
+    from orthrus_mlx.server.run import end, wait_for
     from orthrus_mlx.server.worker import Worker
 
     from .console import stderr_console
@@ -270,18 +270,22 @@ def _load(
         prefix_memory=prefix_memory,
         calibrate=calibrate,
     )
-    with ExitStack() as waiting:
-        waiting.enter_context(options.loading(model, quiet))
-        measuring = probe_bar(stderr_console(quiet=quiet))
+    try:
+        with ExitStack() as waiting:
+            waiting.enter_context(options.loading(model, quiet))
+            measuring = probe_bar(stderr_console(quiet=quiet))
 
-        def show(stage: str, done: int, total: int) -> None:
-            if stage != "load":
-                waiting.close()  # two displays at once are one too many
-                measuring(done, total)
+            def show(stage: str, done: int, total: int) -> None:
+                if stage != "load":
+                    waiting.close()  # two displays at once are one too many
+                    measuring(done, total)
 
-        worker.start()
-        with measuring:
-            wait_for(worker, show)
+            worker.start()
+            with measuring:
+                wait_for(worker, show)
+    except KeyboardInterrupt:
+        end(worker, 130)
+        raise
     folder = resolve(model or options.DEMO, revision)
     path = folder / "generation_config.json"
     defaults = sampling_defaults(read_json(path) if path.is_file() else {})

@@ -67,6 +67,11 @@ class Probe:
     contexts: tuple[int, ...] = CONTEXTS
 
     @property
+    def all_agree(self) -> bool:
+        """Whether all row counts that were tried agree bit for bit."""
+        return self.classes == (tuple(sorted(self.cost_ms)),)
+
+    @property
     def row_counts(self) -> RowCounts:
         """The class that decodes fastest, over texts that are hard, middling and easy to draft.
 

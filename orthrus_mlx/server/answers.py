@@ -27,6 +27,12 @@ async def encode(service: Service, ask: Ask) -> list[list[int]]:
     return await asyncio.get_running_loop().run_in_executor(_encoder, service.encode, ask)
 
 
+async def decode(service: Service, ids: list[int]) -> str:
+    """The text of some ids."""
+    loop = asyncio.get_running_loop()
+    return str(await loop.run_in_executor(_encoder, service.tokenizer.decode, ids))
+
+
 class Answers:
     """The answers to a request: iterate over (number of the answer, event).
 

@@ -7,7 +7,6 @@ import hmac
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -16,12 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ContextLengthError, GenerationError, OrthrusError, RequestError, ServerError
-from . import chat, messages, messages_reply
+from . import chat, completions, messages, messages_reply, page, responses
 from .answers import Answers, encode
 from .ask import Ask, Service
 from .fields import Fields, parse_body
@@ -118,11 +117,17 @@ def build(service: Service, settings: Settings) -> Starlette:
         "display_name": service.name,
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(service.created)),
         "max_model_len": service.model.config.max_position_embeddings,
+        # As our page reads it.
+        "orthrus": {
+            "temperature": service.options.get("temperature"),
+            "max_tokens": service.options.get("max_tokens"),
+            "switches_thinking": service.switches_thinking,
+        },
     }
 
     async def models(request: Request) -> Response:
-        page = {"has_more": False, "first_id": service.name, "last_id": service.name}
-        return JSONResponse({"object": "list", "data": [model], **page})
+        ends = {"has_more": False, "first_id": service.name, "last_id": service.name}
+        return JSONResponse({"object": "list", "data": [model], **ends})
 
     async def one_model(request: Request) -> Response:
         asked = request.path_params["name"]
@@ -135,14 +140,20 @@ def build(service: Service, settings: Settings) -> Starlette:
             )
         return JSONResponse(model)
 
-    async def page(request: Request) -> Response:
-        text = resources.files("orthrus_mlx.server").joinpath("page.html").read_text()
-        return HTMLResponse(text, headers=PAGE_HEADERS)
-
     routes = [
         Route(
             "/v1/chat/completions",
             _answering(chat_api(), service, settings, metrics),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/completions",
+            _answering(Api(completions.read, completions.Reply), service, settings, metrics),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/responses",
+            _answering(Api(responses.read, responses.Reply), service, settings, metrics),
             methods=["POST"],
         ),
         Route(MESSAGES, _answering(messages_api(), service, settings, metrics), methods=["POST"]),
@@ -151,7 +162,7 @@ def build(service: Service, settings: Settings) -> Starlette:
         Route("/v1/models/{name:path}", one_model),
         Route("/health", health),
         Route("/metrics", numbers),
-        Route("/", page),
+        *page.routes(),
     ]
     middleware = []
     if settings.origins:
@@ -166,16 +177,6 @@ def build(service: Service, settings: Settings) -> Starlette:
     middleware.append(Middleware(Guard, settings=settings, metrics=metrics))
     handlers: Any = {HTTPException: _of_router}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
-
-
-# The page runs its own script and asks this server; nothing else.
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
-    "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def chat_api() -> Api:
@@ -370,12 +371,12 @@ class Guard:
             )
         # A page of another site can send requests here, though it may not read the answers.
         origin = request.headers.get("origin")
-        own = origin is None or urlsplit(origin).netloc == host
+        own = origin is None or origin.partition("://")[2] == host
         if not own and "*" not in settings.origins and origin not in settings.origins:
             raise RequestError(
                 f"Pages of {origin!r:.100} may not ask; --allow-origin lets them.", status=403
             )
-        if not settings.keys or request.url.path in ("/", "/health"):
+        if not settings.keys or request.url.path in ("/health", *page.FILES):
             return
         given = request.headers.get("x-api-key") or ""
         kind, _, token = request.headers.get("authorization", "").partition(" ")
@@ -405,8 +406,10 @@ class Guard:
 
 def _name(host: str) -> str:
     """The name in a Host header, without its port."""
-    name = urlsplit(f"//{host}").hostname if host else ""
-    return name or ""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # such as half of an IPv6 address
+        return ""
 
 
 async def _of_router(request: Request, error: HTTPException) -> Response:

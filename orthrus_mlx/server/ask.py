@@ -102,8 +102,10 @@ class Service:
         """
         if ask.messages is None:
             return [
-                encode_text(self.tokenizer, text) if isinstance(text, str) else text
-                for text in ask.prompts
+                encode_text(self.tokenizer, prompt)
+                if isinstance(prompt, str)
+                else self._ids(prompt)
+                for prompt in ask.prompts
             ]
         template = self.template | ask.template
         shown = ask.tools if ask.tool_choice != "none" else []
@@ -119,6 +121,16 @@ class Service:
             ids, _ = encode_chat(self.tokenizer, ask.messages, template, unfinished=ask.unfinished)
         return [ids]
 
+    def _ids(self, prompt: list[int]) -> list[int]:
+        """Ids as they were given; refused before anything else is answered if they are none."""
+        size = self.model.config.vocab_size
+        strange = next((id for id in prompt if not 0 <= id < size), None)
+        if strange is not None:
+            raise RequestError(
+                f"prompt has the id {strange}; the vocabulary has {size:,} ids.", "prompt"
+            )
+        return prompt
+
     @property
     def shows_tools(self) -> bool:
         """Whether the chat template shows tools to the model."""
@@ -128,6 +140,11 @@ class Service:
             with_tools = encode_chat(self.tokenizer, question, {"tools": [tool]})[0]
             self._shows_tools = with_tools != encode_chat(self.tokenizer, question)[0]
         return self._shows_tools
+
+    @property
+    def switches_thinking(self) -> bool:
+        """Whether the chat template has a variable that turns thinking on or off."""
+        return "enable_thinking" in str(getattr(self.tokenizer, "chat_template", ""))
 
     def jobs(
         self, ask: Ask, deliver: Callable[[int, list[Event]], None], prompts: Sequence[list[int]]

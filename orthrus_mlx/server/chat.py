@@ -16,18 +16,20 @@ from .fields import Fields
 from .openai import (
     BOOKKEEPING,
     MOST_TOP,
+    call_id,
     check_choice,
-    check_formats,
     error_body,
     extras,
     identify,
+    order_results,
     read_arguments,
-    read_format,
     read_prediction,
+    read_response_format,
     read_sampling,
     read_template,
     read_text,
     read_tool,
+    token_logprobs,
     usage,
 )
 
@@ -46,7 +48,8 @@ def read(fields: Fields) -> Ask:
     Raises:
         RequestError: naming the field that cannot be honoured.
     """
-    ask = Ask(messages=[_message(message) for message in fields.objects("messages")])
+    messages = [_message(message) for message in fields.objects("messages")]
+    ask = Ask(messages=order_results(messages))
     if not ask.messages:
         raise fields.refuse("messages", "is empty; send at least one message.")
     read_sampling(fields, ask)
@@ -62,17 +65,7 @@ def read(fields: Fields) -> Ask:
     elif top:
         raise fields.refuse("top_logprobs", "needs logprobs to be true.")
     _read_tools(fields, ask)
-    form = fields.object("response_format")
-    if form is not None:
-        kind = form.one_of("type", ["text", "json_object", "json_schema"])
-
-        def schema() -> Any:
-            given = form.needed("json_schema", form.object("json_schema"))
-            given.skip("name", "description", "strict")
-            return given.needed("schema", given.object("schema")).raw
-
-        ask.constraint = read_format(kind, schema)
-        check_formats(fields, ask, "response_format")
+    read_response_format(fields, ask)
     modalities = fields.items("modalities")
     if modalities not in (None, ["text"]):
         raise fields.refuse("modalities", "can only be text.")
@@ -92,13 +85,13 @@ def _message(fields: Fields) -> dict[str, Any]:
             message["reasoning_content"] = thinking
         calls = []
         for call in fields.objects("tool_calls"):
-            call.skip("id", "type", "index")
-            function = call.needed("function", call.object("function"))
-            name = function.needed("name", function.text("name"))
-            arguments = function.get("arguments")
+            given = call.needed("function", call.object("function"))
+            name = given.needed("name", given.text("name"))
+            arguments = given.get("arguments")
             if not isinstance(arguments, dict):
-                arguments = read_arguments(function.text("arguments") or "")
-            calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+                arguments = read_arguments(given.text("arguments") or "")
+            function = {"name": name, "arguments": arguments}
+            calls.append({"type": "function", "id": call.text("id") or "", "function": function})
         if calls:
             message["tool_calls"] = calls
         refusal = fields.text("refusal")
@@ -106,7 +99,9 @@ def _message(fields: Fields) -> dict[str, Any]:
         fields.skip("audio", "function_call", "annotations")
     elif fields.get("content") is None:
         raise fields.refuse("content", "is missing.")
-    fields.skip("name", "tool_call_id")
+    if role == "tool":
+        message["tool_call_id"] = fields.text("tool_call_id") or ""
+    fields.skip("name")
     return message
 
 
@@ -180,11 +175,10 @@ class Reply:
             elif isinstance(event, CallBegun):
                 calls[n, event.call] = call_id()
                 function = {"name": event.name, "arguments": ""}
-                call = {"id": calls[n, event.call], "type": "function", "function": function}
-                yield self._chunk(n, {"tool_calls": [{"index": event.call, **call}]})
+                call = {"index": event.call, "id": calls[n, event.call], "type": "function"}
+                yield self._chunk(n, {"tool_calls": [{**call, "function": function}]})
             elif isinstance(event, CallArguments):
-                function = {"arguments": event.text}
-                call = {"index": event.call, "function": function}
+                call = {"index": event.call, "function": {"arguments": event.text}}
                 yield self._chunk(n, {"tool_calls": [call]})
             elif isinstance(event, Ended):
                 figures[n] = event.figures
@@ -261,16 +255,6 @@ class _Choice:
         return {**choice, "logprobs": logprobs, **ids}
 
 
-def call_id() -> str:
-    """A name for a call, which its result will bear."""
-    return f"call_{secrets.token_hex(12)}"
-
-
 def written(logprobs: tuple[Logprob, ...]) -> dict[str, Any]:
     """Log-probabilities as the chat API has them."""
-
-    def one(token: Logprob) -> dict[str, Any]:
-        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
-
-    content = [{**one(token), "top_logprobs": [one(t) for t in token.top]} for token in logprobs]
-    return {"content": content, "refusal": None}
+    return {"content": token_logprobs(logprobs), "refusal": None}

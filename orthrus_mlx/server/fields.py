@@ -26,6 +26,7 @@ class Fields:
             raise RequestError(f"{what} is {kind(raw)}; expected a JSON object.", where or None)
         self.raw, self.where = raw, where
         self._read: set[str] = set()
+        self._ignored: list[str] = []
 
     def name(self, field: str) -> str:
         """How messages name a field."""
@@ -115,10 +116,14 @@ class Fields:
         """Note fields that are known and make no difference here."""
         self._read.update(fields)
 
+    def ignore(self, name: str) -> None:
+        """Note something within a field that makes no difference here."""
+        self._ignored.append(name)
+
     @property
     def unknown(self) -> list[str]:
-        """Fields that nothing asked for."""
-        return [str(field) for field in self.raw if field not in self._read]
+        """Fields that nothing asked for, and what was ignored within others."""
+        return [str(field) for field in self.raw if field not in self._read] + self._ignored
 
 
 def parse_body(body: bytes) -> Fields:

@@ -12,6 +12,7 @@ from .fields import Fields
 from .openai import (
     check_choice,
     check_formats,
+    order_results,
     read_effort,
     read_prediction,
     read_sampling,
@@ -61,6 +62,7 @@ def read_prompt(fields: Fields) -> Ask:
         RequestError: naming the field that cannot be honoured.
     """
     messages = _merged([m for message in fields.objects("messages") for m in _messages(message)])
+    messages = order_results(messages)
     if not messages:
         raise fields.refuse("messages", "is empty; send at least one message.")
     system = [] if fields.get("system") is None else _blocks(fields, "system")
@@ -157,32 +159,18 @@ def _result(block: Fields) -> dict[str, Any]:
 
 
 def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages behind each other of one role become one; results come in the order of the calls.
-
-    Chat templates tell results apart by their order alone.
-    """
+    """Messages behind each other of one role become one, but for results."""
     found: list[dict[str, Any]] = []
-    order: dict[Any, int] = {}
     for message in messages:
         last = found[-1] if found else {}
-        if message["role"] == "tool":
-            rank = order.get(message["tool_call_id"], len(order))
-            at = len(found)
-            while at and found[at - 1]["role"] == "tool":
-                if order.get(found[at - 1]["tool_call_id"], len(order)) <= rank:
-                    break
-                at -= 1
-            found.insert(at, message)
-        elif message["role"] == last.get("role"):
-            for name in ("content", "reasoning_content"):
-                texts = [text for m in (last, message) if (text := m.get(name))]
-                last |= {name: "\n".join(texts)} if texts else {}
-            if "tool_calls" in message:
-                last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
-        else:
+        if message["role"] == "tool" or message["role"] != last.get("role"):
             found.append(message)
-        calls = found[-1].get("tool_calls", ())
-        order = {call["id"]: n for n, call in enumerate(calls)} if calls else order
+            continue
+        for name in ("content", "reasoning_content"):
+            texts = [text for m in (last, message) if (text := m.get(name))]
+            last |= {name: "\n".join(texts)} if texts else {}
+        if "tool_calls" in message:
+            last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
     return found
 
 

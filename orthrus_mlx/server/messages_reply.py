@@ -69,7 +69,7 @@ class Reply:
         return sse.named(error_body(error, kind))
 
     async def _events(self, answers: Answers) -> AsyncIterator[dict[str, Any]]:
-        message = {
+        message: dict[str, Any] = {
             "id": f"msg_{secrets.token_hex(12)}",
             "type": "message",
             "role": "assistant",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..decoding.constraints import Constraint, JsonSchema
 from ..errors import RequestError
 from .ask import MAX_SEED, Ask, Service
-from .events import Figures
+from .events import Figures, Logprob
 from .fields import Fields
 
 MOST_ANSWERS, MOST_STOPS, MOST_TOP = 32, 16, 20
@@ -18,6 +19,7 @@ BOOKKEEPING = (
     "user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention",
     "safety_identifier", "verbosity", "model", "stream", "stream_options",
 )  # fmt: skip
+FORMATS = ("text", "json_object", "json_schema")
 PENALTIES = ("repetition", "presence", "frequency")
 # Variables of a chat template that are said by fields of their own.
 NOT_TEMPLATE = (
@@ -108,6 +110,21 @@ def read_format(kind: str | None, schema: Callable[[], Any]) -> Constraint | Non
     return JsonSchema(schema()) if kind == "json_schema" else None
 
 
+def read_response_format(fields: Fields, ask: Ask) -> None:
+    """Read what form answers are to have."""
+    form = fields.object("response_format")
+    if form is not None:
+        kind = form.one_of("type", FORMATS)
+
+        def schema() -> Any:
+            given = form.needed("json_schema", form.object("json_schema"))
+            given.skip("name", "description", "strict")
+            return given.needed("schema", given.object("schema")).raw
+
+        ask.constraint = read_format(kind, schema)
+        check_formats(fields, ask, "response_format")
+
+
 def read_text(fields: Fields, name: str) -> str | None:
     """Text, or a list of parts that are text."""
     given = fields.get(name)
@@ -130,6 +147,26 @@ def read_arguments(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text
+
+
+def order_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with the results of calls in the order of the calls.
+
+    Clients may send them as they came; Qwen3's template shows no ids that would tell them apart.
+    """
+    places: dict[str, int] = {}
+    ordered: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] != "tool":
+            calls = message.get("tool_calls", [])
+            places = {call["id"]: place for place, call in enumerate(calls)}
+            results = len(ordered) + 1
+        ordered.append(message)
+        if message["role"] == "tool" and places:
+            ordered[results:] = sorted(
+                ordered[results:], key=lambda m: places.get(m["tool_call_id"], len(places))
+            )
+    return ordered
 
 
 def tool(name: str, description: str | None, parameters: Any, strict: bool | None) -> Any:
@@ -184,6 +221,20 @@ def check_formats(fields: Fields, ask: Ask, name: str) -> None:
         raise fields.refuse(
             name, 'cannot be combined with tools: leave it out, or set tool_choice to "none".'
         )
+
+
+def call_id() -> str:
+    """A name for a call, which its result will bear."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+def token_logprobs(logprobs: Iterable[Logprob]) -> list[dict[str, Any]]:
+    """Log-probabilities of tokens, each with the likeliest ones at its place."""
+
+    def one(token: Logprob) -> dict[str, Any]:
+        return {"token": token.token, "logprob": token.logprob, "bytes": token.bytes}
+
+    return [{**one(token), "top_logprobs": [one(t) for t in token.top]} for token in logprobs]
 
 
 def usage(figures: list[Figures], n: int = 1) -> dict[str, Any]:

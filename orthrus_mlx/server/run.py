@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import wait
 from typing import Any
 
 import uvicorn
@@ -57,15 +57,20 @@ def wait_for(worker: Worker, show: Callable[[str, int, int], None]) -> tuple[Any
         worker: it was started.
         show: called with its `stage` now and then.
     """
-    while True:
+    while not worker.ready.done():
         show(*worker.stage)
-        with contextlib.suppress(NotYet):
-            loaded: tuple[Any, Any] = worker.ready.result(timeout=0.2)
-            return loaded
+        wait([worker.ready], timeout=0.2)
+    return worker.ready.result()
 
 
 class _Server(uvicorn.Server):
-    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once."""
+    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once.
+
+    Attributes:
+        told: whether it was told to end, by a signal or otherwise.
+    """
+
+    told = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -108,14 +113,24 @@ def serve(
         asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
     finally:
         taken.close()
-    dead = service.worker.dead is not None and not server.told
-    service.worker.stop()
-    service.worker.join(0 if dead else 2.0)
-    if service.worker.is_alive():  # in a pass that nobody waits for
+    code = int(service.worker.dead is not None and not server.told)
+    end(service.worker, code)
+    return code
+
+
+def end(worker: Worker, code: int) -> None:
+    """End a worker's thread; or the process, where the thread is in work that nobody waits for.
+
+    Args:
+        worker: it was started.
+        code: the exit code of the process.
+    """
+    worker.stop()
+    worker.join(2.0)
+    if worker.is_alive():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(dead))
-    return int(dead)
+        os._exit(code)
 
 
 def config(service: Service, settings: Settings) -> uvicorn.Config:
@@ -134,7 +149,7 @@ def config(service: Service, settings: Settings) -> uvicorn.Config:
 
 
 async def _run(
-    server: Any,
+    server: _Server,
     worker: Worker,
     taken: socket.socket,
     on_ready: Callable[[], None],
@@ -167,7 +182,6 @@ async def _run(
         worker.abandon()
 
     ready: list[bool] = []
-    server.told = False
     watching = asyncio.create_task(watch())
     await server.serve(sockets=[taken])
     server.should_exit = True

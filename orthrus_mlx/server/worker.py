@@ -106,7 +106,7 @@ class Worker(threading.Thread):
         self._waiting: deque[Job] = deque()
         self._stopping = self._abandoned = False
         self._running: dict[int, Job] = {}
-        self._failures = 0
+        self._failures = self._beginning = 0
         self._ticked = time.monotonic()
         self.stage = ("load", 0, 0)
         self.ready: Future[tuple[Any, Any]] = Future()
@@ -121,13 +121,18 @@ class Worker(threading.Thread):
         """Take jobs up, all or none.
 
         Raises:
-            RequestError: 429 if too many wait already.
+            RequestError: 429 if too many wait already, 400 if there are too many jobs.
             ServerError: if the worker has ended.
         """
         with self._change:
             if self.dead is not None or self._stopping:
                 raise ServerError("The engine has ended; no request can be answered any more.")
-            if len(self._waiting) + len(jobs) > self._queue + self._concurrency:
+            most = self._queue + self._concurrency
+            if len(jobs) > most:
+                raise RequestError(
+                    f"The request asks for {len(jobs)} answers; this server takes {most} at once."
+                )
+            if sum(self.load) + len(jobs) > most:
                 raise RequestError(
                     f"{len(self._waiting)} answers wait already. Try again later.",
                     status=429,
@@ -158,7 +163,7 @@ class Worker(threading.Thread):
     @property
     def load(self) -> tuple[int, int]:
         """(answers being written, answers that wait)."""
-        return len(self._running), len(self._waiting)
+        return len(self._running) + self._beginning, len(self._waiting)
 
     @property
     def healthy(self) -> bool:
@@ -187,6 +192,8 @@ class Worker(threading.Thread):
             self._end_all(error)
 
     def _measures(self, stage: str, done: int, total: int) -> None:
+        if self._stopping:
+            raise ServerError("The server was told to end.")
         self.stage = (stage, done, total)
 
     def _new_engine(self) -> BatchEngine:
@@ -205,9 +212,10 @@ class Worker(threading.Thread):
         with self._change:
             left = [job for job in self._waiting if job.left]
             self._waiting = deque(job for job in self._waiting if not job.left)
-            begin = []
+            begin = list[Job]()
             while self._waiting and len(self._running) + len(begin) < self._concurrency:
                 begin.append(self._waiting.popleft())
+            self._beginning = len(begin)
             if not begin and not self._running and not left:
                 if self._stopping:
                     return False
@@ -221,6 +229,7 @@ class Worker(threading.Thread):
                 self._count(self._running.pop(number))
         for job in begin:
             self._begin(job)
+            self._beginning -= 1
         if self._running:
             self._step()
         prefixes = self._engine.prefixes.nbytes
@@ -253,13 +262,13 @@ class Worker(threading.Thread):
             return
         self._failures = 0
         events: dict[int, list[Event]] = {}
-        for number, response, error in replies:
+        for number, response, fault in replies:
             if number not in self._running:  # it was over before this token
                 continue
             found = events.setdefault(number, [])
             if response is None:
                 self._count(self._running[number])
-                found.append(Failed(error or ServerError("It ended without an answer.")))
+                found.append(Failed(fault or ServerError("It ended without an answer.")))
             else:
                 try:
                     found += self._take(number, self._running[number], response)

@@ -132,6 +132,7 @@ class House:
         log: what it said.
         http: a client.
         code: how it ended.
+        paths: its routes.
     """
 
     url: str
@@ -140,6 +141,7 @@ class House:
     log: list[str]
     http: httpx2.Client
     code: int | None = None
+    paths: frozenset[str] = frozenset()
 
     def post(self, path: str, body: Any, **options: Any) -> Any:
         """A request with a JSON body."""
@@ -172,9 +174,10 @@ def serving(
     taken = listen("127.0.0.1", 0)
     port = taken.getsockname()[1]
     up = threading.Event()
-    server = _Server(config(service, Settings(**{"log": log.append, **(settings or {})})))
+    how = config(service, Settings(**{"log": log.append, **(settings or {})}))
+    server, paths = _Server(how), frozenset(route.path for route in how.app.routes)
     http = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-    house = House(f"http://127.0.0.1:{port}", service, model, log, http)
+    house = House(f"http://127.0.0.1:{port}", service, model, log, http, paths=paths)
 
     def run() -> None:
         asyncio.run(_run(server, worker, taken, up.set, log.append))

@@ -473,7 +473,7 @@ def test_errors_are_as_anthropic_has_them() -> None:
         Actor({}, max_positions=64),
         settings={"keys": ["secret"], "origins": ["http://a.example"]},
         concurrency=1,
-        queue=0,
+        queue=1,
     ) as house:
         key = {"x-api-key": "secret"}
 
