@@ -77,7 +77,16 @@ class PromptError(GenerationError):
 
 
 class ContextLengthError(GenerationError):
-    """The prompt, or prompt plus answer, would pass the model's context limit."""
+    """The prompt, or prompt plus answer, would pass the model's context limit.
+
+    Attributes:
+        tokens: ids that the prompt has.
+        limit: ids that it may have.
+    """
+
+    def __init__(self, message: object = "", tokens: int = 0, limit: int = 0):
+        super().__init__(message)
+        self.tokens, self.limit = tokens, limit
 
 
 class SamplingError(GenerationError):

@@ -201,7 +201,9 @@ def room_to_answer(config: ModelConfig, cached: int, prompt: int) -> int:
         raise ContextLengthError(
             f"The prompt has {prompt} tokens{after}, and this model's context holds "
             f"{config.max_position_embeddings} with at least one to answer in. Shorten the "
-            "prompt, or start a new conversation."
+            "prompt, or start a new conversation.",
+            tokens=cached + prompt,
+            limit=config.max_position_embeddings - 1,
         )
     return room
 

@@ -20,8 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ContextLengthError, GenerationError, OrthrusError, RequestError, ServerError
-from . import chat, completions, page, responses
-from .answers import Answers
+from . import chat, completions, messages, messages_reply, page, responses
+from .answers import Answers, encode
 from .ask import Ask, Service
 from .fields import Fields, parse_body
 from .json_response import JSONResponse
@@ -30,9 +30,10 @@ from .openai import error_body
 
 MOST_BYTES = 32 << 20  # of a request's body
 BODY_SECONDS = 60.0  # in which it is to arrive
+MESSAGES = "/v1/messages"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-TYPES |= {413: "request_too_large", 429: "rate_limit_error"}
+TYPES |= {413: "request_too_large", 429: "rate_limit_error", 504: "timeout_error"}
 
 T = TypeVar("T")
 
@@ -155,6 +156,8 @@ def build(service: Service, settings: Settings) -> Starlette:
             _answering(Api(responses.read, responses.Reply), service, settings, metrics),
             methods=["POST"],
         ),
+        Route(MESSAGES, _answering(messages_api(), service, settings, metrics), methods=["POST"]),
+        Route(f"{MESSAGES}/count_tokens", _counting(service, metrics), methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),
         Route("/health", health),
@@ -179,6 +182,24 @@ def build(service: Service, settings: Settings) -> Starlette:
 def chat_api() -> Api:
     """OpenAI's chat API."""
     return Api(chat.read, chat.Reply)
+
+
+def messages_api() -> Api:
+    """Anthropic's messages."""
+    return Api(messages.read, messages_reply.Reply, messages_reply.error_body)
+
+
+def _counting(service: Service, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+    """The handler that counts the tokens of a message's prompt."""
+
+    async def handle(request: Request) -> Response:
+        fields = parse_body(await unless_gone(request, read_body(request), reads=True))
+        ask = messages.read_prompt(fields)
+        metrics.saw_unknown(request.url.path, fields.unknown)
+        prompts = await unless_gone(request, encode(service, ask))
+        return JSONResponse({"input_tokens": len(prompts[0])})
+
+    return handle
 
 
 def _answering(
@@ -376,8 +397,13 @@ class Guard:
         kind = error_type(error.status)
         headers = {"Retry-After": "1"} if error.status == 429 else {}
         headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-        body = error_body(error, kind)
-        return JSONResponse(body, error.status, headers)
+        return JSONResponse(self._body(request)(error, kind), error.status, headers)
+
+    def _body(self, request: Request) -> Callable[[RequestError, str], Any]:
+        """How the client that sent a request reads errors."""
+        anthropic = request.url.path == MESSAGES or request.url.path.startswith(f"{MESSAGES}/")
+        anthropic = anthropic or "anthropic-version" in request.headers
+        return (messages_api() if anthropic else chat_api()).error
 
 
 def _name(host: str) -> str:

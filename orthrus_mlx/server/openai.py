@@ -180,12 +180,17 @@ def tool(name: str, description: str | None, parameters: Any, strict: bool | Non
     return {"type": "function", "function": function}
 
 
-def read_tool(fields: Fields) -> Any:
-    """A tool of a request: {"name", "description", "parameters", "strict"}."""
+def read_tool(fields: Fields, schema: str = "parameters") -> Any:
+    """A tool of a request: {"name", "description", "parameters", "strict"}.
+
+    Args:
+        fields: the tool.
+        schema: what its parameters are called.
+    """
     name = fields.needed("name", fields.text("name"))
     if not 0 < len(name) <= 128:
         raise fields.refuse("name", "is empty, or longer than 128 characters.")
-    parameters = fields.object("parameters")
+    parameters = fields.object(schema)
     fields.skip("type", "defer_loading")
     return tool(
         name,

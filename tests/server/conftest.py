@@ -18,7 +18,12 @@ SCRIPT = {
     "both": f"Let me look.\n{WEATHER}\n{TIME}",
     "think and call": f"<think>\nI should look.\n</think>\n\n{WEATHER}",
     "long": "word " * 200,
+    "bad": '<tool_call>\n{"name": "now", "arguments": {city: Rome}}\n</tool_call>',
     "half a name": TIME.replace("now", "\\ud800"),
+    "half": WEATHER.replace("Rome", "\\ud800"),
+    "all": "<think>\nHm.\n</think>\n\nSo.\n"
+    + WEATHER.replace('"Rome"', '[1, {"y": "x"}]')
+    + f"\n{TIME}",
 }
 
 
