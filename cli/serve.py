@@ -245,7 +245,6 @@ def serve(
         "mode": mode.value,
         "numerics": numerics.value,
         "prefill_step_size": prefill_step_size,
-        "calibrate": calibrate,
     }
     service.template |= template
     if think is not None:

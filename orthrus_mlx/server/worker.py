@@ -252,7 +252,11 @@ class Worker(threading.Thread):
 
         try:
             number = self._engine.add(
-                job.prompt, **job.options, prompt_progress_callback=reading, on_stats=ended
+                job.prompt,
+                calibrate=self._calibrate,
+                **job.options,
+                prompt_progress_callback=reading,
+                on_stats=ended,
             )
         except Exception as error:
             job.deliver([Failed(error)])

@@ -68,11 +68,14 @@ class Actor(FakeModel):
         self.broken: BaseException | None = None  # raised by the next pass
         self.slow = threading.Event()  # each pass waits for it, once it was made to
         self.slow.set()
+        self.gate: threading.Semaphore | None = None  # of which each pass takes one, where it is
         self.passes = 0
 
     def forward(self, rows: Any) -> Any:
         """A pass, which can be made to fail or to wait."""
         self.slow.wait(30)
+        if self.gate is not None:
+            self.gate.acquire(timeout=30)
         self.passes += 1
         if self.broken is not None:
             broken, self.broken = self.broken, None
