@@ -236,7 +236,6 @@ class Worker(threading.Thread):
                 self._count(self._running.pop(number))
         for job in begin:
             self._begin(job)
-            self._beginning -= 1
         if self._running:
             self._step()
         prefixes = self._engine.prefixes.nbytes
@@ -259,8 +258,10 @@ class Worker(threading.Thread):
                 on_stats=ended,
             )
         except Exception as error:
+            self._beginning -= 1
             job.deliver([Failed(error)])
             return
+        self._beginning -= 1
         job.started = time.monotonic()
         self._running[number] = job
         job.deliver([Begun()])
