@@ -136,8 +136,10 @@ class Answers:
             )
         self._came.clear()
         if not self._events:
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes with an event.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._came.wait(), min(left, seconds))
+                async with asyncio.timeout(min(left, seconds)):
+                    await self._came.wait()
         return bool(self._events)
 
     @property
