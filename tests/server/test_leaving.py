@@ -68,7 +68,7 @@ def test_a_client_that_leaves_frees_its_rows_within_a_cycle(stream: bool) -> Non
         while stream and b"word" not in received:
             received += link.recv(4096)
         link.close()
-        until(lambda: left(house) == 1)
+        until(lambda: left(house) == 1 or idle(house))  # if the engine was just between two passes
         model.gate.release(1000)
         until(lambda: idle(house))
         assert model.passes <= 8 + 2  # of a cycle
