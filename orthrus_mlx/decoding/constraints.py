@@ -235,11 +235,13 @@ class ToolCalls(Constraint):
         choice: "auto" for text, calls or both; "required" for at least one call; or the name of
             the tool to call.
         parallel: whether there may be several calls.
+        text: what text that stands in the place of calls may be; None for any, and calls behind it.
     """
 
     tools: Sequence[Mapping[str, Any]]
     choice: str = "auto"
     parallel: bool = True
+    text: JsonSchema | None = None
     _schemas: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def check(self) -> None:
@@ -260,6 +262,10 @@ class ToolCalls(Constraint):
             self._schemas[name] = parameters.body()["json_schema"]
         if not self._schemas:
             raise ConstraintError("There are no tools to call.")
+        if self.text is not None and not isinstance(self.text, JsonSchema):
+            raise ConstraintError(
+                f"text is a {type(self.text).__name__}; expected a JsonSchema, or None."
+            )
         if self.choice not in ("auto", "required", *self._schemas):
             raise ConstraintError(
                 f"choice is {self.choice!r}; expected auto, required, or one of "
@@ -272,9 +278,13 @@ class ToolCalls(Constraint):
         any_of = self.choice in ("auto", "required")
         names = list(self._schemas) if any_of else [self.choice]
         calls = 'call ("\\n" call)*' if self.parallel and any_of else "call"
+        start, text = f"TEXT? ({calls})?", "TEXT: /(.|\\n)+/"
+        if self.text is not None:
+            start = f"text | {calls}"
+            text = f"text: %json {json.dumps(self.text.body()['json_schema'])}"
         rules = [
-            f"start: TEXT? ({calls})?" if self.choice == "auto" else f"start: {calls}",
-            "TEXT: /(.|\\n)+/",
+            f"start: {start if self.choice == 'auto' else calls}",
+            text,
             f'call: {tag("<tool_call>")} "\\n" ({" | ".join(f"f{n}" for n in range(len(names)))}) '
             f'"\\n" {tag("</tool_call>")}',
         ]

@@ -37,7 +37,7 @@ class Ask:
         tools: as OpenAI's chat API has them.
         tool_choice: "auto", "none", "required" or the name of a tool.
         parallel: whether there may be several calls.
-        constraint: what the answer may be.
+        constraint: what the answer's text may be.
         template: variables for the chat template.
         stops: strings that end an answer.
         n: answers to each prompt.
@@ -52,7 +52,7 @@ class Ask:
     tools: list[dict[str, Any]] = field(default_factory=list)
     tool_choice: str = "auto"
     parallel: bool = True
-    constraint: Constraint | None = None
+    constraint: JsonSchema | None = None
     template: dict[str, Any] = field(default_factory=dict)
     stops: list[str] = field(default_factory=list)
     n: int = 1
@@ -156,7 +156,7 @@ class Service:
             prompts: what `encode` made of it.
         """
         options = self.options | ask.options
-        options["constraint"] = ask.constraint or self._tool_grammar(ask)
+        options["constraint"] = self._grammar(ask)
         if ask.seed is not None and self.worker.exact:
             options["numerics"] = "exact"
         if options.get("mode") == "ar":
@@ -181,15 +181,15 @@ class Service:
             jobs.append(Job(prompt, {**options, "seed": seed}, pieces, partial(deliver, n)))
         return jobs
 
-    def _tool_grammar(self, ask: Ask) -> Constraint | None:
-        """The grammar of the calls, where one must hold: a call is required, or a tool is strict.
+    def _grammar(self, ask: Ask) -> Constraint | None:
+        """What the answer may be, where that is said: by a format, a required call, a strict tool.
 
         Tools that are not strict may have any arguments in it.
         """
         if not ask.tools or ask.tool_choice == "none":
-            return None
+            return ask.constraint
         strict = [tool["function"].get("strict") is True for tool in ask.tools]
-        if ask.tool_choice == "auto" and not any(strict):
+        if ask.tool_choice == "auto" and not any(strict) and ask.constraint is None:
             return None
         tools = []
         for tool, is_strict in zip(ask.tools, strict, strict=True):
@@ -197,7 +197,7 @@ class Service:
             if not is_strict and not _usable(function.get("parameters")):
                 tool = {**tool, "function": {**function, "parameters": {"type": "object"}}}
             tools.append(tool)
-        return ToolCalls(tools, ask.tool_choice, ask.parallel)
+        return ToolCalls(tools, ask.tool_choice, ask.parallel, ask.constraint)
 
 
 def _usable(schema: Any) -> bool:

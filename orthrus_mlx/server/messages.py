@@ -11,7 +11,6 @@ from .ask import Ask
 from .fields import Fields
 from .openai import (
     check_choice,
-    check_formats,
     order_results,
     read_effort,
     read_prediction,
@@ -89,7 +88,6 @@ def read_prompt(fields: Fields) -> Ask:
         if form is not None and holder is not None:
             form.needed("type", form.one_of("type", ["json_schema"]))
             ask.constraint = JsonSchema(form.needed("schema", form.object("schema")).raw)
-            check_formats(fields, ask, holder.name(name))
             if ask.unfinished:
                 raise holder.refuse(name, "cannot be combined with the start of an answer.")
     if fields.get("thread") is not None:  # Anthropic's client goes on without one by this code

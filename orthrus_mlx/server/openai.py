@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..decoding.constraints import Constraint, JsonSchema
+from ..decoding.constraints import JsonSchema
 from ..errors import RequestError
 from .ask import MAX_SEED, Ask, Service
 from .events import Figures, Logprob
@@ -103,7 +103,7 @@ def read_effort(fields: Fields, name: str, ask: Ask) -> None:
         ask.template.setdefault("enable_thinking", False)
 
 
-def read_format(kind: str | None, schema: Callable[[], Any]) -> Constraint | None:
+def read_format(kind: str | None, schema: Callable[[], Any]) -> JsonSchema | None:
     """The constraint of a response format; `schema` reads it where one is named."""
     if kind == "json_object":
         return JsonSchema({"type": "object"})
@@ -122,7 +122,6 @@ def read_response_format(fields: Fields, ask: Ask) -> None:
             return given.needed("schema", given.object("schema")).raw
 
         ask.constraint = read_format(kind, schema)
-        check_formats(fields, ask, "response_format")
 
 
 def read_text(fields: Fields, name: str) -> str | None:
@@ -212,14 +211,6 @@ def check_choice(fields: Fields, ask: Ask) -> None:
     if ask.tool_choice != "required" and ask.tool_choice not in names:
         raise fields.refuse(
             "tool_choice", f"names {ask.tool_choice!r:.80}; the tools are {', '.join(names)}."
-        )
-
-
-def check_formats(fields: Fields, ask: Ask, name: str) -> None:
-    """Refuse a response format beside tools: one grammar cannot be both."""
-    if ask.constraint is not None and ask.tools and ask.tool_choice != "none":
-        raise fields.refuse(
-            name, 'cannot be combined with tools: leave it out, or set tool_choice to "none".'
         )
 
 

@@ -19,7 +19,6 @@ from .openai import (
     FORMATS,
     MOST_TOP,
     check_choice,
-    check_formats,
     error_body,
     extras,
     identify,
@@ -267,7 +266,6 @@ def _read_format(fields: Fields, ask: Wanted) -> None:
         form.text("description")
         form.flag("strict")
         ask.constraint = read_format(what, lambda: form.needed("schema", form.object("schema")).raw)
-        check_formats(fields, ask, "text.format")
 
 
 class Reply:

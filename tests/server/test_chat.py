@@ -137,3 +137,26 @@ def test_half_a_character_can_be_said(house: House) -> None:
     assert response.json()["error"]["param"] == "tool_choice"
     message = house.chat("half a name", tools=TOOLS)["choices"][0]["message"]
     assert message["tool_calls"][0]["function"]["name"] == "\ud800"
+
+
+def test_a_form_beside_tools(house: House) -> None:
+    """Calls, or text of that form, whatever the model would say."""
+    form = {"type": "json_schema", "json_schema": {"schema": {"enum": ["yes", "no"]}}}
+    choice = house.chat("weather", tools=TOOLS, response_format=form)["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "get_weather"
+    choice = house.chat("Hello.", tools=TOOLS, response_format=form)["choices"][0]
+    assert choice["message"]["content"] in ('"yes"', '"no"') or "tool_calls" in choice["message"]
+
+
+def test_required_and_named_calls_are_made(house: House) -> None:
+    """Of a model that would say something else; a name that is not offered is impossible."""
+    for choice in ("required", {"type": "function", "function": {"name": "now"}}):
+        body = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 60}
+        found = house.chat("Hello.", enable_thinking=False, **body)["choices"][0]
+        calls = [call["function"]["name"] for call in found["message"].get("tool_calls", [])]
+        assert found["finish_reason"] in ("tool_calls", "length")
+        if isinstance(choice, dict):
+            assert set(calls) <= {"now"}
+        else:
+            assert set(calls) <= {"now", "get_weather"}
+        assert calls

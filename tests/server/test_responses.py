@@ -444,7 +444,6 @@ USER = {"role": "user", "content": "Hi."}
         ({"text": "json"}, "text"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
-        ({"tools": [NOW], "text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": "9"}, "max_output_tokens"),
         ({"temperature": -1}, "temperature"),

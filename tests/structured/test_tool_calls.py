@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx import ToolCalls, mlx_generate
+from orthrus_mlx import ConstraintError, JsonSchema, ToolCalls, mlx_generate
 from orthrus_mlx.decoding.grammar import compile_constraint
 
 from .schemas import VOCAB_SIZE, demo_tokenizer, model, thinking_tokenizer
@@ -59,6 +59,18 @@ def test_what_is_a_call(
         return
     for text in refused:
         assert not takes(constraint, text, tokenizer()), text
+
+
+def test_text_in_the_place_of_calls_may_have_a_form() -> None:
+    constraint = ToolCalls(TOOLS, text=JsonSchema({"type": "array", "items": {"type": "integer"}}))
+    for text in ("[1, 2]", "[]", ROME, f"{ROME}\n{NOW}"):
+        assert takes(constraint, text), text
+    for text in ("Hello.", "[1, 2]" + ROME, '["a"]', "", BAD):
+        assert not takes(constraint, text), text
+    required = ToolCalls(TOOLS, "required", text=JsonSchema(True))
+    assert takes(required, ROME) and not takes(required, "[1]")
+    with pytest.raises(ConstraintError, match="text is a str"):
+        ToolCalls(TOOLS, text="[]")  # type: ignore[arg-type]
 
 
 def test_parameters_may_be_json_text() -> None:
