@@ -115,7 +115,8 @@ def write_weights(folder: Path, given: dict[str, Any]) -> tuple[int, int]:
             size = 0
         files[-1].append((name, shape))
         size, total = size + nbytes, total + nbytes
-    noise = np.random.default_rng(0).standard_normal(1 << 24, dtype=np.float32)
+    # Of a size that no row divides: rows that repeat would give tokens of equal logits.
+    noise = np.random.default_rng(0).standard_normal((1 << 24) - 3, dtype=np.float32)
     index = {}
     for number, parts in enumerate(files, start=1):
         file = f"model-{number:05}-of-{len(files):05}.safetensors"

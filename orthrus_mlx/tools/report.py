@@ -160,6 +160,8 @@ def about_device() -> dict[str, Any]:
         "recommended_bytes": backend.recommended_bytes(),
         "system": f"{system}, {platform.machine()}",
         "python": platform.python_version(),
+        "cores": os.cpu_count() or 0,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -216,6 +218,7 @@ def markdown(report: dict[str, Any], sections: Sequence[Section] = SECTIONS) -> 
     memory = f"{device['memory_bytes'] / 1e9:.0f} GB"
     if device["recommended_bytes"]:
         memory += f", {device['recommended_bytes'] / 1e9:.0f} GB of them recommended"
+    busy = f", load {device['load']:.1f} of {device['cores']} cores" if "load" in device else ""
     facts = {
         "Device": f"{device['name']}, {memory}",
         "Backend": f"{device['backend']} {device['architecture']}".strip(),
@@ -224,7 +227,7 @@ def markdown(report: dict[str, Any], sections: Sequence[Section] = SECTIONS) -> 
         "Model": f"{model['parameters'] / 1e6:,.0f} million parameters in "
         f"{model['weight_bytes'] / 1e6:,.0f} MB, mostly {model['stored_as']}; {model['layers']} "
         f"layers of {model['hidden_size']}, blocks of {model['block_size']} rows",
-        "Measured": f"{report['date']}, in {sum(report['seconds'].values()):.0f} s",
+        "Measured": f"{report['date']}, in {sum(report['seconds'].values()):.0f} s{busy}",
     }
     lines = [f"## orthrus-mlx report: {code(model['name'])}", "", f"**{verdict(report)}**", ""]
     if report["interrupted"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def test_a_section_is_its_measurement_and_its_lines() -> None:
     assert "nothing" not in report.sections
     lines = logic.markdown(report.to_dict(), sections).splitlines()
     assert lines[2] == "**LOSSLESS: all.**"
+    assert re.search(r"^\| Measured \| .*, load \d+\.\d of \d+ cores \|$", "\n".join(lines), re.M)
     assert lines[-3:] == ["### About tune", "", "it is 7"]
 
 
