@@ -336,4 +336,7 @@ def load_model(
             waiting.enter_context(no_echo())
             waiting.enter_context(status)
         adapter: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
-        return load(model, revision=revision, **adapter)
+        lm, tokenizer = load(model, revision=revision, **adapter)
+    if (several := getattr(lm, "several", None)) and not quiet:
+        note(notes, f"One part in {several[0]} of the model on each of {several[0]} ranks.")
+    return lm, tokenizer

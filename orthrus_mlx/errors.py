@@ -17,6 +17,7 @@ OrthrusError
 │   ├── LogitsError               logits that are no numbers, from the weights or a processor
 │   └── NumericsError             exact numerics asked for where no usable row count exists
 ├── ConversionError          a conversion that cannot be made as asked (also a ValueError)
+├── DistributedError         several machines cannot hold or run a model together
 ├── OutputError              a folder or file cannot be written
 ├── DataError                training data is missing or malformed
 └── TrainingError            a training run cannot start, resume or go on
@@ -100,6 +101,10 @@ class NumericsError(GenerationError):
 
 class ConversionError(OrthrusError, ValueError):
     """The options of a conversion contradict each other or do not suit the checkpoint."""
+
+
+class DistributedError(OrthrusError):
+    """Several machines cannot hold or run a model together."""
 
 
 class OutputError(OrthrusError):

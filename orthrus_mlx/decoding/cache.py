@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import GenerationError
-from ..rows import Cache
+from ..rows import Cache, Prepared
 
 KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
 
@@ -66,6 +66,12 @@ def check_quantization(bits: int, group_size: int, head_dim: int) -> None:
             f"MLX cannot attend over a KV cache of {bits} bits on {mx.default_device()}: leave "
             f"kv_bits out. ({error})"
         ) from error
+
+
+def tell(cache: Cache, *what: Any) -> None:
+    """Say what was done to a cache other than by a pass, where other machines hold parts of it."""
+    if (told := getattr(cache, "tell", None)) is not None:
+        told(*what)
 
 
 def trim(cache: Cache, length: int) -> None:
@@ -182,17 +188,21 @@ class Fork:
 
     Attributes:
         layers: what the prepared pass reads and writes.
+        place: the pass, and where the sequence stands in it.
     """
 
     def __init__(self, cache: Cache):
         self._cache = cache
-        self.layers = [_copy(layer) for layer in cache]
+        self.layers: Cache = copy.copy(cache)  # of the same kind of list
+        self.layers[:] = [_copy(layer) for layer in cache]
+        self.place: Prepared | None = None
 
-    def commit(self) -> None:
-        """Make the fork's state the cache's, and let go of it."""
+    def commit(self) -> Prepared | None:
+        """Make the fork's state the cache's, and let go of it and of the pass."""
         for layer, after in zip(self._cache, self.layers, strict=True):
             vars(layer).update(vars(after))
-        self.layers = []
+        place, self.layers, self.place = self.place, [], None
+        return place
 
 
 def _copy(layer: Any) -> Any:

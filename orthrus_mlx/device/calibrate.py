@@ -195,12 +195,20 @@ def device_costs(
     model: Any, block_size: int, progress: Callable[[int, int], None] | None = None
 ) -> Costs:
     """The costs for this model on this device, from disk where they were measured before."""
-    key = [device_key(model), METHOD, block_size]
-    found = load("costs", key, _decode)
+    found = stored_costs(model, block_size)
     if found is None:
         found = calibrate(model, block_size, progress)
-        store("costs", key, found, _encode)
+        store("costs", _key(model, block_size), found, _encode)
     return found
+
+
+def stored_costs(model: Any, block_size: int) -> Costs | None:
+    """The costs that were measured before, of a model or an unread `Checkpoint`."""
+    return load("costs", _key(model, block_size), _decode)
+
+
+def _key(model: Any, block_size: int) -> list[Any]:
+    return [device_key(model), METHOD, block_size]
 
 
 def _encode(costs: Costs) -> dict[str, Any]:
