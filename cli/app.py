@@ -17,7 +17,19 @@ from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
 
-from . import bench, cache_prompt, chat, convert, generate, habits, info, models, ranks, train, verify
+from . import (
+    bench,
+    cache_prompt,
+    chat,
+    convert,
+    generate,
+    habits,
+    info,
+    models,
+    ranks,
+    train,
+    verify,
+)
 
 
 class _Commands(TyperGroup):

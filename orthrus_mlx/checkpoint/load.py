@@ -81,7 +81,9 @@ def load(
     if launched():
         from ..distributed.together import load_together
 
-        if (found := load_together(path_or_hf_repo, revision, lazy, adapter is not None)) is not None:
+        if (
+            found := load_together(path_or_hf_repo, revision, lazy, adapter is not None)
+        ) is not None:
             return found
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
     if not lazy:

@@ -25,6 +25,7 @@ Word = dict[str, Any]
 
 SILENCE = 4  # seconds without a sign of life from a machine after which it is taken for dead
 FAREWELL = 3.0  # seconds that rank 0 waits for the others to say what they did
+STUCK = 30.0  # seconds after which a rank that was sent home ends, whatever it waits for
 PATIENCE = 60.0  # seconds in which all ranks have to connect
 LARGEST_HELLO = 1 << 16
 ADVICE = (
@@ -96,7 +97,7 @@ class Link:
         if not self.leaving:
             self._lost(self)
         elif not self.rank:  # rank 0 has gone home; nothing that waits for it comes to an end
-            time.sleep(FAREWELL)
+            time.sleep(STUCK)
             end_process()
 
 
@@ -127,7 +128,7 @@ def end_process(line: str = "") -> None:
         time.sleep(60)  # another thread is at it
     if line:
         with contextlib.suppress(OSError):
-            os.write(2, f"error: {line}\n".encode(errors="backslashreplace"))
+            os.write(2, f"\nerror: {line}\n".encode(errors="backslashreplace"))  # below an answer
     # Text that was written may still be on its way; nobody waits for a reader that has gone.
     flushing = threading.Thread(target=_flush, daemon=True)
     flushing.start()

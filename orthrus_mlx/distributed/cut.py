@@ -14,8 +14,10 @@ from ..checkpoint.tensors import ITEM_SIZES, TensorInfo, packing
 from ..errors import DistributedError
 
 # Cut by output rows (heads, MLP columns), and by input columns, whose products are added up.
-BY_ROWS = ("q_proj", "k_proj", "v_proj", "q_proj_diff", "k_proj_diff", "v_proj_diff")
-BY_ROWS += ("gate_proj", "up_proj")
+BY_ROWS = (
+    *("q_proj", "k_proj", "v_proj", "q_proj_diff", "k_proj_diff", "v_proj_diff"),
+    *("gate_proj", "up_proj"),
+)
 BY_COLUMNS = ("o_proj", "o_proj_diff", "down_proj")
 HEAD = "lm_head."  # rank 0 alone makes logits
 

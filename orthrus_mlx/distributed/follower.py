@@ -118,7 +118,8 @@ class Part:
 
     def run(self, word: Word) -> None:
         """Run a pass. It is built while the one before is still running, and starts after that:
-        only then can it write to the caches in place."""
+        only then can it write to the caches in place.
+        """
         segments = [self._segment(part, word["layers"]) for part in word["segments"]]
         rows = Rows(segments)
         rows.ids = from_rank_0(mx.zeros(rows.n_ar + rows.n_diff, mx.int32), self.group.comm)[None]

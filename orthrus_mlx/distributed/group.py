@@ -70,17 +70,17 @@ class Group:
         if self.rank:
             invitation = self._invite(None)
             hello = facts | {"rank": self.rank, "token": invitation["token"]}
-            link = connect(invitation["addresses"], invitation["port"], hello)
+            connection = connect(invitation["addresses"], invitation["port"], hello)
             first = invitation["facts"]
-            self.links = [Link(link, 0, first, self._rank_0_lost, self._failed)]
+            self.links = [Link(connection, 0, first, self._rank_0_lost, self._failed)]
         else:
             addresses = own_addresses()
             server = listen(local=addresses == ["127.0.0.1"])
             token = secrets.token_hex(16)
             port = server.getsockname()[1]
             self._invite({"token": token, "port": port, "addresses": addresses, "facts": facts})
-            for rank, (link, hello) in sorted(accept(server, token, self.size).items()):
-                self.links.append(Link(link, rank, hello, self._other_lost, self._failed))
+            for rank, (connection, hello) in sorted(accept(server, token, self.size).items()):
+                self.links.append(Link(connection, rank, hello, self._other_lost, self._failed))
             self.devices += [str(link.facts.get("device")) for link in self.links]
             atexit.register(self.leave)
         for link in self.links:
@@ -191,7 +191,9 @@ def join() -> Group | None:
                 comm = mx.distributed.init(backend=backend)
                 _group = Group(comm, backend)
             except RuntimeError as error:
-                raise DistributedError(f"The ranks do not find each other: {brief(error)}.") from error
+                raise DistributedError(
+                    f"The ranks do not find each other: {brief(error)}."
+                ) from error
     return _group if _group.size > 1 else None
 
 

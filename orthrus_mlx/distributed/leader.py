@@ -114,7 +114,8 @@ class LeadingModel(ShardedModel):
         with uninterrupted():
             for rows, places in live.values():
                 self.tell(self.word(rows, [n in places for n in range(len(rows.segments))]))
-                self._begin(rows.hidden)
+                if rows.hidden is not None:
+                    self._begin(rows.hidden)
             super().start(outputs, waiting)
 
     def _hidden(self, rows: Rows) -> mx.array:

@@ -107,13 +107,11 @@ def together(folder: Path) -> Found:
 
 
 def rows(folder: Path) -> Found:
-    """Whether a row's bits in a pass over 16 rows are those of the row alone, also beside blocks."""
+    """Whether a row's bits beside 15 others, and beside blocks, are those of the row alone."""
     model, _ = load(folder)
     ids = mx.array(ids_of(model, 16), mx.int32)
     one, many, mixed = (model.make_cache() for _ in range(3))
-    alone = mx.concatenate(
-        [model.forward(Rows.verify(ids[n : n + 1], one))[0] for n in range(16)]
-    )
+    alone = mx.concatenate([model.forward(Rows.verify(ids[n : n + 1], one))[0] for n in range(16)])
     together = model.forward(Rows.verify(ids, many))[0]
     blocks = mx.zeros((2, 4), mx.int32)
     beside = model.forward(Rows([Segment(mixed, ids, blocks, (0, 3))]))[0]
@@ -190,7 +188,7 @@ def hunt(folder: Path, runs: str = "200", seed: str = "0") -> Found:
                 if len(out) >= stop:
                     break
             run.close()
-            if seen and seen[0].seed == key or not temperature:
+            if (seen and seen[0].seed == key) or not temperature:
                 assert out == truth(n, key, temperature, most)[: len(out)], "ids differ"
                 checked += 1
             cancelled += stop < most

@@ -35,7 +35,7 @@ def test_a_number_of_ranks_that_does_not_come_out_even_is_refused(tmp_path: Path
         check_cut(found.config, found.tensors, 5)
     packed = inspect(convert(tmp_path / "a", tmp_path / "b", quantize=True))
     check_cut(packed.config, packed.tensors, 2)
-    with pytest.raises(DistributedError, match="384 columns in groups of 64.*2, 3 or 6"):
+    with pytest.raises(DistributedError, match=r"384 columns in groups of 64.*2, 3 or 6"):
         check_cut(packed.config, packed.tensors, 4)
 
 
