@@ -78,7 +78,7 @@ def _load(group: Group, word: Word, models: dict[int, Part]) -> Word:
 
 
 class Part:
-    """This rank's part of one model, and of its KV caches.
+    """One rank's part of a model, and of its KV caches.
 
     Attributes:
         caches: by key; a layer's offset is where the next pass is to start, or further.

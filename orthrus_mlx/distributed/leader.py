@@ -113,13 +113,13 @@ class LeadingModel(ShardedModel):
             live.setdefault(id(rows), (rows, set()))[1].add(place)
         with uninterrupted():
             for rows, places in live.values():
+                assert rows.hidden is not None
                 self.tell(self.word(rows, [n in places for n in range(len(rows.segments))]))
-                if rows.hidden is not None:
-                    self._begin(rows.hidden)
+                self._begin(rows.hidden)
             super().start(outputs, waiting)
 
     def _hidden(self, rows: Rows) -> mx.array:
-        """Build a pass. Rank 0's ids reach the other ranks inside it: not all are known here yet."""
+        """Build a pass. Its ids reach the other ranks inside it: not all are known here yet."""
         rows.ids = from_rank_0(rows.ids.reshape(-1), self.group.comm)[None]
         hidden = super().backbone(rows)
         if rows.prepared:
