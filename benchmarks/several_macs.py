@@ -118,7 +118,9 @@ def table(mac: str, ranks: int) -> list[list[str]]:
             alone = costs_of(shape, bits, BANDWIDTH[mac], 1, None)
             base = [best_speed(alone, BLOCK, rate) for rate in kinds_of(name).values()]
             head = [name, "bf16" if bits == 16 else f"{bits}-bit"]
-            rows.append([*head, "1 Mac", f"{1 / alone.of_ar_step():.0f}", *map("{:.0f}".format, base)])
+            rows.append(
+                [*head, "1 Mac", f"{1 / alone.of_ar_step():.0f}", *map("{:.0f}".format, base)]
+            )
             for label, wire in WIRES.items():
                 costs = costs_of(shape, bits, BANDWIDTH[mac], ranks, wire)
                 both = [best_speed(costs, BLOCK, rate) for rate in kinds_of(name).values()]

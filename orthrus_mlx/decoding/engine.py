@@ -21,6 +21,7 @@ from ..rows import Cache, Prepared, Rows, Segment
 from .cache import Fork, trim
 from .choosers import Ids, known
 from .cycle import Cycle, Guesses
+from .interrupts import uninterrupted
 from .plan import ANY_ROWS, AR_STEP, Plan, RowCounts, anchor_depths
 from .sequence import Asked, Decoded, Outcome, Planner, Sequence
 
@@ -137,8 +138,10 @@ def _start_prepared(runner: Runner, sequences: Many[Sequence]) -> None:
     prepared = [s.in_flight for s in sequences if s.in_flight and s.in_flight.fork]
     for cycle in prepared:
         known(cycle.drafts)
-    waiting = [cycle.fork.commit() for cycle in prepared if cycle.fork is not None]
-    if prepared:
+    if not prepared:
+        return
+    with uninterrupted():  # a cache must not show a pass that never starts
+        waiting = [cycle.fork.commit() for cycle in prepared if cycle.fork is not None]
         runner.start(
             [a for cycle in prepared for a in cycle.outputs],
             [place for place in waiting if place is not None],

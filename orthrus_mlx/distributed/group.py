@@ -65,6 +65,7 @@ class Group:
             "host": socket.gethostname(),
             "device": device_name(),
             "mlx": MLX_VERSION,
+            "orthrus-mlx": own_version(),
             "pid": os.getpid(),
         }
         if self.rank:
@@ -87,11 +88,12 @@ class Group:
             link.watch()
         if not self.rank:
             for link in self.links:
-                if (other := link.facts.get("mlx")) != MLX_VERSION:
-                    raise DistributedError(
-                        f"Rank {link.rank} on {link.name} has mlx {other}, and rank 0 has "
-                        f"{MLX_VERSION}. Install the same on all machines."
-                    )
+                for what in ("mlx", "orthrus-mlx"):
+                    if (other := link.facts.get(what)) != facts[what]:
+                        raise DistributedError(
+                            f"Rank {link.rank} on {link.name} has {what} {other}, and rank 0 has "
+                            f"{facts[what]}. Install the same on all machines."
+                        )
         remember_terminal()
 
     def _invite(self, word: Word | None) -> Any:
@@ -150,6 +152,13 @@ class Group:
             link.close()
         return self._bye
 
+    def break_off(self) -> None:
+        """End the other ranks at once: they wait in a pass that this one cannot run."""
+        self.open, self.last = False, None
+        for link in self.links:
+            link.leaving = True
+            link.send({"op": "end"})
+
     def _other_lost(self, link: Link) -> None:
         self._end(
             f"Rank {link.rank} on {link.name} has ended or cannot be reached; the others end too."
@@ -159,11 +168,8 @@ class Group:
         self._end(f"Rank {link.rank} on {link.name} failed: {why}")
 
     def _end(self, line: str) -> None:
-        for link in self.links:  # they end without a line of their own
-            link.leaving = True
-        for link in self.links:
-            with contextlib.suppress(Exception):
-                link.send({"op": "end"})
+        with contextlib.suppress(Exception):
+            self.break_off()  # without a line of their own
         end_process(line)
 
     def _rank_0_lost(self, link: Link) -> None:
@@ -197,13 +203,22 @@ def join() -> Group | None:
     return _group if _group.size > 1 else None
 
 
+def own_version() -> str:
+    """The version of this package."""
+    from importlib.metadata import version
+
+    return version("orthrus-mlx")
+
+
 def backend_name() -> str:
     """Which of MLX's engines the launcher chose, from what it left in the environment."""
     if "MLX_JACCL_COORDINATOR" in os.environ or "MLX_IBV_DEVICES" in os.environ:
         return "jaccl"
     if "MLX_HOSTFILE" in os.environ:
         return "ring"
-    return "nccl" if "MLX_WORLD_SIZE" in os.environ else "mpi"
+    if "MLX_WORLD_SIZE" in os.environ:
+        return "nccl"
+    return "any" if "MLX_RANK" in os.environ else "mpi"
 
 
 def own_addresses() -> list[str]:

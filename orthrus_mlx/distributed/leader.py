@@ -7,8 +7,6 @@ otherwise wait inside passes that never come, or add up the parts of different o
 from __future__ import annotations
 
 import itertools
-import signal
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig
+from ..decoding.interrupts import uninterrupted
 from ..errors import DistributedError
 from ..rows import Cache, Prepared, Rows
 from .group import Group
@@ -100,7 +99,7 @@ class LeadingModel(ShardedModel):
             key_of(segment.cache)
         if rows.prepared:
             return self._hidden(rows)
-        with uninterrupted():
+        with self._whole():
             self.tell(self.word(rows, [True] * len(rows.segments)))
             hidden = self._hidden(rows)
             self._begin(hidden)
@@ -111,12 +110,22 @@ class LeadingModel(ShardedModel):
         live: dict[int, tuple[Rows, set[int]]] = {}
         for rows, place in waiting:
             live.setdefault(id(rows), (rows, set()))[1].add(place)
-        with uninterrupted():
+        with self._whole():
             for rows, places in live.values():
                 assert rows.hidden is not None
                 self.tell(self.word(rows, [n in places for n in range(len(rows.segments))]))
                 self._begin(rows.hidden)
             super().start(outputs, waiting)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """What is told in here also starts; if it cannot, the ranks part."""
+        with uninterrupted():
+            try:
+                yield
+            except BaseException:
+                self.group.break_off()
+                raise
 
     def _hidden(self, rows: Rows) -> mx.array:
         """Build a pass. Its ids reach the other ranks inside it: not all are known here yet."""
@@ -169,19 +178,3 @@ class LeadingModel(ShardedModel):
 def from_rank_0(ids: mx.array, comm: Any) -> mx.array:
     """Rank 0's ids [n], on every rank."""
     return mx.distributed.all_gather(ids.astype(mx.int32), group=comm)[: ids.size]
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Keep Ctrl-C back for the moment in which a pass is told and begun."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread
-        return
-    held: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *caught: held.append(caught))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held and callable(before):
-        before(*held[0])

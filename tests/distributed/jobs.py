@@ -103,7 +103,7 @@ def batch(folder: Path) -> Found:
 def together(folder: Path) -> Found:
     """The jobs that `make test` has time for, in one start of the ranks."""
     found = answers(folder) | batch(folder) | rows(folder)
-    return found | hunt(folder, "12")
+    return found | hunt(folder, "6")
 
 
 def rows(folder: Path) -> Found:

@@ -126,6 +126,7 @@ def launch(*command: str, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, process.wait(), out, err)
 
 
+@pytest.mark.full
 def test_a_chat_by_the_launcher_reads_lines_until_bye() -> None:
     question = "If a rectangle has length 12 and width 7, what is its area?"
     ended = launch("chat", "--no-calibrate", said=f"{question}\n/bye\n")

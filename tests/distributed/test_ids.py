@@ -27,7 +27,7 @@ def test_two_ranks_write_what_one_process_does(random12: Path, tmp_path: Path) -
     assert {name: found[name] for name in alone} == alone
     assert (found["same rows"], found["parallel equals ar"]) == (32, True)
     assert len({tuple(ids) for name, ids in alone.items() if name.endswith(" 0.0")}) == 1
-    assert found["checked"] > 12 and found["cancelled"] > 2
+    assert found["checked"] > 5
     assert other["passes"] > 200
 
 
