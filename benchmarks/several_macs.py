@@ -4,8 +4,9 @@
 
 Assumptions, all of them:
 
-1. An AR step reads the AR view's weights once, at 0.85 of the memory's bandwidth (Apple: M4 Pro 273,
-   M4 Max 546, M3 Ultra 819 GB/s). Each rank reads its part of the layers; rank 0 the whole head.
+1. An AR step reads the AR view's weights once, at 0.85 of the memory's bandwidth (Apple: M4 Pro
+   273, M4 Max 546, M3 Ultra 819 GB/s). Each rank reads its part of the layers; rank 0 the whole
+   head.
 2. Passes over more rows cost what `simulate.py` says, in AR steps: published costs of MLX 0.32's
    kernels on M3 and later in bf16, and on an M3 Max at 4 bits. A rank's smaller products cost the
    same share.
