@@ -7,8 +7,11 @@ line of JSON, on rank 0, with what the other ranks report under "ranks".
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +219,37 @@ def hunt(folder: Path, runs: str = "200", seed: str = "0") -> Found:
     return {"checked": checked, "cancelled": cancelled} | of_group(model)
 
 
+def interrupted(folder: Path, runs: str = "60") -> Found:
+    """Ctrl-C anywhere in an answer; the cache then goes on from where the answer was."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    draw = random.Random(0)
+    model, _ = load(folder)
+    truth = {n: lone(model, prompt=ids_of(model, n, n), max_tokens=24) for n in (3, 9, 20)}
+    struck = 0
+    for _ in range(int(runs)):
+        n, (mode, cycle) = draw.choice((3, 9, 20)), draw.choice(WAYS)
+        cache, said, prompt = model.make_cache(), list[int](), ids_of(model, n, n)
+        options: Any = {"mode": mode, "cycle": cycle, "calibrate": False, "prompt_cache": cache}
+        timer = threading.Timer(draw.uniform(0, 0.2), os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            for token in mlx_generate(model, prompt, (), 24, **options):
+                said.append(token)
+            timer.join()
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            struck += 1
+        timer.join()
+        assert said == truth[n][: len(said)], (mode, cycle, said)
+        held, text = cache[0].offset, prompt + said
+        if len(said) < 24:
+            rest = mlx_generate(
+                model, text[held:], (), 24 - len(said), cached_ids=text[:held], **options
+            )
+            assert list(rest) == truth[n][len(said) :], (mode, cycle, held, said)
+    return {"struck": struck} | of_group(model)
+
+
 def random_costs(draw: random.Random, block: int) -> Costs:
     """Costs of which nothing can be foreseen."""
     sizes = [n for n in (1, 2, 4, 8, 16) if n <= block]
@@ -244,7 +278,18 @@ def of_group(model: Any) -> Found:
 
 JOBS: dict[str, Callable[..., Found]] = {
     job.__name__: job
-    for job in (answers, batch, together, rows, memory, exact, calibrated, hunt, asleep)
+    for job in (
+        answers,
+        batch,
+        together,
+        rows,
+        memory,
+        exact,
+        calibrated,
+        hunt,
+        interrupted,
+        asleep,
+    )
 }
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 
-from tests.distributed.ranks import Ranks, free_ports
+from tests.distributed.ranks import PATIENCE, Ranks, free_ports
 
 SOON = 5.0  # seconds in which all must be gone; by clock, so only where nothing else runs
 
@@ -133,3 +134,25 @@ def test_a_chat_by_the_launcher_reads_lines_until_bye() -> None:
     assert "84" in ended.stdout
     assert "on each of 2 ranks" in ended.stderr
     assert ended.returncode == 0
+
+
+@pytest.mark.full
+def test_a_chat_has_the_terminal_that_the_launcher_does_not_read(tmp_path: Path) -> None:
+    start = "from mlx._distributed_utils.launch import main; main()"
+    command = f"{sys.executable} -c '{start}' -n 2 --backend ring -p {free_ports(1)[0]} -- "
+    command += f"{sys.executable} -m orthrus_mlx.cli chat --no-calibrate < <(sleep 600)"
+    env = {"ORTHRUS_MLX_ALONE": "never", "ORTHRUS_MLX_HISTORY": str(tmp_path / "history")}
+    with pexpect.spawn(
+        "/bin/bash",
+        ["-c", command],
+        env=os.environ | env | {"TERM": "xterm"},
+        encoding="utf-8",
+        timeout=PATIENCE,
+    ) as person:
+        person.expect("/help for the commands")
+        person.expect("> ")
+        person.send("If a rectangle has length 12 and width 7, what is its area?\r")
+        person.expect("84")
+        person.expect("accepted")
+        person.send("/bye\r")
+        person.expect(pexpect.EOF)

@@ -68,6 +68,12 @@ def test_two_hundred_random_requests_and_no_deadlock(random12: Path, tmp_path: P
 
 
 @pytest.mark.full
+def test_ctrl_c_anywhere_leaves_the_ranks_in_step(random12: Path, tmp_path: Path) -> None:
+    found, _ = apart(job(2, "interrupted", random12, folder=tmp_path))
+    assert found["struck"] > 50
+
+
+@pytest.mark.full
 def test_costs_are_kept_by_ranks_and_engine(random12: Path, tmp_path: Path) -> None:
     found, _ = apart(job(2, "calibrated", random12, folder=tmp_path))
     ranks, engine, *devices = found["several"]
