@@ -59,7 +59,7 @@ class Link:
         self.inbox: queue.SimpleQueue[Word] = queue.SimpleQueue()
         self.leaving = False
         self._connection, self._lost, self._failed = connection, lost, failed
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()  # a finalizer may send while this thread does
         keep_alive(connection)
 
     def watch(self) -> None:

@@ -6,6 +6,7 @@ It plans nothing, samples nothing and counts nothing but its passes.
 from __future__ import annotations
 
 import copy
+import os
 import signal
 import threading
 import time
@@ -37,6 +38,8 @@ def follow(group: Group) -> NoReturn:
                     _drain(models)
                     group.links[0].send({"op": "left", **figures(passes)})
                     group.links[0].close()
+                    if threading.current_thread() is not threading.main_thread():
+                        os._exit(0)  # SystemExit would end this thread alone
                     raise SystemExit(0)
                 case "load":
                     group.links[0].send(_load(group, word, models))
