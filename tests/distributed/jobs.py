@@ -103,9 +103,43 @@ def batch(folder: Path) -> Found:
     return found | of_group(model)
 
 
+def cancelled(folder: Path) -> Found:
+    """A text is cancelled whose next pass is prepared beside another's, and its cache taken up."""
+    model, tokenizer = load(folder)
+    first, second = ids_of(model, 20, 1), ids_of(model, 12, 2)
+    found: Found = {}
+    for steps in (2, 3, 4):
+        with BatchEngine(model, tokenizer, calibrate=False, prefix_memory=1 << 26) as engine:
+            said: dict[int, list[int]] = {}
+
+            def add(ids: list[int], said: Any = said, engine: Any = engine) -> int:
+                options = {"mode": "parallel", "cycle": "two-pass", "calibrate": False}
+                number: int = engine.add(ids, 12, eos_token_ids=(), **options)
+                said[number] = []
+                return number
+
+            def step(said: Any = said, engine: Any = engine) -> None:
+                for number, response, error in engine.step():
+                    assert error is None, error
+                    said[number].append(response.token)
+
+            victim, other = add(first), add(second)
+            for _ in range(steps):
+                step()
+            engine.cancel(victim)
+            longer = first + said[victim] + ids_of(model, 30, 3)
+            heir = add(longer)
+            while engine.running:
+                step()
+            found[f"cancelled after {steps}"] = said[heir]
+            assert said[heir] == lone(model, prompt=longer, max_tokens=12), steps
+            assert said[other] == lone(model, prompt=second, max_tokens=12), steps
+    return found | of_group(model)
+
+
 def together(folder: Path) -> Found:
     """The jobs that `make test` has time for, in one start of the ranks."""
-    found = answers(folder) | batch(folder) | rows(folder)
+    found = answers(folder) | batch(folder) | cancelled(folder) | rows(folder)
     return found | hunt(folder, "6")
 
 
@@ -281,6 +315,7 @@ JOBS: dict[str, Callable[..., Found]] = {
     for job in (
         answers,
         batch,
+        cancelled,
         together,
         rows,
         memory,

@@ -23,7 +23,7 @@ def test_two_ranks_write_what_one_process_does(random12: Path, tmp_path: Path) -
     # All modes and cycles, greedy and sampled, constrained, with quantized KV caches, in batches
     # with cancels; rows alone and beside others; random requests under random costs.
     found, (other,) = apart(job(2, "together", random12, folder=tmp_path))
-    alone = jobs.answers(random12) | jobs.batch(random12)
+    alone = jobs.answers(random12) | jobs.batch(random12) | jobs.cancelled(random12)
     assert {name: found[name] for name in alone} == alone
     assert (found["same rows"], found["parallel equals ar"]) == (32, True)
     assert len({tuple(ids) for name, ids in alone.items() if name.endswith(" 0.0")}) == 1
