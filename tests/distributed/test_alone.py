@@ -24,6 +24,7 @@ def times(factor: float) -> Costs:
         {n: factor * c for n, c in NOMINAL.verify.items()},
         {n: factor * c for n, c in NOMINAL.draft.items()},
         {n: factor * c for n, c in NOMINAL.fused.items()},
+        plain=factor * NOMINAL.of_ar_step(),
     )
 
 
@@ -97,17 +98,16 @@ def test_an_other_checkpoint_has_another_digest(random12: Path) -> None:
 
 
 @pytest.mark.full
-def test_rank_0_goes_on_alone_and_the_others_leave(random12: Path, tmp_path: Path) -> None:
-    folder = str(tmp_path / "kept")
-    job(2, "calibrated", random12, folder=tmp_path, ORTHRUS_MLX_CACHE=folder)
-    from tests.distributed import jobs
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ORTHRUS_MLX_CACHE", folder)
-        jobs.calibrated(random12)
-    # Two processes on a few shared cores are slower than one, or not: both are an answer.
-    found = job(
-        2, "memory", random12, folder=tmp_path, ORTHRUS_MLX_ALONE="auto", ORTHRUS_MLX_CACHE=folder
-    )
-    whole = sum(info.nbytes for info in inspect(random12).tensors.values())
-    assert (found["ranks"] == {}) == (found["here"]["memory"] > 0.9 * whole)
+@pytest.mark.parametrize("faster", [True, False])
+def test_rank_0_goes_on_alone_and_the_others_leave(
+    random12: Path, tmp_path: Path, faster: bool
+) -> None:
+    found = inspect(random12)
+    name = measured.device_name()
+    keep(found, found.config.block_size, times(1.0))
+    of_both = times(2.0 if faster else 0.5)
+    keep(part(found, 2, "ring", name, name), found.config.block_size, of_both)
+    seen = job(2, "memory", random12, folder=tmp_path, ORTHRUS_MLX_ALONE="auto")
+    whole = sum(info.nbytes for info in found.tensors.values())
+    assert ("ranks" in seen) == (not faster)
+    assert (seen["here"]["memory"] > 0.9 * whole) == faster
