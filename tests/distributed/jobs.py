@@ -19,7 +19,16 @@ from typing import Any
 
 import mlx.core as mx
 
-from orthrus_mlx import BatchEngine, Choices, Regex, load, mlx_generate, stream_generate
+from orthrus_mlx import (
+    BatchEngine,
+    Choices,
+    ModelConfig,
+    Regex,
+    generate,
+    load,
+    mlx_generate,
+    stream_generate,
+)
 from orthrus_mlx.decoding.cost_model import Costs
 from orthrus_mlx.device import calibrate, measured
 from orthrus_mlx.rows import Rows, Segment
@@ -187,17 +196,15 @@ def calibrated(folder: Path) -> Found:
 
 def hunt(folder: Path, runs: str = "200", seed: str = "0") -> Found:
     """Random requests with random costs and cancels; each answer is that of AR decoding."""
-    draw = random.Random(int(seed))
-    model, tokenizer = load(folder)
-    skew = draw.uniform(-1e6, 1e6)
-    clock = time.perf_counter
+    # Each rank has other costs and another clock, as different machines have.
+    draw = random.Random(int(seed) + 1000 * int(os.environ.get("MLX_RANK", "0")))
+    clock, skew = time.perf_counter, draw.uniform(-1e6, 1e6)
     time.perf_counter = lambda: clock() * draw.uniform(0.5, 2) + skew  # type: ignore[assignment]
+    block = ModelConfig.from_folder(folder).block_size
+    generate.device_costs = lambda *_: random_costs(draw, block)
+    model, tokenizer = load(folder)
     known: dict[Any, list[int]] = {}
     checked = cancelled = 0
-    calibrate.device_costs = None  # type: ignore[assignment]
-    import orthrus_mlx.generate as generate
-
-    generate.device_costs = lambda *_: random_costs(draw, model.config.block_size)
 
     def truth(n: int, key: int, temperature: float, most: int) -> list[int]:
         at = n, key, temperature
