@@ -25,6 +25,7 @@ Word = dict[str, Any]
 
 SILENCE = 4  # seconds without a sign of life from a machine after which it is taken for dead
 FAREWELL = 3.0  # seconds that rank 0 waits for the others to say what they did
+RACE = 2.0  # seconds within which a connection closes after MLX found its own one closed
 STUCK = 30.0  # seconds after which a rank that was sent home ends, whatever it waits for
 PATIENCE = 60.0  # seconds in which all ranks have to connect
 LARGEST_HELLO = 1 << 16
@@ -135,6 +136,18 @@ def end_process(line: str = "") -> None:
     flushing.join(0.5)
     _restore_terminal()
     os._exit(1)
+
+
+def explain_first() -> None:
+    """Let a lost connection be told before what MLX raises because of it ends this process."""
+    before = sys.excepthook
+
+    def patient(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(kind, RuntimeError):
+            time.sleep(RACE)  # `end_process` is at it, if a rank is lost
+        before(kind, error, trace)
+
+    sys.excepthook = patient
 
 
 def _flush() -> None:

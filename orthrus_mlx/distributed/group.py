@@ -26,6 +26,7 @@ from .control import (
     accept,
     connect,
     end_process,
+    explain_first,
     listen,
     remember_terminal,
 )
@@ -95,6 +96,7 @@ class Group:
                             f"{facts[what]}. Install the same on all machines."
                         )
         remember_terminal()
+        explain_first()
 
     def _invite(self, word: Word | None) -> Any:
         """What rank 0 says of where it listens, known to all."""
