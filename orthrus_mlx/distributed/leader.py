@@ -7,6 +7,7 @@ otherwise wait inside passes that never come, or add up the parts of different o
 from __future__ import annotations
 
 import itertools
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from ..checkpoint.config import ModelConfig
 from ..decoding.interrupts import uninterrupted
 from ..errors import DistributedError
 from ..rows import Cache, Prepared, Rows
+from .control import RACE
 from .group import Group
 from .sharded import ShardedModel
 
@@ -123,7 +125,9 @@ class LeadingModel(ShardedModel):
         with uninterrupted():
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, RuntimeError):
+                    time.sleep(RACE)  # of a rank that is lost this process ends in here
                 self.group.break_off()
                 raise
 
