@@ -26,6 +26,7 @@ from . import (
     habits,
     info,
     models,
+    ranks,
     report,
     serve,
     train,
@@ -37,8 +38,15 @@ from . import (
 class _Commands(TyperGroup):
     """Turns what a command raises into one clear line and an exit code."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in ranks.COMMANDS:
+            if name in self.commands:
+                self.commands[name].params.append(ranks.alone_option())
+
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _one_line_errors():
+            ranks.meet()
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:

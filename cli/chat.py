@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from . import options, structured
+from . import options, ranks, structured
 from .options import examples
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def chat(
 
     from .repl import Chat
 
+    ranks.take_terminal()
     interactive = sys.stdin.isatty()
     if interactive:
         note(notes, "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave")

@@ -55,7 +55,7 @@ def print_info(described: "ModelInfo") -> None:
     console.print(facts(described))
     console.print()
     console.print(weights(described))
-    console.print(grid(numerics(described)))
+    console.print(grid({"Several Macs": ranks(described), **numerics(described)}))
 
 
 def facts(described: "ModelInfo") -> "Table":
@@ -103,6 +103,22 @@ def numerics(described: "ModelInfo") -> dict[str, str]:
         "Probe": probe_line(described.probe),
     }
     return facts | found
+
+
+def ranks(described: "ModelInfo") -> str:
+    """Say how many machines can hold the model together, and what each would hold."""
+    can = [held for held in described.shares.values() if not isinstance(held, str)]
+    cannot = {n: held for n, held in described.shares.items() if isinstance(held, str)}
+    parts = [
+        f"{held.ranks}: {size(held.weights)}"
+        + (f" on the first, {size(held.others)}" if held.others != held.weights else "")
+        + " each"
+        for held in can
+    ]
+    if cannot:
+        numbers = ", ".join(map(str, cannot))
+        parts.append(f"not {numbers}: {next(iter(cannot.values()))}")
+    return "; ".join(parts)
 
 
 def grid(rows: dict[str, str]) -> "Table":

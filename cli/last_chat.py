@@ -106,7 +106,7 @@ def _weights(model: Any) -> str | None:
     folder = getattr(model, "folder", None)  # of a checkpoint that `load` read
     origin = getattr(model, "origin", None)
     changed = origin is not None and of_parameters(model) != origin.loaded  # since, by an adapter
-    if folder is None or changed:
+    if folder is None or changed or getattr(model, "several", None):  # a part of a cache
         return None
     paths = sorted(folder.glob("[!.]*.safetensors"))  # not `._NAME`, which macOS writes
     files = [(str(file.resolve()), file.stat()) for file in paths]

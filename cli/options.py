@@ -367,4 +367,7 @@ def read_model(
         warnings.showwarning = lambda message, *_: note(notes, f"warning: {message}", "yellow")
         more: Any = {} if adapter_path is None else {"adapter_path": adapter_path}
         more |= {} if tune else {"tune": False}
-        return load(DEMO if model is None else model, revision=revision, **more)
+        lm, tokenizer = load(DEMO if model is None else model, revision=revision, **more)
+    if (several := getattr(lm, "several", None)) and not quiet:
+        note(notes, f"One part in {several[0]} of the model on each of {several[0]} ranks.")
+    return lm, tokenizer

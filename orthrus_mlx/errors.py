@@ -19,6 +19,7 @@ OrthrusError
 │   └── RequestError              a request to the server that cannot be honoured as it stands
 ├── ServerError              a server cannot start as asked, or its engine has ended
 ├── ConversionError          a conversion that cannot be made as asked (also a ValueError)
+├── DistributedError         several machines cannot hold or run a model together
 ├── OutputError              a folder or file cannot be written
 ├── DataError                training data is missing or malformed
 └── TrainingError            a training run cannot start, resume or go on
@@ -135,6 +136,10 @@ class ServerError(OrthrusError):
 
 class ConversionError(OrthrusError, ValueError):
     """The options of a conversion contradict each other or do not suit the checkpoint."""
+
+
+class DistributedError(OrthrusError):
+    """Several machines cannot hold or run a model together."""
 
 
 class OutputError(OrthrusError):

@@ -28,7 +28,7 @@ from mlx_lm.models.cache import KVCache
 from mlx_lm.models.rope_utils import initialize_rope
 
 from .checkpoint.config import ModelConfig
-from .rows import Cache, Rows
+from .rows import Cache, Prepared, Rows
 
 AR, DIFFUSION = "", "_diff"  # the views, as the names of their projections end
 QKV = tuple[mx.array, mx.array, mx.array]
@@ -205,8 +205,8 @@ class Model(nn.Module):
         rows.drop_diffusion()
         return logits[: rows.n_ar], logits[rows.n_ar :]
 
-    def start(self, outputs: list[mx.array], cache: Cache) -> None:
-        """Hand a prepared pass, which wrote to `cache`, to the device; does not wait for it."""
+    def start(self, outputs: list[mx.array], waiting: Sequence[Prepared]) -> None:
+        """Hand prepared passes to the device, for the sequences that wait; does not wait itself."""
         mx.async_eval(outputs)
 
     def first_not_finite(self) -> str | None:

@@ -82,10 +82,14 @@ class Rows:
         starts: tokens in each one's cache before the pass.
         n_ar: AR rows in all.
         n_diff: diffusion rows in all.
+        prepared: whether the pass is only built for now; `Runner.start` runs it, if ever.
+        hidden: what a prepared pass computes, kept by runners that need it to start one.
     """
 
-    def __init__(self, segments: Sequence[Segment]):
+    def __init__(self, segments: Sequence[Segment], prepared: bool = False):
         self.segments = tuple(segments)
+        self.prepared = prepared
+        self.hidden: mx.array | None = None
         # Taken now: the caches grow while the pass runs.
         self.starts: list[int] = [segment.cache[0].offset for segment in self.segments]
         self.n_ar = sum(segment.n_ar for segment in self.segments)
@@ -154,6 +158,13 @@ class Rows:
             if segment.n_diff:
                 for layer in segment.cache:
                     layer.trim(segment.n_diff)
+
+
+class Prepared(NamedTuple):
+    """A sequence's place in a pass that is prepared: which segment is its own."""
+
+    rows: Rows
+    segment: int
 
 
 def block_mask(start: int, n_ar: int, n_diff: int, depths: Sequence[int]) -> mx.array:

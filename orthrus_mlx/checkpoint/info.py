@@ -14,6 +14,7 @@ from typing import Any
 from ..decoding.plan import RowCounts
 from ..device.measured import MLX_VERSION, device_name
 from ..device.probe import Probe, stored_probe
+from ..distributed.cut import Share, possible_shares
 from ..errors import CheckpointNotFoundError, NumericsError
 from ..model import is_diffusion
 from . import hub
@@ -65,6 +66,7 @@ class ModelInfo:
         has_tokenizer: whether there is a tokenizer.json.
         has_chat_template: whether the tokenizer knows a chat format.
         probe: what the probe of row counts found on this device; None if it was not run.
+        shares: by number of machines, what each would hold, or why the model cannot be cut so.
     """
 
     model: str
@@ -78,6 +80,7 @@ class ModelInfo:
     has_tokenizer: bool
     has_chat_template: bool
     probe: Probe | None
+    shares: dict[int, Share | str]
 
     @property
     def views(self) -> dict[str, ViewInfo]:
@@ -123,6 +126,12 @@ class ModelInfo:
                 "kv_cache_per_token": self.kv_bytes_per_token,
                 "kv_cache_at_context_limit": self.kv_bytes_at_limit,
                 "total_at_context_limit": self.weight_bytes + self.kv_bytes_at_limit,
+            },
+            "ranks": {
+                str(ranks): {"fault": held}
+                if isinstance(held, str)
+                else {"first": held.weights, "others": held.others}
+                for ranks, held in self.shares.items()
             },
             "tokenizer": {"present": self.has_tokenizer, "chat_template": self.has_chat_template},
             "numerics": {
@@ -194,6 +203,7 @@ def _summarize(
         has_tokenizer="tokenizer.json" in names,
         has_chat_template=_has_chat_template(checkpoint.folder, names),
         probe=stored_probe(checkpoint),
+        shares=possible_shares(config, checkpoint.tensors),
     )
 
 

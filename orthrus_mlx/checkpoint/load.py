@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..device.memory import check_memory
+from ..distributed import launched
 from ..errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -69,6 +70,9 @@ def load(
         adapter_path: the folder of an adapter for the AR view, as `mlx_lm.lora` writes it.
         tune: whether kernels that `orthrus-mlx tune` has proven here are used.
 
+    Started by `mlx.launch`, it cuts the model over all ranks. On rank 0 it returns as ever; on the
+    others it runs what rank 0 says and ends the process when rank 0 leaves.
+
     Returns:
         (model, tokenizer): an `orthrus_mlx.model.Model` and mlx-lm's `TokenizerWrapper`.
 
@@ -76,6 +80,13 @@ def load(
         CheckpointError: saying what is wrong, where, and what to do.
     """
     adapter = None if adapter_path is None else adapter_folder(adapter_path)
+    if launched():
+        from ..distributed.together import load_together
+
+        if (
+            found := load_together(path_or_hf_repo, revision, lazy, adapter is not None)
+        ) is not None:
+            return found
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
     if not lazy:
         check_memory(sum(info.nbytes for info in checkpoint.tensors.values()), str(path_or_hf_repo))

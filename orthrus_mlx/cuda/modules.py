@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_lm.models.activations import swiglu
 
 from ..model import AR, DIFFUSION, MLP, QKV, Attention, Model, rotate
-from ..rows import Cache, Rows
+from ..rows import Prepared, Rows
 from . import norm_rope
 from .attention import attend, fits
 from .compiled import LAYERS_PER_SUBMIT, CompiledModel, StaticCache
@@ -124,10 +124,10 @@ class CudaModel(Model):
             self._compiled = CompiledModel(self)
         return self._compiled(rows) if self._compiled.takes(rows) else super().backbone(rows)
 
-    def start(self, outputs: list[mx.array], cache: Cache) -> None:
+    def start(self, outputs: list[mx.array], waiting: Sequence[Prepared]) -> None:
         """As `Model.start`, a few layers at a time, so that the host is not too far ahead."""
-        in_flight = InFlight()
-        for layer in cache[::LAYERS_PER_SUBMIT]:
+        in_flight, (rows, place) = InFlight(), waiting[0]
+        for layer in rows.segments[place].cache[::LAYERS_PER_SUBMIT]:
             in_flight.submit(layer.keys, layer.values)
         in_flight.submit(outputs)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
-from ..rows import Cache
+from ..rows import Cache, Prepared
 
 KV_BITS, KV_GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)  # mx.quantize's
 
@@ -45,6 +45,12 @@ class KVQuantization(NamedTuple):
         ]
 
 
+def tell(cache: Cache, *what: Any) -> None:
+    """Say what was done to a cache other than by a pass, where other machines hold parts of it."""
+    if (told := getattr(cache, "tell", None)) is not None:
+        told(*what)
+
+
 def trim(cache: Cache, length: int) -> None:
     """Roll every layer back to its first `length` tokens."""
     for layer in cache:
@@ -75,17 +81,21 @@ class Fork:
 
     Attributes:
         layers: what the prepared pass reads and writes.
+        place: the pass, and where the sequence stands in it.
     """
 
     def __init__(self, cache: Cache):
         self._cache = cache
-        self.layers = [_copy(layer) for layer in cache]
+        self.layers: Cache = copy.copy(cache)  # of the same kind of list
+        self.layers[:] = [_copy(layer) for layer in cache]
+        self.place: Prepared | None = None
 
-    def commit(self) -> None:
-        """Make the fork's state the cache's, and let go of it."""
+    def commit(self) -> Prepared | None:
+        """Make the fork's state the cache's, and let go of it and of the pass."""
         for layer, after in zip(self._cache, self.layers, strict=True):
             vars(layer).update(vars(after))
-        self.layers = []
+        place, self.layers, self.place = self.place, [], None
+        return place
 
 
 def _copy(layer: Any) -> Any:

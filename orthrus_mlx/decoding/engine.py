@@ -17,10 +17,11 @@ from typing import Any, Protocol, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from ..rows import Cache, Rows, Segment
+from ..rows import Cache, Prepared, Rows, Segment
 from .cache import Fork, trim
 from .choosers import Ids, known
 from .cycle import Cycle, Guesses
+from .interrupts import uninterrupted
 from .plan import ANY_ROWS, AR_STEP, Plan, RowCounts, anchor_depths
 from .sequence import Asked, Decoded, Outcome, Planner, Sequence
 
@@ -32,7 +33,7 @@ class Runner(Protocol):
     def config(self) -> Any: ...  # noqa: D102
     def make_cache(self) -> Cache: ...  # noqa: D102
     def forward(self, rows: Rows) -> tuple[mx.array, mx.array]: ...  # noqa: D102
-    def start(self, outputs: list[mx.array], cache: Cache) -> None: ...  # noqa: D102
+    def start(self, outputs: list[mx.array], waiting: Many[Prepared]) -> None: ...  # noqa: D102
     def first_not_finite(self) -> str | None: ...  # noqa: D102
 
 
@@ -70,15 +71,16 @@ def step(
     Returns:
         the tokens that each sequence's cycle decided, at least one where it has no error.
     """
-    # 1. Start a cycle where none is in flight.
+    # 1. Start a cycle where none is in flight, and what was prepared for those that are.
     submit(runner, [s for s in sequences if s.in_flight is None], planner)
+
+    _start_prepared(runner, [s for s in sequences if not s.done])
 
     # 2. An AR step behind an AR step can start before its input is known here.
     if ahead:
         _run_ahead(runner, [s for s in sequences if not s.done and s.budget > 1], planner)
 
     # 3. Learn how many drafts were accepted; this waits for the device.
-    _start_prepared(runner, [s for s in sequences if not s.done])
     decided = [([] if s.done else _attempt(s, s.resolve)) or [] for s in sequences]
     planner.observe(
         [
@@ -133,14 +135,17 @@ def _start_prepared(runner: Runner, sequences: Many[Sequence]) -> None:
     Only once the draft pass is over can they write to the caches in place. Their graph was built
     while it ran.
     """
-    prepared = [(s.in_flight, s.cache) for s in sequences if s.in_flight and s.in_flight.fork]
-    for cycle, _ in prepared:
+    prepared = [s.in_flight for s in sequences if s.in_flight and s.in_flight.fork]
+    for cycle in prepared:
         known(cycle.drafts)
-    for cycle, _ in prepared:
-        if cycle.fork is not None:
-            cycle.fork.commit()
-    if prepared:
-        runner.start([a for cycle, _ in prepared for a in cycle.outputs], prepared[0][1])
+    if not prepared:
+        return
+    with uninterrupted():  # a cache must not show a pass that never starts
+        waiting = [cycle.fork.commit() for cycle in prepared if cycle.fork is not None]
+        runner.start(
+            [a for cycle in prepared for a in cycle.outputs],
+            [place for place in waiting if place is not None],
+        )
 
 
 T = TypeVar("T")
@@ -226,16 +231,23 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
         n = launch.plan.n_drafts if most is None else min(launch.plan.n_drafts, most - 1)
         launch.drafts = launch.drafts[:n]
 
+    prepared = any(launch.fork is not None for launch in launches)
+    if prepared:  # a pass that never starts must leave no cache as if it had
+        for launch in launches:
+            launch.fork = launch.fork or Fork(launch.sequence.cache)
     starts = [launch.cache[0].offset for launch in launches]
     segments = [_verify_segment(launch, len(launches) > 1) for launch in launches]
-    logits, block_logits = runner.forward(Rows([*segments, *_filler(runner, launches, segments)]))
+    rows = Rows([*segments, *_filler(runner, launches, segments)], prepared)
+    logits, block_logits = runner.forward(rows)
     blocks = iter(_guesses(block_logits, segments, launches))
     if any(segment.n_diff for segment in segments):
         # A copy, as a view would keep the logits of the blocks for as long as a choice is known.
         logits = mx.take(logits, mx.arange(len(logits)), axis=0)
     cycles, row = [], 0
-    for launch, segment, start in zip(launches, segments, starts, strict=True):
+    for place, (launch, segment, start) in enumerate(zip(launches, segments, starts, strict=True)):
         n = 1 + len(launch.drafts)
+        if launch.fork is not None:
+            launch.fork.place = Prepared(rows, place)
         if segment.n_ar > n:  # rows that only fill the pass up
             trim(launch.cache, start + n)
         mine, row = logits[row : row + n], row + segment.n_ar
@@ -248,7 +260,7 @@ def _launch_together(runner: Runner, launches: Many[_Launch]) -> list[Cycle]:
             # In a block of the trained length the last row is untrained.
             beside = next(blocks).of_blocks(segment.blocks.shape, runner.config.block_size - 1)
         cycles.append(Cycle(launch.plan, start, launch.drafts, mine, choices, beside, launch.fork))
-    if all(launch.fork is None for launch in launches):  # else the verify pass waits on its forks
+    if not prepared:  # else the verify pass waits on its forks
         mx.async_eval([cycle.outputs for cycle in cycles])
     return cycles
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import GenerationError
 from ..files import check_tensor_file
 from ..rows import Cache
-from .cache import trim
+from .cache import tell, trim
 
 
 class Held:
@@ -169,7 +169,9 @@ class PrefixStore:
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob("prefix-*.safetensors"):
             file.unlink()
-        for n, held in enumerate(sorted(self._idle, key=lambda h: h.used)):
+        # A cache with a key is this machine's part of one, and no use without the others.
+        whole = [held for held in self._idle if not hasattr(held.cache, "key")]
+        for n, held in enumerate(sorted(whole, key=lambda h: h.used)):
             path = folder / f"prefix-{n:04}.safetensors"
             save_cache(path, held.cache, held.ids.tolist(), key, held.chunks)
 
@@ -187,6 +189,7 @@ def fork(cache: Cache, n: int, empty: Cache) -> Cache:
         layer.offset = n
     # Once it is computed nothing refers to the other arrays, which stay writable in place.
     mx.eval([(layer.keys, layer.values) for layer in empty])
+    tell(empty, "copy", cache, n)
     return empty
 
 

@@ -202,12 +202,20 @@ def device_costs(
 
     `fresh` measures them in any case.
     """
-    key = [device_key(model), METHOD, block_size]
-    found = None if fresh else load("costs", key, _decode)
+    found = None if fresh else stored_costs(model, block_size)
     if found is None:
         found = calibrate(model, block_size, progress)
-        store("costs", key, found, _encode)
+        store("costs", _key(model, block_size), found, _encode)
     return found
+
+
+def stored_costs(model: Any, block_size: int) -> Costs | None:
+    """The costs that were measured before, of a model or an unread `Checkpoint`."""
+    return load("costs", _key(model, block_size), _decode)
+
+
+def _key(model: Any, block_size: int) -> list[Any]:
+    return [device_key(model), METHOD, block_size]
 
 
 def _encode(costs: Costs) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def stock_key(model: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "heads": [model.config.num_attention_heads, model.config.num_key_value_heads],
+        # Of a model over several machines: ranks, what joins them, the devices of all.
+        **({"several": list(several)} if (several := getattr(model, "several", ())) else {}),
         "limits": [model.config.block_size, model.config.max_position_embeddings],
         "weights": list(fingerprint_of(model)),
         "device": device_name(),

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..decoding.cache import trim
+from ..decoding.cache import tell, trim
 from ..decoding.consensus import Sampling, scores
 from ..decoding.plan import RowCounts
 from ..errors import NumericsError
@@ -313,6 +313,8 @@ def cache_of(model: Any, length: int) -> list[Any]:
         if length > read:
             layer.update_and_fetch(keys, values)
         mx.eval(layer.keys, layer.values)
+    if length > read:
+        tell(cache, "repeat", read, length)
     return cache
 
 

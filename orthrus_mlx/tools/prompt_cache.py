@@ -64,6 +64,11 @@ def save(path: str | Path, prompt: CachedPrompt) -> Path:
     """
     from mlx_lm.models.cache import save_prompt_cache
 
+    if hasattr(prompt.layers, "key"):
+        raise OutputError(
+            "A prompt cache over several machines is in parts, which no file can hold. Start "
+            "cache-prompt without mlx.launch."
+        )
     file = with_suffix(path)
     partial = file.with_name(f".{file.stem}.{os.getpid()}{SUFFIX}")
     metadata = {

@@ -19,7 +19,7 @@ import numpy as np
 from orthrus_mlx import ModelConfig, Sampling
 from orthrus_mlx.decoding.choosers import LogitsProcessor
 from orthrus_mlx.decoding.consensus import choose
-from orthrus_mlx.rows import Rows
+from orthrus_mlx.rows import Prepared, Rows
 
 DIFFUSION = -1  # what a diffusion row leaves in its slot
 
@@ -147,7 +147,7 @@ class FakeModel:
             mx.array(np.array(block_logits, np.float32).reshape(-1, width)),
         )
 
-    def start(self, outputs: list[mx.array], cache: list[FakeCache]) -> None:
+    def start(self, outputs: list[mx.array], waiting: Sequence[Prepared]) -> None:
         mx.async_eval(outputs)
 
     def first_not_finite(self) -> str | None:
