@@ -203,7 +203,7 @@ def serve(
     template = options.parse_template_config(chat_template_config)
     keys = [key for key in api_key or () if key]
     try:
-        from orthrus_mlx.server.app import LOOPBACK, Settings
+        from orthrus_mlx.server.guard import LOOPBACK, Settings
         from orthrus_mlx.server.run import listen
         from orthrus_mlx.server.run import serve as run
     except ModuleNotFoundError as error:

@@ -10,8 +10,9 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.contents import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
 from ..decoding.cost_model import RATES, Costs, policies, speed
+from ..device.backend import recommended_bytes
 from ..device.calibrate import stored_costs
-from ..device.memory import CLOSE, device_info
+from ..device.memory import CLOSE
 from ..errors import DistributedError
 from .cut import local_config
 from .group import Group
@@ -70,7 +71,7 @@ def better_alone(checkpoint: Checkpoint, group: Group) -> bool:
 def fits(checkpoint: Checkpoint) -> bool:
     """Whether a whole checkpoint is well within this machine's memory."""
     needed = sum(info.nbytes for info in checkpoint.tensors.values())
-    recommended = device_info().get("max_recommended_working_set_size")
+    recommended = recommended_bytes()
     return not recommended or needed <= CLOSE * recommended
 
 

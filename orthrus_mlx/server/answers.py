@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
+from typing import Any, TypeVar
 
 from ..errors import RequestError
 from .ask import Ask, Service
@@ -17,20 +18,26 @@ from .worker import Job
 BACKLOG = 8192  # events that a client may leave unread
 PATIENCE = 5.0  # seconds without an event after which a stream says that it lives
 
-# What may take long and needs no MLX: chat templates, tokenizers, grammars. One thread, as
-# tokenizers are not made for several.
+T = TypeVar("T")
+
+# What may take long and needs no MLX: large bodies, chat templates, tokenizers, grammars. One
+# thread, as tokenizers are not made for several.
 _encoder = ThreadPoolExecutor(1, "orthrus-mlx encoder")
+
+
+async def aside(work: Callable[..., T], *given: Any) -> T:
+    """The result of work that may take long, on the thread for it."""
+    return await asyncio.get_running_loop().run_in_executor(_encoder, work, *given)
 
 
 async def encode(service: Service, ask: Ask) -> list[list[int]]:
     """The ids of each prompt of a request."""
-    return await asyncio.get_running_loop().run_in_executor(_encoder, service.encode, ask)
+    return await aside(service.encode, ask)
 
 
 async def decode(service: Service, ids: list[int]) -> str:
-    """The text of some ids."""
-    loop = asyncio.get_running_loop()
-    return str(await loop.run_in_executor(_encoder, service.tokenizer.decode, ids))
+    """The text of ids."""
+    return await aside(service.tokenizer.decode, ids)
 
 
 class Answers:
@@ -68,9 +75,7 @@ class Answers:
         prompts = await encode(self.service, self.ask)
         if not all(prompts):
             raise RequestError("The prompt is empty; give at least one token.")
-        self.jobs = await self._loop.run_in_executor(
-            _encoder, self.service.jobs, self.ask, self._deliver, prompts
-        )
+        self.jobs = await aside(self.service.jobs, self.ask, self._deliver, prompts)
         self.service.worker.submit(self.jobs)
         self._open = len(self.jobs)
         # A request that the engine refuses is refused before anything is sent.

@@ -1,14 +1,11 @@
-"""Routes: who may ask what, and how answers and errors leave."""
+"""Routes: which endpoint reads what, and how its answers leave."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,44 +14,21 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from ..errors import ContextLengthError, GenerationError, OrthrusError, RequestError, ServerError
+from ..errors import RequestError
 from . import chat, completions, messages, messages_reply, page, responses
-from .answers import Answers, encode
+from .answers import Answers, aside, encode
 from .ask import Ask, Service
 from .fields import Fields, parse_body
+from .guard import MESSAGES, ClientGone, Guard, Settings, as_request_error, error_type
 from .json_response import JSONResponse
 from .metrics import Metrics
-from .openai import error_body
 
 MOST_BYTES = 32 << 20  # of a request's body
 BODY_SECONDS = 60.0  # in which it is to arrive
-MESSAGES = "/v1/messages"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
-TYPES |= {413: "request_too_large", 429: "rate_limit_error", 504: "timeout_error"}
 
 T = TypeVar("T")
-
-
-@dataclass
-class Settings:
-    """How a server is to be reached.
-
-    Attributes:
-        hosts: names that requests may call it by; empty for any.
-        keys: API keys, one of which a request must bring; empty for none.
-        origins: pages of other sites that may ask; "*" for all.
-        seconds: of an answer at most.
-        log: takes a line about each request; and what is to be said once.
-    """
-
-    hosts: Sequence[str] = LOOPBACK
-    keys: Sequence[str] = ()
-    origins: Sequence[str] = ()
-    seconds: float = 1800.0
-    log: Callable[[str], None] = field(default=lambda line: None)
 
 
 class Reply(Protocol):
@@ -70,23 +44,16 @@ class Reply(Protocol):
         """The event that ends a stream before its time."""
 
 
-@dataclass
-class Api:
-    """An endpoint that answers.
+Read = Callable[[Fields], Ask]  # what a body asks for
+Replies = Callable[[Service, Fields, Ask], Reply]
 
-    Attributes:
-        read: what a body asks for.
-        reply: how it is answered.
-        error: an error's body, given the error and its type.
-    """
-
-    read: Callable[[Fields], Ask]
-    reply: Callable[[Service, Fields, Ask], Reply]
-    error: Callable[[RequestError, str], Any] = error_body
-
-
-class ClientGone(Exception):  # noqa: N818
-    """The client has left; nobody reads what is sent."""
+# The endpoints that answer.
+ANSWERING: dict[str, tuple[Read, Replies]] = {
+    "/v1/chat/completions": (chat.read, chat.Reply),
+    "/v1/completions": (completions.read, completions.Reply),
+    "/v1/responses": (responses.read, responses.Reply),
+    MESSAGES: (messages.read, messages_reply.Reply),
+}
 
 
 def build(service: Service, settings: Settings) -> Starlette:
@@ -141,23 +108,15 @@ def build(service: Service, settings: Settings) -> Starlette:
         return JSONResponse(model)
 
     routes = [
+        Route(path, _answering(*both, service, settings, metrics), methods=["POST"])
+        for path, both in ANSWERING.items()
+    ]
+    routes += [
         Route(
-            "/v1/chat/completions",
-            _answering(chat_api(), service, settings, metrics),
+            f"{MESSAGES}/count_tokens",
+            _counting(service, metrics),
             methods=["POST"],
         ),
-        Route(
-            "/v1/completions",
-            _answering(Api(completions.read, completions.Reply), service, settings, metrics),
-            methods=["POST"],
-        ),
-        Route(
-            "/v1/responses",
-            _answering(Api(responses.read, responses.Reply), service, settings, metrics),
-            methods=["POST"],
-        ),
-        Route(MESSAGES, _answering(messages_api(), service, settings, metrics), methods=["POST"]),
-        Route(f"{MESSAGES}/count_tokens", _counting(service, metrics), methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", one_model),
         Route("/health", health),
@@ -179,22 +138,12 @@ def build(service: Service, settings: Settings) -> Starlette:
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 
 
-def chat_api() -> Api:
-    """OpenAI's chat API."""
-    return Api(chat.read, chat.Reply)
-
-
-def messages_api() -> Api:
-    """Anthropic's messages."""
-    return Api(messages.read, messages_reply.Reply, messages_reply.error_body)
-
-
 def _counting(service: Service, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
     """The handler that counts the tokens of a message's prompt."""
 
     async def handle(request: Request) -> Response:
-        fields = parse_body(await unless_gone(request, read_body(request), reads=True))
-        ask = messages.read_prompt(fields)
+        fields = await aside(parse_body, await read_body(request))
+        ask = await aside(messages.read_prompt, fields)
         metrics.saw_unknown(request.url.path, fields.unknown)
         prompts = await unless_gone(request, encode(service, ask))
         return JSONResponse({"input_tokens": len(prompts[0])})
@@ -203,7 +152,7 @@ def _counting(service: Service, metrics: Metrics) -> Callable[[Request], Awaitab
 
 
 def _answering(
-    api: Api, service: Service, settings: Settings, metrics: Metrics
+    read: Read, reply_with: Replies, service: Service, settings: Settings, metrics: Metrics
 ) -> Callable[[Request], Awaitable[Response]]:
     """The handler of an endpoint that answers."""
 
@@ -211,15 +160,15 @@ def _answering(
         worker = service.worker
         if sum(worker.load) >= worker.most:  # before a body is read that nobody has time for
             raise worker.queue_full()
-        fields = parse_body(await unless_gone(request, read_body(request), reads=True))
-        ask = api.read(fields)
+        fields = await aside(parse_body, await read_body(request))
+        ask = await aside(read, fields)
         stream = fields.flag("stream")
-        reply = api.reply(service, fields, ask)
+        reply = reply_with(service, fields, ask)
         metrics.saw_unknown(request.url.path, fields.unknown)
         answers = Answers(service, ask, settings.seconds, metrics.answered)
         if stream:
             await unless_gone(request, answers.__aenter__())
-            return _Stream(_streamed(api, reply, answers), answers)
+            return _Stream(_streamed(reply, answers), answers)
 
         async def whole() -> dict[str, Any]:
             async with answers:
@@ -245,7 +194,7 @@ class _Stream(StreamingResponse):
             self._answers.leave()
 
 
-async def _streamed(api: Api, reply: Reply, answers: Answers) -> AsyncIterator[str]:
+async def _streamed(reply: Reply, answers: Answers) -> AsyncIterator[str]:
     try:
         async for event in reply.stream(answers):
             yield event
@@ -277,16 +226,12 @@ def _too_large() -> RequestError:
     return RequestError(f"The body is larger than {MOST_BYTES >> 20} MiB.", status=413)
 
 
-async def unless_gone(request: Request, work: Awaitable[T], reads: bool = False) -> T:
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of some work; it is cancelled if the client leaves before.
-
-    Work that `reads` the body finds out by itself.
 
     Raises:
         ClientGone: if the client left.
     """
-    if reads:
-        return await work
 
     async def leaving() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -302,116 +247,6 @@ async def unless_gone(request: Request, work: Awaitable[T], reads: bool = False)
         for task in (doing, gone):
             task.cancel()
         await asyncio.gather(doing, gone, return_exceptions=True)
-
-
-def as_request_error(error: Exception) -> RequestError:
-    """Any error as what the client is told."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, ContextLengthError):
-        return RequestError(error, None, 400, "context_length_exceeded")
-    if isinstance(error, GenerationError):
-        return RequestError(error)
-    if isinstance(error, ServerError):
-        return RequestError(error, None, 503, "engine_ended")
-    if isinstance(error, OrthrusError):
-        return RequestError(error, None, 500)
-    return RequestError(f"The engine failed: {type(error).__name__}.", None, 500)
-
-
-def error_type(status: int) -> str:
-    """The word that OpenAI's and Anthropic's clients tell errors apart by."""
-    return TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-
-
-class Guard:
-    """Lets in who may ask, gives every error a body, and notes each request."""
-
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
-        if scope["type"] != "http":
-            return
-        request = Request(scope, receive)
-        started, status = time.monotonic(), 499
-
-        async def noted(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            self._check(request)
-            await self._app(scope, receive, noted)
-        except ClientGone:
-            pass
-        except Exception as error:
-            if status != 499:  # the response has begun; the connection ends
-                raise
-            found = as_request_error(error)
-            if found.status == 500:
-                self._settings.log(f"{request.url.path}: {error!r}")
-            await self._refusal(request, found)(scope, receive, noted)
-        finally:
-            route = scope.get("route")  # what was found; not what strangers make up
-            self._metrics.requests[getattr(route, "path", "(none)"), status] += 1
-            if request.url.path != "/health":
-                seconds = time.monotonic() - started
-                self._settings.log(f"{request.method} {request.url.path} {status} {seconds:.2f} s")
-
-    def _check(self, request: Request) -> None:
-        """Refuse who may not ask."""
-        settings = self._settings
-        host = request.headers.get("host", "")
-        if settings.hosts and _name(host) not in settings.hosts:
-            raise RequestError(
-                f"The Host header is {host!r:.100}; this server is {', '.join(settings.hosts)}.",
-                status=403,
-            )
-        # A page of another site can send requests here, though it may not read the answers.
-        origin = request.headers.get("origin")
-        own = origin is None or origin.partition("://")[2] == host
-        if not own and "*" not in settings.origins and origin not in settings.origins:
-            raise RequestError(
-                f"Pages of {origin!r:.100} may not ask; --allow-origin lets them.", status=403
-            )
-        if not settings.keys or request.url.path in ("/health", *page.FILES):
-            return
-        given = request.headers.get("x-api-key") or ""
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer":
-            given = token.strip()
-        found = [hmac.compare_digest(given.encode(), key.encode()) for key in settings.keys]
-        if not any(found):
-            raise RequestError(
-                "The API key is missing or wrong: send it as 'Authorization: Bearer KEY' or "
-                "'x-api-key: KEY'.",
-                status=401,
-                code="invalid_api_key",
-            )
-
-    def _refusal(self, request: Request, error: RequestError) -> Response:
-        kind = error_type(error.status)
-        headers = {"Retry-After": "1"} if error.status == 429 else {}
-        headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-        return JSONResponse(self._body(request)(error, kind), error.status, headers)
-
-    def _body(self, request: Request) -> Callable[[RequestError, str], Any]:
-        """How the client that sent a request reads errors."""
-        anthropic = request.url.path == MESSAGES or request.url.path.startswith(f"{MESSAGES}/")
-        anthropic = anthropic or "anthropic-version" in request.headers
-        return (messages_api() if anthropic else chat_api()).error
-
-
-def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:  # such as half of an IPv6 address
-        return ""
 
 
 async def _of_router(request: Request, error: HTTPException) -> Response:

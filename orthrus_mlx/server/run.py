@@ -17,8 +17,9 @@ from typing import Any
 import uvicorn
 
 from ..errors import ServerError
-from .app import Settings, build
+from .app import build
 from .ask import Service
+from .guard import Settings
 from .worker import Worker
 
 GRACE = 10.0  # seconds that answers under way have to finish once the server is told to end

@@ -14,8 +14,8 @@ import httpx2
 import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from orthrus_mlx.server.app import Settings
 from orthrus_mlx.server.ask import Service
+from orthrus_mlx.server.guard import Settings
 from orthrus_mlx.server.run import _run, _Server, config, listen
 from orthrus_mlx.server.worker import Worker
 from tests.lossless.fake_model import FakeModel
