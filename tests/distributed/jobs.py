@@ -55,10 +55,10 @@ def answers(folder: Path) -> Found:
     for mode, cycle in WAYS:
         for temperature in (0.0, 0.8):
             found[f"{mode} {cycle} {temperature}"] = lone(
-                model, max_tokens=14, temperature=temperature, seed=3, mode=mode, cycle=cycle
+                model, max_tokens=8, temperature=temperature, seed=3, mode=mode, cycle=cycle
             )
         found[f"{mode} {cycle} kv"] = lone(
-            model, max_tokens=10, mode=mode, cycle=cycle, kv_bits=8, kv_group_size=32,
+            model, max_tokens=6, mode=mode, cycle=cycle, kv_bits=8, kv_group_size=32,
             quantized_kv_start=13,
         )  # fmt: skip
     if tokenizer is not None and tokenizer.has_chat_template:
