@@ -125,7 +125,12 @@ def test_load_model_of_the_commands_leaves_the_default_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(orthrus_mlx, "load", lambda model, **how: asked.append(how))
+
+    def load(model: str, **how: Any) -> tuple[Any, Any]:
+        asked.append(how)
+        return None, None
+
+    monkeypatch.setattr(orthrus_mlx, "load", load)
     options.load_model("demo", None, quiet=True)
     options.load_model("demo", None, quiet=True, tune=False)
     assert asked == [{"revision": None}, {"revision": None, "tune": False}]
