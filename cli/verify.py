@@ -88,7 +88,6 @@ def verify(
     at a near-tie, or this device allows no exact mode.
     """
     from orthrus_mlx.device.probe import cached_probe
-    from orthrus_mlx.metal import in_use
     from orthrus_mlx.tools import verify as logic
     from orthrus_mlx.tools.prompts import bundled, from_file
 
@@ -114,7 +113,7 @@ def verify(
             against=list(dict.fromkeys(a.value for a in against or [])),
             progress=comparing,
         )
-    tuned = in_use(loaded) is not None
+    tuned = getattr(loaded, "kernels", None) is not None
     if as_json:
         import json
 

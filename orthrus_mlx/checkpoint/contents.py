@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import metal
 from ..errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -44,6 +45,11 @@ class Checkpoint:
     def fingerprint(self) -> Fingerprint:
         """Name, type and shape of every tensor."""
         return of_tensors(self.tensors)
+
+    @property
+    def kernels(self) -> str | None:
+        """What tells apart our own kernels that its model will run here; None for MLX's."""
+        return metal.kernels_for(self)
 
 
 def check(folder: Path, tensors: dict[str, TensorInfo]) -> Checkpoint:

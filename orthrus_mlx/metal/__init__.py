@@ -29,13 +29,9 @@ def accelerate(model: Model) -> Model:
     return model
 
 
-def in_use(model: Any) -> str | None:
-    """What tells apart the kernels that a model, or a `Checkpoint` once loaded, runs; or None."""
-    from ..checkpoint.contents import Checkpoint
-
-    if not isinstance(model, Checkpoint):
-        return getattr(model, "kernels", None)
-    verdict = _proven(model) if on_metal() else None
+def kernels_for(checkpoint: Any) -> str | None:
+    """What tells apart the kernels that a model of a `Checkpoint` would run; None for MLX's."""
+    verdict = _proven(checkpoint) if on_metal() else None
     return verdict and verdict.digest
 
 
