@@ -33,7 +33,7 @@ from typing import Any
 
 from orthrus_mlx import OrthrusError, load, mlx_generate
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import resolve
+from orthrus_mlx.checkpoint.read import resolve
 from orthrus_mlx.session import encode_chat
 
 # What the process that all others are forked from has at hand, so that no case waits for imports.

@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from orthrus_mlx.chat.prompt import encode_chat
 from orthrus_mlx.checkpoint.config import ModelConfig
-from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, ready, resolve
+from orthrus_mlx.checkpoint.read import inspect, load_model, load_tokenizer, ready, resolve
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.errors import NumericsError
 from orthrus_mlx.model import Model

@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from orthrus_mlx.checkpoint.load import resolve
+from orthrus_mlx.checkpoint.read import resolve
 from orthrus_mlx.decoding.consensus import Sampling, common_prefix
 from orthrus_mlx.device import probe as numerics
 from orthrus_mlx.rows import Rows

@@ -136,7 +136,7 @@ def open_cached(
 
 def model_name(model: str) -> str:
     """The name of a model that means the same in every folder."""
-    from orthrus_mlx.checkpoint.load import locate
+    from orthrus_mlx.checkpoint.read import locate
 
     found = locate(model)
     if model == options.DEMO:

@@ -57,7 +57,7 @@ def report(
     Exit code 0: lossless here. 1: not so, or something failed.
     """
     from orthrus_mlx.checkpoint.info import describe
-    from orthrus_mlx.checkpoint.load import resolve
+    from orthrus_mlx.checkpoint.read import resolve
     from orthrus_mlx.tools import report as logic
 
     from .console import note, stderr_console

@@ -286,7 +286,7 @@ def _load(
 ) -> Any:
     """Load a model on the engine's own thread, and measure the device where that is due."""
     from orthrus_mlx.checkpoint.config import read_json
-    from orthrus_mlx.checkpoint.load import resolve
+    from orthrus_mlx.checkpoint.read import resolve
     from orthrus_mlx.server.ask import Service, sampling_defaults
     from orthrus_mlx.server.run import end, wait_for
     from orthrus_mlx.server.worker import Worker

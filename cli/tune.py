@@ -50,7 +50,7 @@ def tune(
     Exit code 0, also where MLX's own kernels stay; `orthrus-mlx verify` then
     proves decoding with what is in use.
     """
-    from orthrus_mlx.checkpoint.load import inspect, load_model, resolve
+    from orthrus_mlx.checkpoint.read import inspect, load_model, resolve
     from orthrus_mlx.metal import kernels, verdict
     from orthrus_mlx.metal import tune as logic
 

@@ -131,7 +131,7 @@ def cast(model: Any, dtype: Dtype) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from orthrus_mlx.checkpoint.load import ready
+    from orthrus_mlx.checkpoint.read import ready
 
     weights: Any = tree_flatten(model.parameters())
     if any(name.endswith(".scales") for name, _ in weights):

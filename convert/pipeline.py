@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..checkpoint.contents import weight_files
-from ..checkpoint.load import inspect, resolve
+from ..checkpoint.read import inspect, resolve
 from ..checkpoint.staging import check_absent, staged_folder
 from ..checkpoint.tensors import DIFFUSION_FILE, read_headers, some
 from ..checkpoint.write import copy_files, files_to_copy, write_index, write_json

@@ -20,7 +20,7 @@ from ..model import is_diffusion
 from . import hub
 from .config import ModelConfig, read_json
 from .contents import Checkpoint, check, weight_names
-from .load import inspect, locate
+from .read import inspect, locate
 from .tensors import (
     DIFFUSION_FILE,
     DTYPE_NAMES,

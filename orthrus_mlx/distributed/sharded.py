@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.contents import Checkpoint
 from ..checkpoint.fingerprint import Origin, of_parameters
-from ..checkpoint.load import ready
+from ..checkpoint.read import ready
 from ..checkpoint.tensors import packing
 from ..model import Model, TransformerBlock
 from ..rows import Rows

@@ -12,7 +12,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..checkpoint.contents import Checkpoint
-from ..checkpoint.load import inspect, load_tokenizer, resolve
+from ..checkpoint.read import inspect, load_tokenizer, resolve
 from ..device.memory import check_memory
 from ..errors import DistributedError
 from .alone import better_alone

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.load import ready
+from ..checkpoint.read import ready
 from ..decoding.cache import trim
 from ..decoding.consensus import Sampling
 from ..decoding.plan import ANY_ROWS, AR_POLICY, Policy, RowCounts

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.info import ModelInfo
-from ..checkpoint.load import DEMO, locate
+from ..checkpoint.read import DEMO, locate
 from ..device import backend
 from ..device.memory import machine_memory
 from ..errors import OutputError, brief

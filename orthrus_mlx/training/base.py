@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..checkpoint.config import MODEL_TYPES, ModelConfig, check_architecture, is_orthrus, read_json
 from ..checkpoint.contents import weight_files
-from ..checkpoint.load import explained, load_tokenizer, resolve
+from ..checkpoint.read import explained, load_tokenizer, resolve
 from ..checkpoint.tensors import MX_DTYPES, TensorInfo, check_tensors, plain_shapes, read_headers
 from ..errors import ConfigError, TrainingError
 from ..model import DIFFUSION_GROUPS, Model, is_diffusion, sanitize

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 import orthrus_mlx
-from orthrus_mlx.checkpoint.load import ready
+from orthrus_mlx.checkpoint.read import ready
 from orthrus_mlx.device.probe import cached_probe
 
 from .corpus import Question, evaluation, judge

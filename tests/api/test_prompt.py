@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import orthrus_mlx
 from orthrus_mlx.chat import prompt as module
 from orthrus_mlx.chat.prompt import cut_markup, encode_chat, encode_text, render_chat
-from orthrus_mlx.checkpoint.load import load_tokenizer
+from orthrus_mlx.checkpoint.read import load_tokenizer
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.errors import ChatTemplateError, DataError, PromptError
 from orthrus_mlx.session import ChatSession

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from orthrus_mlx.checkpoint.load import load_tokenizer
+from orthrus_mlx.checkpoint.read import load_tokenizer
 from tests.lossless.fake_model import FakeModel
 
 EOS, MASK, VOCAB = 256, 257, 258

@@ -334,7 +334,7 @@ def test_bad_options_are_usage_errors(fake: Fake) -> None:
 
 
 def test_a_real_conversation_through_a_pipe(measured_tiny16: Path, tiny16_golden: Any) -> None:
-    from orthrus_mlx.checkpoint.load import load_tokenizer
+    from orthrus_mlx.checkpoint.read import load_tokenizer
 
     golden = tiny16_golden[0]
     answer = load_tokenizer(measured_tiny16).decode(golden["tokens"][:-1])

@@ -208,7 +208,7 @@ def run(*args: str, stdin: str | None = None, **env: str) -> subprocess.Complete
 
 
 def test_a_real_answer_through_a_pipe(measured_tiny16: Path, tiny16_golden: Any) -> None:
-    from orthrus_mlx.checkpoint.load import load_tokenizer
+    from orthrus_mlx.checkpoint.read import load_tokenizer
 
     golden = tiny16_golden[0]
     result = run("--model", str(measured_tiny16), stdin=golden["question"])

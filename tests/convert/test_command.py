@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.cli.app import app
 
 

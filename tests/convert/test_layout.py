@@ -14,7 +14,7 @@ from mlx_lm.utils import quantize_model
 from orthrus_mlx import ConversionError, TensorError, load, mlx_generate
 from orthrus_mlx.checkpoint import write
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_model
+from orthrus_mlx.checkpoint.read import inspect, load_model
 from orthrus_mlx.convert import convert
 from orthrus_mlx.model import is_diffusion
 from tests.helpers import random_config, random_weights, write_checkpoint

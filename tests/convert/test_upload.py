@@ -4,7 +4,7 @@ import huggingface_hub
 import pytest
 
 from orthrus_mlx import OutputError
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.convert import convert
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from orthrus_mlx import IncompleteCheckpointError, OutputError
 from orthrus_mlx.checkpoint import staging
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.convert import convert, pipeline
 from orthrus_mlx.convert.writer import SafetensorsWriter
 from tests.helpers import random_config, random_weights, write_checkpoint

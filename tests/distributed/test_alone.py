@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import DistributedError, load
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs
 from orthrus_mlx.device import calibrate, measured
 from orthrus_mlx.distributed import alone, together

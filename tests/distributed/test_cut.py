@@ -8,7 +8,7 @@ import pytest
 
 from orthrus_mlx import DistributedError, load
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.convert import convert
 from orthrus_mlx.distributed.cut import axis_of, check_cut, part_of, possible_shares, share
 from tests.distributed.conftest import checkpoint

@@ -17,7 +17,7 @@ from orthrus_mlx import (
     UnsafeCheckpointError,
     load,
 )
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from tests.helpers import (
     random_config,
     random_weights,

@@ -15,7 +15,7 @@ from orthrus_mlx import CheckpointError, OrthrusError, UnsafeCheckpointError, lo
 from orthrus_mlx.checkpoint.config import ModelConfig
 from orthrus_mlx.checkpoint.contents import weight_files
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_tokenizer, resolve
+from orthrus_mlx.checkpoint.read import inspect, load_tokenizer, resolve
 from orthrus_mlx.checkpoint.write import copy_files, files_to_copy
 from orthrus_mlx.cli.conversation import Conversation
 from orthrus_mlx.convert import convert

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orthrus_mlx import ConfigError, ModelConfig, NotOrthrusError, OrthrusError
-from orthrus_mlx.checkpoint.load import inspect
+from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.model import Model
 from tests.helpers import random_config, random_weights, tensor_shapes, write_checkpoint
 

@@ -16,7 +16,7 @@ from orthrus_mlx import (
 from orthrus_mlx.checkpoint.hub_cache import cached_models, remove
 from orthrus_mlx.checkpoint.hub_names import HubModel
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_model, load_tokenizer, locate, resolve
+from orthrus_mlx.checkpoint.read import inspect, load_model, load_tokenizer, locate, resolve
 from tests.fake_hub import COMMIT, FakeHub
 from tests.helpers import random_config, random_weights, write_checkpoint
 

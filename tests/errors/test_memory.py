@@ -45,7 +45,7 @@ def test_a_cpu_recommends_nothing() -> None:
 
 def test_nothing_is_read_of_what_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     device(monkeypatch, 10**6, 10**6)
-    monkeypatch.setattr("orthrus_mlx.checkpoint.load.load_model", None)
+    monkeypatch.setattr("orthrus_mlx.checkpoint.read.load_model", None)
     with pytest.raises(CheckpointError, match="weights of demo need"):
         load("demo")
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from orthrus_mlx import NotOrthrusError, TensorError, load
 from orthrus_mlx.checkpoint.fingerprint import Origin, fingerprint_of, of_parameters
 from orthrus_mlx.checkpoint.info import describe
-from orthrus_mlx.checkpoint.load import inspect, load_model
+from orthrus_mlx.checkpoint.read import inspect, load_model
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.convert import convert
 from orthrus_mlx.device import measured

@@ -73,8 +73,8 @@ def test_the_table_says_what_is_used_and_what_failed(
     assert "64 x 128" in text and "0.50" in text
     assert f"{FAULTY} is not used: its process died (SIGABRT), checking 64 x 128" in text
     assert "OUR KERNELS for 4 of 4 shapes" in text and "orthrus-mlx verify" in text
-    model = orthrus_mlx.checkpoint.load.load_model(
-        orthrus_mlx.checkpoint.load.inspect(checkpoint), lazy=True
+    model = orthrus_mlx.checkpoint.read.load_model(
+        orthrus_mlx.checkpoint.read.inspect(checkpoint), lazy=True
     )
     assert model.kernels
     found = measure_tune(Subject(model, None, (), 1), lambda done, total: None)

@@ -13,8 +13,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.tuner.lora import LoRALinear
 
 from orthrus_mlx import metal
-from orthrus_mlx.checkpoint.load import inspect, load_model
 from orthrus_mlx.checkpoint.plain import plain_qwen3
+from orthrus_mlx.checkpoint.read import inspect, load_model
 from orthrus_mlx.device import measured
 from orthrus_mlx.metal import modules, verdict
 from orthrus_mlx.metal import tune as tuner

@@ -17,7 +17,7 @@ from llguidance.hf import from_tokenizer
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from orthrus_mlx import JsonSchema
-from orthrus_mlx.checkpoint.load import load_tokenizer
+from orthrus_mlx.checkpoint.read import load_tokenizer
 from orthrus_mlx.decoding.constraints import described
 from tests import helpers
 from tests.lossless import random_models

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from orthrus_mlx import JsonSchema, ToolCalls
-from orthrus_mlx.checkpoint.load import load_tokenizer
+from orthrus_mlx.checkpoint.read import load_tokenizer
 from orthrus_mlx.decoding.grammar import Matcher, compile_constraint, mask
 
 pytestmark = pytest.mark.full

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orthrus_mlx.checkpoint.load import load_tokenizer
+from orthrus_mlx.checkpoint.read import load_tokenizer
 from orthrus_mlx.errors import DataError
 from orthrus_mlx.training.data import Example, fit, read_split
 
