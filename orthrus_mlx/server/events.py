@@ -73,7 +73,7 @@ class Figures:
         drafted_tokens: drafts verified.
         accepted_tokens: drafts accepted.
         forward_passes: passes over the layers.
-        seconds: from the first token's pass to the last token.
+        seconds: of writing; the reading of the prompt and waiting come before.
         seed: keyed the sampling noise.
         numerics: "exact" or "fast".
         ids: the ids written.

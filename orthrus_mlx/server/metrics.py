@@ -75,7 +75,7 @@ class Metrics:
         )
         for name, note, value in (
             ("answers_total", "Answers that came to their end.", self._answers),
-            ("answer_seconds_total", "Seconds of these answers, waiting apart.", self._seconds),
+            ("answer_seconds_total", "Seconds in which they were written.", self._seconds),
             ("prompt_tokens_total", "Prompt tokens.", totals.prompt_tokens),
             ("cached_tokens_total", "Those found in earlier KV caches.", totals.cached_tokens),
             ("completion_tokens_total", "Tokens written.", totals.completion_tokens),

@@ -52,7 +52,6 @@ class Job:
     left: bool = False
     figures: Figures = field(default_factory=Figures)
     stats: DecodeStats = field(default_factory=DecodeStats)
-    started: float = 0.0
 
 
 @dataclass
@@ -262,7 +261,6 @@ class Worker(threading.Thread):
             job.deliver([Failed(error)])
             return
         self._beginning -= 1
-        job.started = time.monotonic()
         self._running[number] = job
         job.deliver([Begun()])
 
@@ -300,6 +298,7 @@ class Worker(threading.Thread):
         events: list[Event] = []
         figures, reason = job.figures, response.finish_reason
         figures.seed = response.seed
+        figures.seconds = response.generation_tokens / max(response.generation_tps, 1e-9)
         if response.token >= 0:
             figures.ids.append(response.token)
             events += job.pieces.feed(response.token, response.logprobs)
@@ -329,7 +328,6 @@ class Worker(threading.Thread):
         figures.drafted_tokens = stats.drafted_tokens
         figures.accepted_tokens = stats.accepted_tokens
         figures.forward_passes = stats.forward_passes
-        figures.seconds = time.monotonic() - job.started
         figures.numerics = job.options.get("numerics", "fast")
         totals.prompt_tokens += figures.prompt_tokens
         totals.cached_tokens += figures.cached_tokens
