@@ -16,7 +16,7 @@ _XTC = (
     "XTC tosses a coin once a call, not once a position, so drafting could not give the tokens of "
     "plain decoding. Use --min-p with --temp"
 )
-_DRAFT = "drafts come from the model's own second view, and from earlier text. See --block-size"
+_DRAFT = "drafts come from the model's own second view, and from earlier text. Leave it out"
 # Flags of mlx-lm that make no sense here, and what to do instead.
 REFUSED = {
     "--xtc-probability": _XTC,

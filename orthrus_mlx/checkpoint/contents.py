@@ -42,6 +42,11 @@ class Checkpoint:
         return sorted({info.file for info in self.tensors.values()})
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all its weights."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """Name, type and shape of every tensor."""
         return of_tensors(self.tensors)

@@ -47,7 +47,7 @@ def load(
             return part
     checkpoint = inspect(resolve(path_or_hf_repo, revision))
     if not lazy:
-        check_memory(sum(info.nbytes for info in checkpoint.tensors.values()), str(path_or_hf_repo))
+        check_memory(checkpoint.nbytes, str(path_or_hf_repo))
     model = load_model(checkpoint, lazy=lazy, tune=tune)
     if adapter is not None:
         apply_adapter(model, adapter)

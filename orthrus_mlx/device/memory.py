@@ -25,18 +25,22 @@ def check_memory(needed: int, name: str) -> None:
     Raises:
         CheckpointError: if the weights alone are larger than all memory.
     """
-    recommended = recommended_bytes()
-    if not recommended:
+    if fits(needed):
         return
     weights = f"The weights of {name} need {needed / 1e9:.1f} GB"
     advice = "Quantize them (orthrus-mlx convert -q), or take a smaller model."
     total = memory_bytes()
     if total and needed > total:
         raise CheckpointError(f"{weights}, and this machine has {total / 1e9:.1f} GB. {advice}")
-    if needed > CLOSE * recommended:
-        limit = f"this device recommends to use {recommended / 1e9:.1f} GB at most"
-        text = f"{weights}, and {limit}. It can become very slow. {advice}"
-        warnings.warn(text, MemoryWarning, stacklevel=3)
+    limit = f"this device recommends to use {recommended_bytes() / 1e9:.1f} GB at most"
+    text = f"{weights}, and {limit}. It can become very slow. {advice}"
+    warnings.warn(text, MemoryWarning, stacklevel=3)
+
+
+def fits(needed: int) -> bool:
+    """Whether so many bytes of weights are well within what the device recommends, if it does."""
+    recommended = recommended_bytes()
+    return not recommended or needed <= CLOSE * recommended
 
 
 def memory_for_caches() -> int:

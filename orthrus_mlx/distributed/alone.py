@@ -10,9 +10,8 @@ from ..checkpoint.config import ModelConfig
 from ..checkpoint.contents import Checkpoint
 from ..checkpoint.fingerprint import Fingerprint
 from ..decoding.cost_model import RATES, Costs, policies, speed
-from ..device.backend import recommended_bytes
 from ..device.calibrate import stored_costs
-from ..device.memory import CLOSE
+from ..device.memory import fits
 from ..errors import DistributedError
 from .cut import local_config
 from .group import Group
@@ -45,7 +44,7 @@ def better_alone(checkpoint: Checkpoint, group: Group) -> bool:
     wish = os.environ.get(VARIABLE) or "auto"
     if wish not in CHOICES:
         raise DistributedError(f"{VARIABLE} is {wish!r}; expected {' or '.join(CHOICES)}.")
-    if wish == "never" or not fits(checkpoint):
+    if wish == "never" or not fits(checkpoint.nbytes):
         return False
     block = checkpoint.config.block_size
     part = _Part(
@@ -66,13 +65,6 @@ def better_alone(checkpoint: Checkpoint, group: Group) -> bool:
         stacklevel=2,
     )
     return True
-
-
-def fits(checkpoint: Checkpoint) -> bool:
-    """Whether a whole checkpoint is well within this machine's memory."""
-    needed = sum(info.nbytes for info in checkpoint.tensors.values())
-    recommended = recommended_bytes()
-    return not recommended or needed <= CLOSE * recommended
 
 
 def typical_gain(one: Costs, several: Costs, block: int) -> float:

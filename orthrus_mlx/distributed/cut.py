@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig
-from ..checkpoint.tensors import ITEM_SIZES, TensorInfo, packing
+from ..checkpoint.tensors import TensorInfo, packing
 from ..errors import DistributedError
 
 # Cut by output rows (heads, MLP columns), and by input columns, whose products are added up.
@@ -112,16 +111,12 @@ def share(tensors: Mapping[str, TensorInfo], ranks: int) -> Share:
 
     def held(rank: int) -> int:
         return sum(
-            _bytes(info) // (1 if axis_of(name) is None else ranks)
+            info.nbytes // (1 if axis_of(name) is None else ranks)
             for name, info in tensors.items()
             if held_by(name, rank)
         )
 
     return Share(ranks, held(0), held(1))
-
-
-def _bytes(info: TensorInfo) -> int:
-    return prod(info.shape) * ITEM_SIZES[info.dtype]
 
 
 def possible_shares(

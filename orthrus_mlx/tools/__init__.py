@@ -1,1 +1,1 @@
-"""What the commands bench and verify run."""
+"""What bench, verify, report, cache-prompt and `generate --prompts` run."""

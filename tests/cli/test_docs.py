@@ -1,6 +1,8 @@
 """The docs say what the program says."""
 
 import argparse
+import importlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -32,8 +34,6 @@ def test_every_command_and_flag_is_in_it() -> None:
 
 def theirs(command: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The flags of a command of the mlx-lm that is installed."""
-    import importlib
-
     module = importlib.import_module(f"mlx_lm.{command}")
     make = getattr(module, "setup_arg_parser", None) or module.configure_parser
     monkeypatch.setattr(sys, "argv", [command])
@@ -56,3 +56,12 @@ def test_every_flag_of_mlx_lm_is_taken_or_refused_and_in_the_table(
         taken = {flag for param in group.commands[ours].params for flag in param.opts}
         assert flags - taken - REFUSED.keys() - {"-qa"} == set()
         assert taken & REFUSED.keys() == set()
+
+
+def test_every_flag_of_mlx_lm_s_server_is_in_the_table() -> None:
+    text = (DOCS / "from-mlx-lm.md").read_text(encoding="utf-8")
+    table = text.partition("## server\n")[2].partition("\n## ")[0]
+    source = Path(str(importlib.import_module("mlx_lm.server").__file__)).read_text("utf-8")
+    flags = re.findall(r'"(--[a-z-]+)"', source.partition("def main(")[2])
+    assert len(flags) > 10  # its parser is made in `main`, and can only be read
+    assert [flag for flag in flags if f"`{flag}`" not in table] == []

@@ -49,3 +49,13 @@ def test_every_make_target_and_file_is_there(text: str) -> None:
             assert (ROOT / name).exists(), name
         for name in re.findall(r"^python -m (recipes[\w.]*)", line):
             assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+
+
+def test_the_drawing_of_the_house_names_each_room_once() -> None:
+    drawing = (ROOT / "README.md").read_text().partition("## How it works")[2].split("```")[1]
+    drawn = re.findall(r"(?<![\w/.])(\.?[a-z_]+(?:/|\.py))(?![\w/])", drawing)
+    top = ("orthrus_mlx", "convert", "cli", "tests", "docs", "benchmarks", "recipes", "results")
+    inside = [path for path in (ROOT / "orthrus_mlx").iterdir() if path.name[0] not in "._"]
+    rooms = [path.name for path in inside if path.suffix == ".py"]
+    rooms += [f"{path.name}/" for path in inside if path.is_dir()]
+    assert sorted(drawn) == sorted(rooms + [f"{name}/" for name in (*top, ".github")])
