@@ -124,7 +124,8 @@ def serve(
         try:
             taken.listen()
         except OSError as error:
-            raise _unusable(*taken.getsockname()[:2], error) from None
+            host, port = taken.getsockname()[:2]
+            raise _unusable(host, port, error) from None
         asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
     except BaseException:
         end(service.worker, 1)
