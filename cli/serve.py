@@ -1,5 +1,6 @@
 """`orthrus-mlx serve`: the HTTP API of OpenAI and Anthropic, for editors, agents and scripts."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,11 +66,10 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            envvar="ORTHRUS_MLX_API_KEY",
-            help="A key that requests must bring; may be repeated. Other users of this machine can "
-            "read a command's options, but not its environment.",
+            help="A key that requests must bring; may be repeated. Without it, the environment "
+            "variable ORTHRUS_MLX_API_KEY is the key: other users of this machine can read a "
+            "command's options, but not its environment.",
             show_default=False,
-            show_envvar=True,
             rich_help_panel=_SERVER,
         ),
     ] = None,
@@ -201,7 +201,8 @@ def serve(
         raise typer.BadParameter("MODEL and --model name two models", param_hint="--model")
     asked = name or model
     template = options.parse_template_config(chat_template_config)
-    keys = [key for key in api_key or () if key]
+    # Not typer's `envvar`, which would take each word of a key for a key.
+    keys = [key for key in api_key or [os.environ.get("ORTHRUS_MLX_API_KEY", "")] if key]
     try:
         from orthrus_mlx.server.guard import LOOPBACK, Settings
         from orthrus_mlx.server.run import listen
@@ -258,7 +259,11 @@ def serve(
         hosts=LOOPBACK if local else (),
         keys=keys,
         # mlx-lm's flag takes several, parted by commas.
-        origins=[origin.strip() for given in allow_origin or () for origin in given.split(",")],
+        origins=[
+            origin.strip().rstrip("/")
+            for given in allow_origin or ()
+            for origin in given.split(",")
+        ],
         seconds=timeout,
         log=lambda line: note(lines, line),
     )

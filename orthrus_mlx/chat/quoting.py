@@ -18,7 +18,14 @@ def render_whole(render: Callable[[Messages], str], messages: Messages, closes: 
     # Qwen3's template looks for thinking in the content only where it does not stand beside it.
     beside = {"reasoning_content": ""}
     text = render([{**beside, **m} if _quotes(m, closes) else m for m in messages])
-    if all(message["content"].strip() in text for message in quoting):
+    at = 0
+    for message in quoting:  # in their order, so that a long text is searched once
+        content = message["content"].strip()
+        at = text.find(content, at)
+        if at < 0:
+            break
+        at += len(content)
+    else:
         return text
     broken = f"{closes[0]} {closes[1:]}"  # the last resort: "< /think>"
     return render(

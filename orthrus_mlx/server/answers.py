@@ -25,6 +25,15 @@ T = TypeVar("T")
 _encoder = ThreadPoolExecutor(1, "orthrus-mlx encoder")
 
 
+def is_busy(seconds: float) -> bool:
+    """Whether the thread for such work is in some that takes longer than that."""
+    try:
+        _encoder.submit(int).result(seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
 async def aside(work: Callable[..., T], *given: Any) -> T:
     """The result of work that may take long, on the thread for it."""
     return await asyncio.get_running_loop().run_in_executor(_encoder, work, *given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from . import chat, completions, messages, messages_reply, page, responses
 from .answers import Answers, aside, encode
 from .ask import Ask, Service
 from .fields import Fields, parse_body
-from .guard import MESSAGES, ClientGone, Guard, Settings, as_request_error, error_type
+from .guard import MESSAGES, ClientGone, Guard, Settings, error_type
 from .json_response import JSONResponse
 from .metrics import Metrics
 
@@ -157,18 +158,19 @@ def _answering(
     """The handler of an endpoint that answers."""
 
     async def handle(request: Request) -> Response:
-        worker = service.worker
-        if sum(worker.load) >= worker.most:  # before a body is read that nobody has time for
-            raise worker.queue_full()
+        check_room = service.worker.check_room
+        check_room(1)  # before a body is read that nobody has time for
         fields = await aside(parse_body, await read_body(request))
         ask = await aside(read, fields)
+        check_room(ask.n * max(1, len(ask.prompts)))  # before all of them are encoded
         stream = fields.flag("stream")
         reply = reply_with(service, fields, ask)
         metrics.saw_unknown(request.url.path, fields.unknown)
         answers = Answers(service, ask, settings.seconds, metrics.answered)
         if stream:
             await unless_gone(request, answers.__aenter__())
-            return _Stream(_streamed(reply, answers), answers)
+            tell = partial(settings.told, path=request.url.path)
+            return _Stream(_streamed(reply, answers, tell), answers)
 
         async def whole() -> dict[str, Any]:
             async with answers:
@@ -194,12 +196,15 @@ class _Stream(StreamingResponse):
             self._answers.leave()
 
 
-async def _streamed(reply: Reply, answers: Answers) -> AsyncIterator[str]:
+async def _streamed(
+    reply: Reply, answers: Answers, tell: Callable[[Exception], RequestError]
+) -> AsyncIterator[str]:
+    """The events of a reply; of an error the client gets what `tell` says."""
     try:
         async for event in reply.stream(answers):
             yield event
     except Exception as error:
-        found = as_request_error(error)
+        found = tell(error)
         yield reply.failed(found, error_type(found.status))
 
 

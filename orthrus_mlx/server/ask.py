@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..chat.prompt import encode_chat, encode_text
+from ..decoding.checks import room_to_answer
 from ..decoding.constraints import Constraint, JsonSchema, ToolCalls
 from ..device.measured import device_name
 from ..errors import ConstraintError, RequestError
@@ -23,6 +24,7 @@ from .pieces import Pieces, Tags
 from .worker import Job, Worker
 
 MAX_SEED = 2**64
+LONG_TOKEN = 16  # characters; few tokens have more
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -154,13 +156,23 @@ class Service:
             ask: the request.
             deliver: takes (number of the answer, its next events).
             prompts: what `encode` made of it.
+
+        Raises:
+            GenerationError: if a prompt leaves no room for an answer, or a grammar cannot be used.
         """
+        for prompt in prompts:  # before a grammar is made of tools that no prompt can hold
+            room_to_answer(self.model.config, 0, len(prompt))
         options = self.options | ask.options
         options["constraint"] = self._grammar(ask)
         if ask.seed is not None and self.worker.exact:
             options["numerics"] = "exact"
-        if options.get("mode") == "ar":
-            options.pop("prediction", None)
+        prediction = options.pop("prediction", None)
+        if prediction is not None and options.get("mode") != "ar":
+            # Encoded here, as the engine has others waiting; no answer is longer than the context.
+            longest = self.model.config.max_position_embeddings
+            prediction = prediction[: longest * LONG_TOKEN]
+            ids = encode_text(self.tokenizer, prediction, add_special_tokens=False)
+            options["prediction"] = ids[:longest]
         calls = bool(ask.tools) and ask.tool_choice != "none"
         first = secrets.randbits(32) if ask.seed is None else ask.seed
         jobs = []

@@ -185,7 +185,7 @@ class Reply:
                 ids = {"token_ids": event.figures.ids} if self._with_ids else {}
                 # Of what made the answers the last chunk with a choice tells.
                 last = len(figures) == len(answers.jobs)
-                more = {"orthrus": extras(list(figures.values()))} if last else {}
+                more = {"orthrus": extras([figures[n] for n in sorted(figures)])} if last else {}
                 yield self._chunk(n, {}, event.reason, ids, more)
         if self._with_usage:
             totals = usage([figures[n] for n in sorted(figures)], answers.ask.n)

@@ -145,7 +145,7 @@ class Reply:
                 figures[n] = event.figures
                 # Of what made the answers the last chunk with a choice tells.
                 last = len(figures) == len(answers.jobs)
-                more = {"orthrus": extras(list(figures.values()))} if last else {}
+                more = {"orthrus": extras([figures[n] for n in sorted(figures)])} if last else {}
                 yield self._chunk(self._choice(n, "", None, event), **more)
         if self._with_usage:
             totals = usage([figures[n] for n in sorted(figures)], self._ask.n)

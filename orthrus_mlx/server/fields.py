@@ -64,7 +64,7 @@ class Fields:
         value: int | float | None = self._typed(field, "a whole number", int, float)
         if value is None:
             return None
-        whole = int(value) if isinstance(value, int) or math.isfinite(value) else None
+        whole = int(value)
         if whole != value or whole < least or (most is not None and whole > most):
             span = f"from {least} to {most}" if most is not None else f"of at least {least}"
             raise self.refuse(field, f"is {value!s:.40}; expected a whole number {span}.")
@@ -133,8 +133,7 @@ def parse_body(body: bytes) -> Fields:
         RequestError: saying what is wrong.
     """
     try:
-        # Names of constants that are no JSON, numbers of any length: both are refused.
-        raw = json.loads(body.decode(), parse_constant=_no_number)
+        raw = json.loads(body.decode(), parse_constant=_no_number, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise RequestError(f"The body is not UTF-8 at byte {error.start}.") from None
     except RecursionError:
@@ -157,6 +156,14 @@ def kind(value: Any) -> str:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    """A number that can be written as JSON again; 1e999 cannot."""
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"{digits:.40} is too large a number")
+    return value
 
 
 def _deeper(value: Any, levels: int) -> bool:

@@ -43,6 +43,13 @@ class Settings:
     seconds: float = 1800.0
     log: Callable[[str], None] = field(default=lambda line: None)
 
+    def told(self, error: Exception, path: str) -> RequestError:
+        """What a client is told of an error; what failed within is for the log."""
+        found = as_request_error(error)
+        if found.status == 500:
+            self.log(f"{path}: {error!r}")
+        return found
+
 
 class ClientGone(Exception):  # noqa: N818
     """The client has left; nobody reads what is sent."""
@@ -95,9 +102,7 @@ class Guard:
         except Exception as error:
             if status != 499:  # the response has begun; the connection ends
                 raise
-            found = as_request_error(error)
-            if found.status == 500:
-                self._settings.log(f"{request.url.path}: {error!r}")
+            found = self._settings.told(error, request.url.path)
             await self._refusal(request, found)(scope, receive, noted)
         finally:
             route = scope.get("route")  # what was found; not what strangers make up
@@ -128,7 +133,9 @@ class Guard:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             given = token.strip()
-        found = [hmac.compare_digest(given.encode(), key.encode()) for key in settings.keys]
+        sent = given.encode("latin-1")  # the bytes that came
+        keys = [key.encode("utf-8", "surrogateescape") for key in settings.keys]
+        found = [hmac.compare_digest(sent, key) for key in keys]
         if not any(found):
             raise RequestError(
                 "The API key is missing or wrong: send it as 'Authorization: Bearer KEY' or "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from ..decoding.constraints import JsonSchema
@@ -159,16 +161,16 @@ def _result(block: Fields) -> dict[str, Any]:
 def _merged(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Messages behind each other of one role become one, but for results."""
     found: list[dict[str, Any]] = []
-    for message in messages:
-        last = found[-1] if found else {}
-        if message["role"] == "tool" or message["role"] != last.get("role"):
-            found.append(message)
+    for role, run in groupby(messages, itemgetter("role")):
+        if role == "tool":
+            found += run
             continue
+        parts, merged = list(run), {"role": role, "content": ""}
         for name in ("content", "reasoning_content"):
-            texts = [text for m in (last, message) if (text := m.get(name))]
-            last |= {name: "\n".join(texts)} if texts else {}
-        if "tool_calls" in message:
-            last["tool_calls"] = [*last.get("tool_calls", ()), *message["tool_calls"]]
+            texts = [text for part in parts if (text := part.get(name))]
+            merged |= {name: "\n".join(texts)} if texts else {}
+        calls = [call for part in parts for call in part.get("tool_calls", ())]
+        found.append(merged | ({"tool_calls": calls} if calls else {}))
     return found
 
 

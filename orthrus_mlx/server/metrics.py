@@ -33,7 +33,7 @@ class Metrics:
     def saw_unknown(self, endpoint: str, names: list[str]) -> None:
         """Count fields that nothing is known of, and name each once in the log."""
         for name in names:
-            name = name[:64]
+            name = "".join(c if c.isprintable() else "?" for c in name[:64])
             if name not in self.unknown:
                 if len(self.unknown) >= MOST_NAMES:
                     name = "(others)"
@@ -101,5 +101,4 @@ class Metrics:
 
 def _escaped(text: str) -> str:
     """A label's value."""
-    safe = "".join(c if c.isprintable() else "?" for c in text)
-    return safe.replace("\\", r"\\").replace('"', r"\"")
+    return text.replace("\\", r"\\").replace('"', r"\"")

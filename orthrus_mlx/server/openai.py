@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 from ..decoding.constraints import JsonSchema
@@ -153,18 +154,11 @@ def order_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Clients may send them as they came; Qwen3's template shows no ids that would tell them apart.
     """
-    places: dict[str, int] = {}
     ordered: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] != "tool":
-            calls = message.get("tool_calls", [])
-            places = {call["id"]: place for place, call in enumerate(calls)}
-            results = len(ordered) + 1
-        ordered.append(message)
-        if message["role"] == "tool" and places:
-            ordered[results:] = sorted(
-                ordered[results:], key=lambda m: places.get(m["tool_call_id"], len(places))
-            )
+    for is_result, run in groupby(messages, lambda m: m["role"] == "tool"):
+        calls = ordered[-1].get("tool_calls", ()) if is_result and ordered else ()
+        places = {call["id"]: place for place, call in enumerate(calls)}
+        ordered += sorted(run, key=lambda m: places.get(m.get("tool_call_id"), len(places)))
     return ordered
 
 

@@ -112,6 +112,8 @@ class _Conversation:
         """Read the items of a body; tools among them go to `ask`."""
         self._fields, self._ask = fields, ask
         self.messages: list[Json] = []
+        # Texts that are lists of parts until all are there: (message, field, what parts them).
+        self._parted: list[tuple[Json, str, str]] = []
         instructions = fields.text("instructions")
         if instructions:
             self._add("system", instructions)
@@ -127,6 +129,8 @@ class _Conversation:
                 self._take(item)
         if not self.messages:
             raise fields.refuse("input", "has no message.")
+        for message, name, by in self._parted:
+            message[name] = by.join(message[name])
 
     def _take(self, item: Fields) -> None:
         what = item.text("type") or "message"
@@ -142,7 +146,7 @@ class _Conversation:
             thought = _thought(item)
             if thought:
                 turn = self._turn("content", "tool_calls")
-                turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
+                self._part(turn, "reasoning_content", "").append(thought)
         elif what == "function_call":
             name = item.needed("name", item.text("name"))
             arguments = read_arguments(item.text("arguments") or "")
@@ -171,9 +175,17 @@ class _Conversation:
         Templates know one system message.
         """
         if role == "system" and len(self.messages) == 1 and self.messages[0]["role"] == "system":
-            self.messages[0]["content"] += f"\n\n{text}"
+            self._part(self.messages[0], "content", "\n\n").append(text)
         else:
             self.messages.append({"role": role, "content": text})
+
+    def _part(self, message: Json, name: str, by: str) -> list[str]:
+        """The parts of a text so far, which is put together in the end."""
+        if not isinstance(message.get(name), list):
+            message[name] = [message[name]] if name in message else []
+            self._parted.append((message, name, by))
+        parts: list[str] = message[name]
+        return parts
 
     def _turn(self, *without: str) -> Json:
         """The assistant's message under way; a new one if it has any of these already."""

@@ -17,12 +17,14 @@ from typing import Any
 import uvicorn
 
 from ..errors import ServerError
+from .answers import is_busy
 from .app import build
 from .ask import Service
 from .guard import Settings
 from .worker import Worker
 
 GRACE = 10.0  # seconds that answers under way have to finish once the server is told to end
+LEAVING = 2.0  # seconds that the threads have, once nobody waits for an answer any more
 SPARE_CONNECTIONS = 256  # beyond those of answers; what comes then is turned away unread
 KEEP_ALIVE = 75  # seconds that a connection may be idle
 
@@ -43,13 +45,17 @@ def listen(host: str, port: int) -> socket.socket:
         taken.bind(address)
     except OSError as error:
         taken.close()
-        if error.errno == errno.EADDRINUSE:
-            raise ServerError(
-                f"Port {port} of {host} is taken: another server runs there. Choose another with "
-                "--port."
-            ) from None
-        raise ServerError(f"{host}:{port} cannot be used: {error.strerror}.") from None
+        raise _unusable(host, port, error) from None
     return taken
+
+
+def _unusable(host: str, port: int, error: OSError) -> ServerError:
+    if error.errno == errno.EADDRINUSE:
+        return ServerError(
+            f"Port {port} of {host} is taken: another server runs there. Choose another with "
+            "--port."
+        )
+    return ServerError(f"{host}:{port} cannot be used: {error.strerror}.")
 
 
 def wait_for(worker: Worker, show: Callable[[str, int, int], None]) -> tuple[Any, Any]:
@@ -109,10 +115,21 @@ def serve(
 
     Returns:
         the exit code: 0 if it was told to end, 1 if the engine ended before.
+
+    Raises:
+        ServerError: if another server took the address while this one was loading.
     """
     server = _Server(config(service, settings))
     try:
+        try:
+            taken.listen()
+        except OSError as error:
+            host, port = taken.getsockname()[:2]
+            raise _unusable(host, port, error) from None
         asyncio.run(_run(server, service.worker, taken, on_ready, on_end))
+    except BaseException:
+        end(service.worker, 1)
+        raise
     finally:
         taken.close()
     code = int(service.worker.dead is not None and not server.told)
@@ -121,15 +138,15 @@ def serve(
 
 
 def end(worker: Worker, code: int) -> None:
-    """End a worker's thread; or the process, where the thread is in work that nobody waits for.
+    """End a worker's thread; or the process, where a thread is in work that nobody waits for.
 
     Args:
         worker: it was started.
         code: the exit code of the process.
     """
     worker.stop()
-    worker.join(2.0)
-    if worker.is_alive():
+    worker.join(LEAVING)
+    if worker.is_alive() or is_busy(LEAVING):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -125,26 +125,29 @@ class Worker(threading.Thread):
         """Take jobs up, all or none.
 
         Raises:
-            RequestError: 429 if too many wait already, 400 if there are too many jobs.
+            RequestError: as `check_room` does.
             ServerError: if the worker has ended.
         """
         with self._change:
             if self.dead is not None or self._stopping:
                 raise ServerError("The engine has ended; no request can be answered any more.")
-            most = self.most
-            if len(jobs) > most:
-                raise RequestError(
-                    f"The request asks for {len(jobs)} answers; this server takes {most} at once."
-                )
-            if sum(self.load) + len(jobs) > most:
-                raise self.queue_full()
+            self.check_room(len(jobs))
             self._waiting.extend(jobs)
             self._change.notify()
 
-    def queue_full(self) -> RequestError:
-        """What a request is told that would wait behind too many others."""
-        waiting = f"{len(self._waiting)} answers wait already. Try again later."
-        return RequestError(waiting, status=429, code="queue_full")
+    def check_room(self, answers: int) -> None:
+        """Refuse a request for so many answers if there is no room for them.
+
+        Raises:
+            RequestError: 429 if too many wait already, 400 if it asks for too many.
+        """
+        if answers > self.most:
+            raise RequestError(
+                f"The request asks for {answers} answers; this server takes {self.most} at once."
+            )
+        if sum(self.load) + answers > self.most:
+            waiting = f"{len(self._waiting)} answers wait already. Try again later."
+            raise RequestError(waiting, status=429, code="queue_full")
 
     def leave(self, jobs: list[Job]) -> None:
         """Nobody waits for these any more: they end with the present cycle."""

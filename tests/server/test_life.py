@@ -63,6 +63,7 @@ def test_a_stream_that_fails_ends_with_an_error() -> None:
         last = received.rpartition(b"data: ")[2].split(b"\n")[0]
         assert json.loads(last)["error"]["type"] == "api_error"
         assert b"[DONE]" not in received
+        assert any("RuntimeError('no')" in line for line in house.log)
 
 
 def test_an_engine_that_dies_tells_all_that_wait() -> None:
