@@ -92,7 +92,9 @@ class Service:
     def fingerprint(self, numerics: str) -> str:
         """OpenAI's system_fingerprint: what an answer depends on, beside the request."""
         own = json.dumps([self.options, self.template], sort_keys=True, default=str)
-        parts = (self.worker.weights, own, numerics, version("orthrus-mlx"), device_name())
+        chats = str(getattr(self.tokenizer, "chat_template", ""))
+        made_by = (version("orthrus-mlx"), version("mlx"), device_name())
+        parts = (self.worker.weights, chats, own, numerics, *made_by)
         return "fp_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def encode(self, ask: Ask) -> list[list[int]]:

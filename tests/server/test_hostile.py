@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from orthrus_mlx.chat.quoting import render_whole
 from orthrus_mlx.cli.app import app
 from orthrus_mlx.errors import ContextLengthError, ServerError
-from orthrus_mlx.server import answers, messages, responses, run
+from orthrus_mlx.server import answers, ask, messages, responses, run
 from orthrus_mlx.server.ask import Ask
 from orthrus_mlx.server.fields import Fields
 from orthrus_mlx.server.guard import Settings
@@ -40,9 +41,9 @@ def test_results_of_no_call_stay_where_they_are() -> None:
 
 def test_many_messages_of_one_role_are_merged_at_once() -> None:
     given = [{"role": "user", "content": f"{n:0100}"} for n in range(MANY)]
-    ask = messages.read_prompt(Fields({"messages": given}))
+    wanted = messages.read_prompt(Fields({"messages": given}))
     merged = "\n".join(message["content"] for message in given)
-    assert ask.messages == [{"role": "user", "content": merged}]
+    assert wanted.messages == [{"role": "user", "content": merged}]
 
 
 def test_many_items_of_one_turn_are_merged_at_once() -> None:
@@ -51,9 +52,9 @@ def test_many_items_of_one_turn_are_merged_at_once() -> None:
         {"type": "reasoning", "summary": [{"text": f"{n:0100}"}], "content": []}
         for n in range(MANY)
     ]
-    ask = responses.read(Fields({"instructions": "Be brief.", "input": [*told, *thought]}))
-    assert ask.messages is not None
-    system, turn = ask.messages
+    wanted = responses.read(Fields({"instructions": "Be brief.", "input": [*told, *thought]}))
+    assert wanted.messages is not None
+    system, turn = wanted.messages
     assert system["content"] == "\n\n".join(["Be brief.", *(t["content"] for t in told)])
     assert turn["reasoning_content"] == "".join(t["summary"][0]["text"] for t in thought)
 
@@ -77,8 +78,8 @@ def test_too_many_answers_are_refused_before_a_prompt_is_encoded(
 
 
 def test_a_prediction_is_encoded_once_and_no_longer_than_the_context(house: House) -> None:
-    ask = Ask(n=3, options={"prediction": "word " * MANY})
-    jobs = house.service.jobs(ask, lambda n, events: None, [[1]])
+    wanted = Ask(n=3, options={"prediction": "word " * MANY})
+    jobs = house.service.jobs(wanted, lambda n, events: None, [[1]])
     first, *others = [job.options["prediction"] for job in jobs]
     assert len(first) == house.model.config.max_position_embeddings
     assert all(other is first for other in others)
@@ -89,10 +90,10 @@ def test_no_grammar_is_made_of_tools_that_no_prompt_can_hold(
 ) -> None:
     monkeypatch.setattr(house.service, "_grammar", lambda ask: pytest.fail("it was made"))
     tools = [{"type": "function", "function": {"name": f"t{n}"}} for n in range(300)]
-    ask = Ask([{"role": "user", "content": "Hello."}], tools=tools, tool_choice="required")
-    prompts = house.service.encode(ask)
+    wanted = Ask([{"role": "user", "content": "Hello."}], tools=tools, tool_choice="required")
+    prompts = house.service.encode(wanted)
     with pytest.raises(ContextLengthError):
-        house.service.jobs(ask, lambda n, events: None, prompts)
+        house.service.jobs(wanted, lambda n, events: None, prompts)
 
 
 def test_numbers_that_are_too_large_for_json(house: House) -> None:
@@ -113,6 +114,21 @@ def test_a_stream_tells_the_seed_of_the_first_answer(house: House) -> None:
     ends = [c["choices"][0]["index"] for c in chunks if c["choices"][0]["finish_reason"]]
     assert ends == [1, 0]
     assert [c["orthrus"]["seed"] for c in chunks if "orthrus" in c] == [7]
+
+
+def test_the_fingerprint_tells_what_an_answer_depends_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's kernels and the chat template too: with others a seed promises nothing."""
+    found = [house.service.fingerprint("exact"), house.service.fingerprint("fast")]
+    with monkeypatch.context() as patch:
+        patch.setattr(house.service.tokenizer._tokenizer, "chat_template", "another")
+        found.append(house.service.fingerprint("exact"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ask, "version", lambda name: "0" if name == "mlx" else version(name))
+        found.append(house.service.fingerprint("exact"))
+    assert len({*found}) == 4
+    assert house.service.fingerprint("exact") == found[0]
 
 
 def test_fields_that_look_alike_in_metrics_are_counted_as_one() -> None:
