@@ -90,6 +90,11 @@ class Fork:
         self.layers[:] = [_copy(layer) for layer in cache]
         self.place: Prepared | None = None
 
+    @property
+    def committed(self) -> bool:
+        """Whether its state is the cache's."""
+        return not self.layers
+
     def commit(self) -> Prepared | None:
         """Make the fork's state the cache's, and let go of it and of the pass."""
         for layer, after in zip(self._cache, self.layers, strict=True):

@@ -135,7 +135,9 @@ def _start_prepared(runner: Runner, sequences: Many[Sequence]) -> None:
     Only once the draft pass is over can they write to the caches in place. Their graph was built
     while it ran.
     """
-    prepared = [s.in_flight for s in sequences if s.in_flight and s.in_flight.fork]
+    in_flight = [s.in_flight for s in sequences if s.in_flight]
+    # A step that Ctrl-C struck may have started them.
+    prepared = [cycle for cycle in in_flight if cycle.fork and not cycle.fork.committed]
     for cycle in prepared:
         known(cycle.drafts)
     if not prepared:

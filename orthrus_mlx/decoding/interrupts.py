@@ -12,14 +12,15 @@ from typing import Any
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C until the end of the block, which must not wait for anything."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to the main thread
+    before: Any = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # signals go to the main thread, and a handler that is not Python's stays
         return
-    held: list[Any] = []
-    before = signal.signal(signal.SIGINT, lambda *caught: held.append(caught))
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held and callable(before):
-        before(*held[0])
+    if held:
+        signal.raise_signal(signal.SIGINT)

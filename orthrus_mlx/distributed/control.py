@@ -12,11 +12,14 @@ import contextlib
 import json
 import os
 import queue
+import select
+import signal
 import socket
+import stat
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import DistributedError
@@ -148,6 +151,44 @@ def explain_first() -> None:
         before(kind, error, trace)
 
     sys.excepthook = patient
+
+
+def end_with_launcher() -> None:
+    """End this process as SIGTERM does once its launcher is gone: `mlx.launch` tells nobody.
+
+    A launcher that lives holds the other end of the standard input.
+    """
+    launcher = os.getppid()
+    try:
+        if not stat.S_ISFIFO(os.fstat(0).st_mode):
+            return
+        pipe = os.dup(0)  # `chat` may put a terminal in its place
+    except OSError:
+        return
+
+    def watch() -> None:
+        hung_up = select.poll()
+        hung_up.register(pipe, 0)
+        hung_up.poll()
+        while os.getppid() == launcher:  # on its way out; or it only has no more to say
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+@contextlib.contextmanager
+def killed_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process in a call that keeps Python from seeing it."""
+    before: Any = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _flush() -> None:

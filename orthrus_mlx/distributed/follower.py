@@ -70,7 +70,7 @@ def _drain(models: dict[int, Part]) -> None:
 
 def _load(group: Group, word: Word, models: dict[int, Part]) -> Word:
     """Load a part; what went wrong is rank 0's to say."""
-    from .together import digest, load_part
+    from .part import digest, load_part
 
     try:
         model, _ = load_part(group, word["path"], word["revision"], word["lazy"], word["number"])

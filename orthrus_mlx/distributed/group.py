@@ -26,7 +26,9 @@ from .control import (
     accept,
     connect,
     end_process,
+    end_with_launcher,
     explain_first,
+    killed_by_ctrl_c,
     listen,
     remember_terminal,
 )
@@ -85,6 +87,7 @@ class Group:
                 self.links.append(Link(connection, rank, hello, self._other_lost, self._failed))
             self.devices += [str(link.facts.get("device")) for link in self.links]
             atexit.register(self.leave)
+            end_with_launcher()
         for link in self.links:
             link.watch()
         if not self.rank:
@@ -196,7 +199,8 @@ def join() -> Group | None:
         if _group is None:
             backend = backend_name()
             try:
-                comm = mx.distributed.init(backend=backend)
+                with killed_by_ctrl_c():  # MLX waits for ranks that are not there yet
+                    comm = mx.distributed.init(backend=backend)
                 _group = Group(comm, backend)
             except RuntimeError as error:
                 raise DistributedError(

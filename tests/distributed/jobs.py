@@ -107,6 +107,8 @@ def batch(folder: Path) -> Found:
         for number, (ids, options) in numbers.items():
             if number != victim:
                 found[f"batched {number}"] = said[number]
+                if hasattr(model, "group"):  # one process has compared, and is compared with
+                    continue
                 alone = lone(model, prompt=ids, max_tokens=8, **options)
                 assert said[number] == alone, (number, said[number], alone)
     return found | of_group(model)
@@ -140,7 +142,9 @@ def cancelled(folder: Path) -> Found:
             heir = add(longer)
             while engine.running:
                 step()
-            found[f"cancelled after {steps}"] = said[heir]
+            found[f"cancelled after {steps}"] = [said[heir], said[other]]
+            if hasattr(model, "group"):  # one process has compared, and is compared with
+                continue
             assert said[heir] == lone(model, prompt=longer, max_tokens=12), steps
             assert said[other] == lone(model, prompt=second, max_tokens=12), steps
     return found | of_group(model)

@@ -11,7 +11,7 @@ from orthrus_mlx import DistributedError, load
 from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs
 from orthrus_mlx.device import calibrate, measured
-from orthrus_mlx.distributed import alone, together
+from orthrus_mlx.distributed import alone, part
 from orthrus_mlx.distributed.alone import AloneWarning, better_alone, typical_gain
 from orthrus_mlx.distributed.cut import local_config
 from tests.distributed.ranks import job
@@ -90,11 +90,11 @@ def test_the_key_of_a_part_is_that_of_the_model_that_is_loaded(random12: Path) -
 
 def test_an_other_checkpoint_has_another_digest(random12: Path) -> None:
     model: Any = load(random12)[0]
-    before = together.digest(model)
-    assert together.digest(load(random12)[0]) == before
+    before = part.digest(model)
+    assert part.digest(load(random12)[0]) == before
     norm = model.model.norm
     norm.weight = norm.weight + 1
-    assert together.digest(model) != before
+    assert part.digest(model) != before
 
 
 @pytest.mark.full
