@@ -11,9 +11,10 @@ from orthrus_mlx import DistributedError, load
 from orthrus_mlx.checkpoint.read import inspect
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs
 from orthrus_mlx.device import calibrate, measured
-from orthrus_mlx.distributed import alone, part
+from orthrus_mlx.distributed import alone
 from orthrus_mlx.distributed.alone import AloneWarning, better_alone, typical_gain
 from orthrus_mlx.distributed.cut import local_config
+from orthrus_mlx.distributed.part import digest
 from tests.distributed.ranks import job
 
 GROUP: Any = SimpleNamespace(size=2, backend="ring", devices=["a", "b"])
@@ -90,11 +91,11 @@ def test_the_key_of_a_part_is_that_of_the_model_that_is_loaded(random12: Path) -
 
 def test_an_other_checkpoint_has_another_digest(random12: Path) -> None:
     model: Any = load(random12)[0]
-    before = part.digest(model)
-    assert part.digest(load(random12)[0]) == before
+    before = digest(model)
+    assert digest(load(random12)[0]) == before
     norm = model.model.norm
     norm.weight = norm.weight + 1
-    assert part.digest(model) != before
+    assert digest(model) != before
 
 
 @pytest.mark.full
