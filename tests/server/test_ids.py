@@ -125,3 +125,29 @@ def test_n_answers_have_seeds_behind_each_other(real: House) -> None:
     for n, choice in enumerate(found["choices"]):
         numerics = found["orthrus"]["numerics"]
         assert choice["token_ids"] == expected(real, prompt, numerics, seed=7 + n, **SAMPLED)
+
+
+def test_what_kills_other_servers() -> None:
+    """A list of prompts; and an answer that is gone on with, when its whole KV cache is kept."""
+    config = helpers.random_config(3, vocab_size=VOCAB_SIZE, block_size=5, num_hidden_layers=2)
+    model = random_models.build(config, helpers.random_weights(config, seed=5))
+    mx.eval(model.parameters())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchEngine, "prepare", lambda engine, progress=None: False)
+        with serving(model, prefix_memory=50_000_000) as house:
+            body = {"max_tokens": LONGEST, "return_token_ids": True, **GREEDY}
+            several = house.post("/v1/completions", {"prompt": ["a", "b"], **body})
+            assert [choice["index"] for choice in several.json()["choices"]] == [0, 1]
+            [prompt] = house.service.encode(Ask(prompts=[TEXTS[1]]))
+            whole, cached = list(prompt), []
+            for _ in range(3):  # the second time at the latest, what is asked for is all kept
+                found = house.post("/v1/completions", {"prompt": whole, **body}).json()
+                ids = found["choices"][0]["token_ids"]
+                assert ids == expected(house, whole, "fast", **GREEDY)
+                cached.append(found["usage"]["prompt_tokens_details"]["cached_tokens"])
+                again = house.post("/v1/completions", {"prompt": whole, **body}).json()
+                assert again["choices"][0]["token_ids"] == ids
+                assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == len(whole) - 1
+                whole = [*whole, *ids[:-1]]
+            assert cached[1] == len(prompt) + LONGEST - 2
+            assert house.http.get("/health").status_code == 200
