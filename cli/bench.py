@@ -51,14 +51,7 @@ def _known_bits(bits: int | None) -> int | None:
 
 
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a Hugging Face id, or 'demo', the default.",
-            show_default=False,
-        ),
-    ] = None,
+    model: options.ModelArgument = None,
     revision: options.RevisionOption = None,
     tune: options.TuneOption = True,
     prompts: Annotated[

@@ -21,14 +21,7 @@ EXAMPLES = examples(
 
 
 def info(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a Hugging Face id, or 'demo'.",
-            show_default=False,
-        ),
-    ],
+    model: options.NeededModelArgument,
     revision: options.RevisionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes.")] = False,
 ) -> None:

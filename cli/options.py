@@ -84,6 +84,20 @@ ModelOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+NeededModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A folder, a Hugging Face id, or 'demo'.", show_default=False
+    ),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, a Hugging Face id, or 'demo', the default.",
+        show_default=False,
+    ),
+]
 RevisionOption = Annotated[
     str | None,
     typer.Option(

@@ -16,14 +16,7 @@ EXAMPLES = examples(
 
 
 def report(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a Hugging Face id, or 'demo', the default.",
-            show_default=False,
-        ),
-    ] = None,
+    model: options.ModelArgument = None,
     revision: options.RevisionOption = None,
     num_prompts: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many of the bundled prompts to use.")

@@ -30,14 +30,7 @@ class Reference(StrEnum):
 
 
 def verify(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A folder, a Hugging Face id, or 'demo'.",
-            show_default=False,
-        ),
-    ],
+    model: options.NeededModelArgument,
     revision: options.RevisionOption = None,
     adapter_path: options.AdapterPathOption = None,
     tune: options.TuneOption = True,

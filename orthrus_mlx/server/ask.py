@@ -235,8 +235,3 @@ def sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("repetition_penalty") == 1.0:
         del found["repetition_penalty"]
     return found
-
-
-def dumped(value: Any) -> str:
-    """JSON as Qwen3 writes it: one form, whoever sent it, so that prompts share their start."""
-    return json.dumps(value, ensure_ascii=False)

@@ -90,7 +90,6 @@ class Worker(threading.Thread):
         queue: int = 64,
         prefix_memory: int | None = None,
         calibrate: bool = True,
-        on_death: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Set up a worker; `start` it.
 
@@ -100,12 +99,11 @@ class Worker(threading.Thread):
             queue: answers that may wait for that.
             prefix_memory: as `BatchEngine` takes it.
             calibrate: measure this device first.
-            on_death: called with what ended it before it was told to stop.
         """
         super().__init__(name="orthrus-mlx engine", daemon=True)
         self._load, self._calibrate = load, calibrate
         self._concurrency, self.most = concurrency, concurrency + queue
-        self._prefix_memory, self._on_death = prefix_memory, on_death
+        self._prefix_memory = prefix_memory
         self._change = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._stopping = self._abandoned = False
@@ -230,6 +228,7 @@ class Worker(threading.Thread):
                     return False
                 self._change.wait(IDLE)
                 return True
+        before = set(self._running)
         self.totals.cancelled += len(left)
         for number, job in list(self._running.items()):
             if job.left:
@@ -240,8 +239,9 @@ class Worker(threading.Thread):
             self._begin(job)
         if self._running:
             self._step()
-        prefixes = self._engine.prefixes.nbytes
-        self.memory = (mx.get_active_memory(), mx.get_peak_memory(), prefixes)
+        if begin or before != set(self._running):  # adding up all KV caches is not for each step
+            prefixes = self._engine.prefixes.nbytes
+            self.memory = (mx.get_active_memory(), mx.get_peak_memory(), prefixes)
         return True
 
     def _begin(self, job: Job) -> None:
@@ -353,7 +353,7 @@ class Worker(threading.Thread):
         self._engine = self._new_engine()
 
     def _end_all(self, error: BaseException) -> None:
-        """Fail all that wait; then say so, unless it was asked for."""
+        """Fail all that wait; whoever serves sees that the thread is gone."""
         with self._change:
             self.dead = error
             jobs = [*self._running.values(), *self._waiting]
@@ -361,8 +361,6 @@ class Worker(threading.Thread):
             self._waiting.clear()
         for job in jobs:
             job.deliver([Failed(ServerError(f"The engine has ended: {error}"))])
-        if self._on_death is not None and not self._abandoned:
-            self._on_death(error)
 
 
 def digest(model: Any) -> str:
