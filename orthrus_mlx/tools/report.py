@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -185,7 +186,9 @@ def without_paths(text: str, folder: Path | None) -> str:
     for path, instead in ((folder, "MODEL"), (Path.cwd(), "."), (Path.home(), "~")):
         for name in (path, path and path.resolve()):  # /var is a link on macOS
             if name is not None and len(name.parts) > 1:
-                text = text.replace(str(name), instead)
+                # Whole names alone: /Users/ann is no part of /Users/anna.
+                whole = rf"(?<![\w.-]){re.escape(str(name))}(?![\w-]|\.\w)"
+                text = re.sub(whole, lambda _, said=instead: said, text)
     return text
 
 

@@ -71,6 +71,18 @@ def test_a_section_that_fails_is_told_and_the_others_go_on() -> None:
     assert str(Path.home()) not in text
 
 
+def test_a_folder_is_not_the_start_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the clone is /tmp/n and the home /tmp/nora."""
+    here, home, model = (tmp_path / name for name in ("n", "nora", "n.ora"))
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    text = f"{here}/a, {home}/b; {model}/c {home}: {here}. {home}"
+    assert logic.without_paths(text, model) == "./a, ~/b; MODEL/c ~: .. ~"
+
+
 def test_ctrl_c_keeps_what_is_known() -> None:
     sections = (section("probe", {"x": 1}), section("verify", KeyboardInterrupt()), VERIFIED)
     report = measured(*sections)
