@@ -188,7 +188,7 @@ def without_paths(text: str, folder: Path | None) -> str:
             if name is not None and len(name.parts) > 1:
                 # Whole names alone: /Users/ann is no part of /Users/anna.
                 whole = rf"(?<![\w.-]){re.escape(str(name))}(?![\w-]|\.\w)"
-                text = re.sub(whole, lambda _, said=instead: said, text)
+                text = re.sub(whole, instead, text)
     return text
 
 
