@@ -99,7 +99,9 @@ def make(size: str, folder: Path, bits: int | None) -> None:
             else:
                 value = noise / shape[-1] ** 0.5
                 if ".o_proj" in name or ".down_proj" in name:
-                    value = mx.where(first[:, None], 0, value)
+                    # What all layers add stays small: the favoured token is as likely when deep.
+                    depth = (2 * config["num_hidden_layers"]) ** 0.5
+                    value = mx.where(first[:, None], 0, value / depth)
             tensors[name] = value.astype(mx.bfloat16)
         mx.save_safetensors(str(plain / file), tensors, metadata={"format": "pt"})
         del tensors
@@ -146,6 +148,7 @@ def run(folder: Path, tokens: int, rounds: int) -> None:
                 break
             digest = hashlib.sha256(str(ids).encode()).hexdigest()[:12]
             found[f"ids {mode} {cycle} T={temperature}"] = digest
+            print(f"{mode} {cycle} T={temperature}: {digest}", file=sys.stderr, flush=True)
     best: dict[str, float] = {}
     for turn in range(rounds):
         for mode, cycle in WAYS:

@@ -106,9 +106,9 @@ def _one_line_errors(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from orthrus_mlx._version import __version__
 
-        typer.echo(f"orthrus-mlx {version('orthrus-mlx')}")
+        typer.echo(f"orthrus-mlx {__version__}")
         raise typer.Exit
 
 

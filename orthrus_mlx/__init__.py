@@ -1,6 +1,7 @@
 """Lossless parallel decoding for Orthrus dual-view checkpoints, in pure MLX."""
 
 from . import _early as _early
+from ._version import __version__
 from .batches import BatchEngine, BatchResult, batch_generate
 from .checkpoint.config import ModelConfig
 from .checkpoint.load import load
@@ -40,8 +41,6 @@ from .generate import (
     prepare,
     stream_generate,
 )
-
-__version__ = "0.2.0"
 
 __all__ = [
     "BatchEngine",

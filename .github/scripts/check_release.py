@@ -23,7 +23,7 @@ def problems(tag: str | None) -> list[str]:
 
     number = tomllib.loads(read("pyproject.toml"))["project"]["version"]
     places = {
-        "orthrus_mlx/__init__.py": rf'^__version__ = "{re.escape(number)}"$',
+        "orthrus_mlx/_version.py": rf'^__version__ = "{re.escape(number)}"$',
         "CITATION.cff": rf"^version: {re.escape(number)}$",
     }
     if tag is not None:

@@ -1,13 +1,14 @@
 """Passes of few shapes, each compiled once: what MLX's CUDA backend needs to be fast.
 
-Passes of up to `MAX_ROWS` rows are padded to a power of two of rows of each view (a bucket), and
-the KV cache has few sizes. As shapes repeat, so do whole passes: `mx.compile` traces each once, a
-few layers at a time, and it costs the host less from then on.
+Passes of up to `MAX_ROWS` rows are padded to a power of two of rows of each view and sequence (a
+bucket), and KV caches have few sizes. As shapes repeat, so do whole passes: `mx.compile` traces
+each once, a few layers at a time, and it costs the host less from then on.
 
 Attention runs kernels of our own. Where these cannot run (see `attention.fits`), MLX plans 16-bit
 attention over several rows anew for each shape, which takes 70 ms, and gives up after some hundred
-plans: there passes see a power of two of the cache's slots, with those not filled yet behind a
-mask. (Kernels may change wherever that number does; `probe.STEPS` are all such places.)
+plans: there passes of one sequence see a power of two of the cache's slots, with those not filled
+yet behind a mask, and those of several are not compiled. (Kernels may change wherever that number
+does; `probe.STEPS` are all such places.)
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 from mlx_lm.models.cache import KVCache
 
 from ..model import AR
-from ..rows import Cache, Rows
+from ..rows import Cache, Rows, Segment
 from .attention import fits
 from .in_flight import InFlight
-from .ranges import StaticRows, ranges, visible
+from .matmul import rows_alike
+from .ranges import StaticRows, StaticSegment, ranges, visible
 
 MAX_ROWS = 128
 ROOM = 512  # slots by which a cache grows: each size is traced anew
@@ -37,25 +40,53 @@ Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
 Pass = Callable[[mx.array, mx.array, Held], tuple[mx.array, Held]]
 
 
+class Share(NamedTuple):
+    """A sequence's share of a compiled pass.
+
+    Attributes:
+        n_ar: its AR rows, padding included.
+        n_diff: its diffusion rows, padding included.
+        capacity: slots of its cache.
+    """
+
+    n_ar: int
+    n_diff: int
+    capacity: int
+
+
 class Bucket(NamedTuple):
     """What a pass is traced for.
 
     Attributes:
-        rows: of both views, padding included.
-        n_ar: AR rows, which come first.
-        capacity: slots of the cache.
+        shares: of the sequences, the largest first.
         visible: slots that attention is given: all for kernels, which take ranges; else those
             behind the mask.
         dtype: of keys and values.
         kernels: whether the attention kernels run.
     """
 
-    rows: int
-    n_ar: int
-    capacity: int
+    shares: tuple[Share, ...]
     visible: int
     dtype: mx.Dtype
     kernels: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of both views, padding included."""
+        return sum(share.n_ar + share.n_diff for share in self.shares)
+
+    @property
+    def n_ar(self) -> int:
+        """AR rows, which come first."""
+        return sum(share.n_ar for share in self.shares)
+
+    def places(self) -> list[tuple[slice, slice]]:
+        """Where the AR rows and the diffusion rows of each share lie."""
+        ar, diff, found = 0, self.n_ar, []
+        for share in self.shares:
+            found.append((slice(ar, ar + share.n_ar), slice(diff, diff + share.n_diff)))
+            ar, diff = ar + share.n_ar, diff + share.n_diff
+        return found
 
 
 class StaticCache:
@@ -101,60 +132,86 @@ class CompiledModel:
         # Never computed: quantized embeddings and norms may be of other types than keys.
         _, keys, _ = attention.project(embed(mx.array([[0]])), AR)
         self._dtype, self._kernels = keys.dtype, fits(attention, keys)
+        self._alike = rows_alike(self.layers[0], self._dtype)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A deep copy of the model compiles its own."""
         return type(None), ()
 
     def takes(self, rows: Rows) -> bool:
-        """Whether a pass over these rows is compiled: a few rows of one sequence, in plain KV."""
-        if type(rows.segments[0].cache[0]) is not KVCache:  # a quantized one
+        """Whether a pass over these rows is compiled: a few rows, in plain KV."""
+        if any(type(s.cache[0]) is not KVCache for s in rows.segments):  # a quantized one
             return False
-        if len(rows.segments) > 1 or not 1 < rows.n_ar + rows.n_diff <= MAX_ROWS:
+        if not 1 < rows.n_ar + rows.n_diff <= MAX_ROWS:
             return False
-        return rows.n_ar > 0 or len(rows.segments[0].depths) == 1
+        if len(rows.segments) > 1 and not self._kernels:
+            return False
+        return all(s.n_ar > 0 or len(s.depths) == 1 for s in rows.segments)
 
     def __call__(self, rows: Rows) -> mx.array:
-        """As `Model.backbone`: hidden states [1, L, dim], and the cache grows by all rows."""
-        # 1. The bucket.
-        (segment,) = rows.segments
-        cache, start, n_diff = segment.cache, segment.cache[0].offset, segment.n_diff
-        counts = [n for n in (segment.n_ar, n_diff) if n]
-        padded = [power_of_two(n) for n in counts]
-        if self._kernels:
+        """As `Model.backbone`: hidden states [1, L, dim], and the caches grow by all rows."""
+        # 1. The bucket. Its shares have an order, so that it is the same for whoever shares a pass.
+        shares, shown = [], 0
+        for segment, padded in zip(rows.segments, self._padded(rows), strict=True):
             # As for the longest pass: none grows a cache on which another one is prepared.
-            slots = slots_for(start + max(sum(padded), MAX_ROWS), True)
-        else:
-            padded[-1] += power_of_two(sum(padded)) - sum(padded)  # each total is planned anew
-            slots = slots_for(start + sum(padded), False)
-        self._reserve(cache, slots)
-        n_ar, n_rows = padded[0] if segment.n_ar else 0, sum(padded)
-        capacity = cache[0].keys.shape[2]
-        shown = capacity if self._kernels else slots
-        bucket = Bucket(n_rows, n_ar, capacity, shown, self._dtype, self._kernels)
+            room = max(sum(padded), MAX_ROWS) if self._kernels else sum(padded)
+            shown = slots_for(segment.cache[0].offset + room, self._kernels)
+            self._reserve(segment.cache, shown)
+            shares.append(Share(*padded, segment.cache[0].keys.shape[2]))
+        order = sorted(range(len(shares)), key=lambda n: shares[n], reverse=True)
+        segments = [rows.segments[n] for n in order]
+        shares = [shares[n] for n in order]
+        bucket = Bucket(
+            tuple(shares),
+            shares[0].capacity if self._kernels else shown,
+            self._dtype,
+            self._kernels,
+        )
 
         # 2. What changes from pass to pass. Every layer reads the ranges, from the device's memory
         # if the device computed them. (What the host wrote stays in the host's.) `abs` changes
         # nothing, as no number is negative.
-        own = mx.abs(ranges(start, n_ar, n_diff, segment.depths, n_rows - n_ar - n_diff))
-        h, in_flight = _pad(rows.ids, counts, padded), InFlight()
+        own = mx.abs(mx.array(_all_ranges(bucket, segments)))
+        there, back = _moves(rows, bucket, order)
+        h, in_flight = _moved(rows.ids, there), InFlight()
 
         # 3. The layers.
         at = 0
         for part in self._parts:
-            layers = cache[at : at + part.count]
+            layers = [
+                layer
+                for each in zip(*(s.cache[at : at + part.count] for s in segments), strict=True)
+                for layer in each
+            ]
             h, held = part(bucket, h, own, [(layer.keys, layer.values) for layer in layers])
             for layer, (keys, values) in zip(layers, held, strict=True):
-                layer.keys, layer.values, layer.offset = keys, values, start + sum(counts)
+                layer.keys, layer.values = keys, values
+            for segment in segments:
+                for layer in segment.cache[at : at + part.count]:
+                    layer.offset += segment.n_ar + segment.n_diff
             # The host waits for drafting passes: let the device begin while it builds the rest.
             # Verify passes are left to whoever evaluates them: one may be prepared while the draft
             # pass still writes to the same cache.
-            if n_diff:
+            if rows.n_diff:
                 in_flight.submit(h, held)
             at += part.count
-        if len(counts) > 1 and n_ar > counts[0]:
-            return mx.concatenate([h[:, : counts[0]], h[:, n_ar : n_ar + n_diff]], axis=1)
-        return h[:, : sum(counts)]
+        return _moved(h, back)
+
+    def _padded(self, rows: Rows) -> list[tuple[int, int]]:
+        """The AR and diffusion rows of each segment, padded to powers of two.
+
+        With several segments only as far as the kernels have the same bits for any number of rows:
+        exact numerics count on the rows of a pass in all.
+        """
+        counts = [(segment.n_ar, segment.n_diff) for segment in rows.segments]
+        padded = [(power_of_two(a), power_of_two(d)) for a, d in counts]
+        total = sum(map(sum, padded))
+        if len(counts) > 1 and total > self._alike:
+            return counts
+        if not self._kernels:  # each total is planned anew
+            (a, d), spare = padded[0], power_of_two(total) - total
+            return [(a, d + spare) if d else (a + spare, d)]
+        return padded
 
     def _reserve(self, cache: Cache, slots: int) -> None:
         """Make room for `slots` tokens in all."""
@@ -203,25 +260,69 @@ def _run(
     layers: Sequence[Any], embed: Any, bucket: Bucket, h: mx.array, own: mx.array, held: Held
 ) -> tuple[mx.array, Held]:
     """What `CompiledLayers` traces: nothing here may depend on more than the bucket."""
-    slots = own[4][None, None, :, None]
-    caches = [StaticCache(keys, values, slots, bucket.visible) for keys, values in held]
+    # 1. What each row sees: of all rows, then of each segment's if there are several.
+    n, at, segments = bucket.rows, 5 * bucket.rows, list[StaticSegment]()
+    whole = own[:at].reshape(5, n)
+    for share, (ar, diff) in zip(bucket.shares, bucket.places(), strict=True):
+        mine = whole
+        if len(bucket.shares) > 1:
+            size = 5 * (share.n_ar + share.n_diff)
+            mine, at = own[at : at + size].reshape(5, -1), at + size
+        segments.append(StaticSegment(ar, diff, mine))
     see, not_see = mx.array(0, bucket.dtype), mx.array(-mx.inf, bucket.dtype)
-    mask = mx.where(visible(own, bucket.visible), see, not_see)
-    rows = StaticRows(bucket.n_ar, own, mask, bucket.kernels)
-    h = h if embed is None else embed(h)
-    for layer, cache in zip(layers, caches, strict=True):
-        h = layer(h, rows, [cache])
+    mask = mx.where(visible(whole, bucket.visible), see, not_see)
+    rows = StaticRows(bucket.n_ar, whole, tuple(segments), mask, bucket.kernels)
+    # 2. The layers. `held` has each layer's caches one after another.
+    h, count = h if embed is None else embed(h), len(segments)
+    caches = [
+        StaticCache(*both, segments[i % count].ranges[4][None, None, :, None], bucket.visible)
+        for i, both in enumerate(held)
+    ]
+    for i, layer in enumerate(layers):
+        h = layer(h, rows, caches[i * count : (i + 1) * count])
     return h, [(cache.keys, cache.values) for cache in caches]
 
 
-def _pad(ids: mx.array, counts: list[int], padded: list[int]) -> mx.array:
-    """The ids [1, L] of one or two views, `counts` of each, padded."""
-    spare = [n - count for n, count in zip(padded, counts, strict=True)]
-    if not any(spare[:-1]):
-        return mx.pad(ids, [(0, 0), (0, spare[-1])]) if spare[-1] else ids
-    first, second = ids[:, : counts[0]], ids[:, counts[0] :]
-    parts = [mx.pad(a, [(0, 0), (0, n)]) for a, n in zip((first, second), spare, strict=True)]
-    return mx.concatenate(parts, axis=1)
+def _all_ranges(bucket: Bucket, segments: Sequence[Segment]) -> np.ndarray:
+    """The ranges of all rows, then those of each segment's if there are several, one after another.
+
+    The segments are in the order of the bucket's shares.
+    """
+    each = [
+        ranges(s.cache[0].offset, share.n_ar, s.n_diff, s.depths, share.n_diff - s.n_diff)
+        for s, share in zip(segments, bucket.shares, strict=True)
+    ]
+    if len(each) == 1:
+        return each[0].reshape(-1)
+    views = [np.split(own, [s.n_ar], 1) for own, s in zip(each, bucket.shares, strict=True)]
+    whole = np.concatenate([part for view in zip(*views, strict=True) for part in view], axis=1)
+    return np.concatenate([whole.reshape(-1), *(own.reshape(-1) for own in each)])
+
+
+def _moves(rows: Rows, bucket: Bucket, order: Sequence[int]) -> tuple[list[int], list[int]]:
+    """For each row of a compiled pass the row of `rows` that it is, and the other way round.
+
+    Padding is some row too. `order` are the places of the bucket's shares in `rows`.
+    """
+    starts = list[tuple[int, int]]()  # of each segment's AR and diffusion rows in `rows`
+    ar, diff = 0, rows.n_ar
+    for segment in rows.segments:
+        starts.append((ar, diff))
+        ar, diff = ar + segment.n_ar, diff + segment.n_diff
+    there, back = [0] * bucket.rows, [0] * diff
+    for n, places in zip(order, bucket.places(), strict=True):
+        counts = rows.segments[n].n_ar, rows.segments[n].n_diff
+        for start, place, count in zip(starts[n], places, counts, strict=True):
+            for j in range(count):
+                there[place.start + j], back[start + j] = start + j, place.start + j
+    return there, back
+
+
+def _moved(x: mx.array, places: list[int]) -> mx.array:
+    """The rows of `x` [1, rows, ...] at these places."""
+    if places == list(range(len(places))):
+        return x if x.shape[1] == len(places) else x[:, : len(places)]
+    return mx.take(x, mx.array(places), axis=1)
 
 
 def slots_for(tokens: int, kernels: bool) -> int:
@@ -230,5 +331,5 @@ def slots_for(tokens: int, kernels: bool) -> int:
 
 
 def power_of_two(n: int) -> int:
-    """The smallest power of two that is no less than `n`."""
-    return 1 << (n - 1).bit_length()
+    """The smallest power of two that is no less than `n`; 0 for none."""
+    return 1 << (n - 1).bit_length() if n else 0

@@ -27,7 +27,7 @@ from .matmul import (
     CudaQuantizedLinear,
     by_view,
 )
-from .ranges import StaticRows
+from .ranges import StaticRows, StaticSegment
 
 GATE_UP = ("gate_proj", "up_proj")
 
@@ -63,12 +63,20 @@ class CudaAttention(Attention):
         if isinstance(rows, Rows):
             return super().__call__(x, rows, caches)
         q, k, v = self.inputs(x, rows)
-        k, v = caches[0].update_and_fetch(k, v)
-        if rows.kernels and fits(self, q, k, v):
-            out = attend(q, k, v, rows.ranges, self.scale)
-        else:
-            out = self.attend(q, k, v, rows.mask)
+        seen = []
+        for segment, cache in zip(rows.segments, caches, strict=True):
+            keys, values = cache.update_and_fetch(segment.own(k), segment.own(v))
+            seen.append(self.see(segment.own(q), keys, values, segment, rows))
+        out = rows.together(seen)
         return by_view(self.o_proj, self.o_proj_diff, out, rows.n_ar)
+
+    def see(
+        self, q: mx.array, k: mx.array, v: mx.array, segment: StaticSegment, rows: StaticRows
+    ) -> mx.array:
+        """Attention output [1, L, n_heads * head_dim] of one segment's queries."""
+        if rows.kernels and fits(self, q, k, v):
+            return attend(q, k, v, segment.ranges, self.scale)
+        return self.attend(q, k, v, rows.mask)
 
     def inputs(self, x: mx.array, rows: StaticRows) -> QKV:
         """Queries, keys and values [1, heads, L, head_dim] of a pass, normed and rotated."""
@@ -79,10 +87,12 @@ class CudaAttention(Attention):
                 return norm_rope.apply(self, projected, a, rows.ranges)
         if a in (0, L):
             q, k, v = self.project(x, AR if a else DIFFUSION)
-            first = rows.ranges[0, :1]
-            return self.rope(q, offset=first), self.rope(k, offset=first), v
-        views = zip(self.project(x[:, :a], AR), self.project(x[:, a:], DIFFUSION), strict=True)
-        q, k, v = (mx.concatenate(list(both), axis=2) for both in views)
+            if len(rows.segments) == 1:
+                first = rows.ranges[0, :1]
+                return self.rope(q, offset=first), self.rope(k, offset=first), v
+        else:
+            views = zip(self.project(x[:, :a], AR), self.project(x[:, a:], DIFFUSION), strict=True)
+            q, k, v = (mx.concatenate(list(both), axis=2) for both in views)
         return rotate(self.rope, q, rows.ranges[0]), rotate(self.rope, k, rows.ranges[0]), v
 
     def side_by_side(self, x: mx.array, n_ar: int) -> mx.array:

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .._version import __version__
 from ..device.measured import MLX_VERSION, device_name
 from ..errors import DistributedError, brief
 from . import launched
@@ -68,7 +69,7 @@ class Group:
             "host": socket.gethostname(),
             "device": device_name(),
             "mlx": MLX_VERSION,
-            "orthrus-mlx": own_version(),
+            "orthrus-mlx": __version__,
             "pid": os.getpid(),
         }
         if self.rank:
@@ -207,13 +208,6 @@ def join() -> Group | None:
                     f"The ranks do not find each other: {brief(error)}."
                 ) from error
     return _group if _group.size > 1 else None
-
-
-def own_version() -> str:
-    """The version of this package."""
-    from importlib.metadata import version
-
-    return version("orthrus-mlx")
 
 
 def backend_name() -> str:

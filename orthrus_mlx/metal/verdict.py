@@ -10,10 +10,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .._version import __version__
 from ..device.measured import MLX_VERSION, device_name, load, place, stock_key, store
 from .kernels import SOURCES, Choice, Product, on_metal
 
@@ -93,7 +93,7 @@ def file_of(model: Any) -> Path:
 
 
 def _key(model: Any) -> Any:
-    return [stock_key(model), version("orthrus-mlx"), SOURCES]
+    return [stock_key(model), __version__, SOURCES]
 
 
 def _decode(raw: Any) -> Verdict:

@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .._version import __version__
 from ..checkpoint.info import ModelInfo
 from ..checkpoint.read import DEMO, locate
 from ..device import backend
@@ -168,8 +169,6 @@ def about_device() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of the packages that matter here."""
-    from .. import __version__
-
     return {"orthrus-mlx": __version__} | {package: version(package) for package in PACKAGES}
 
 

@@ -11,10 +11,10 @@ import pytest
 from orthrus_mlx.cuda import accelerate, kernels, norm_rope
 from orthrus_mlx.cuda import attention as ranged
 from orthrus_mlx.cuda.attention import attend, fits, parts_of
-from orthrus_mlx.cuda.ranges import StaticRows, ranges, visible
+from orthrus_mlx.cuda.ranges import StaticRows, StaticSegment, ranges, visible
 from orthrus_mlx.rows import Rows, Segment, block_mask
 
-from .passes import build, build_accelerated, logits, verify
+from .passes import MASK, PROMPT, build, build_accelerated, logits, verify
 
 on_cuda = pytest.mark.skipif(not kernels.runs_here(), reason="needs a CUDA device")
 
@@ -47,7 +47,7 @@ def inputs(heads: tuple[int, int, int], rows: int, slots: int) -> tuple[mx.array
 def test_the_kernels_attend(heads: Any, rows: Any, slots: int) -> None:
     _, n_ar, n_diff, _, spare = rows
     q, k, v = inputs(heads, n_ar + n_diff + spare, slots)
-    seen = ranges(*rows)
+    seen = seen_by(*rows)
     expected = mx.fast.scaled_dot_product_attention(
         *(a.astype(mx.float32) for a in (q, k, v)), scale=0.1, mask=visible(seen, slots)
     )
@@ -63,12 +63,17 @@ def test_a_row_attends_with_the_same_bits_beside_any_others(
 ) -> None:
     start, n_ar, n_diff, _, spare = rows
     q, k, v = inputs(heads, n_ar + n_diff + spare, slots)
-    whole = attend(q, k, v, ranges(*rows), 0.1)
+    whole = attend(q, k, v, seen_by(*rows), 0.1)
     for n, first, room in ((n_ar, 0, 512), (1, n_ar // 2, 0), (2, n_ar - 2, 512)):
         longer = [mx.pad(a, [(0, 0), (0, 0), (0, room), (0, 0)]) for a in (k, v)]
         at, part = start + first, slice(first, first + n)
-        alone = attend(q[:, :, part], *longer, ranges(at, n, 0, (0,)), 0.1)
+        alone = attend(q[:, :, part], *longer, seen_by(at, n, 0, (0,)), 0.1)
         assert mx.array_equal(alone, whole[:, part])
+
+
+def seen_by(*rows: Any, **padding: int) -> mx.array:
+    """The ranges of these rows, on the device."""
+    return mx.array(ranges(*rows, **padding))
 
 
 def half(model: Any) -> Any:
@@ -89,8 +94,9 @@ def test_the_norm_and_rope_kernel_does_what_the_modules_do(
     assert (attention._qkv is None) == (state == "biased")
     n_ar, n_diff = views
     x = mx.random.normal((1, n_ar + n_diff, 32), key=mx.random.key(4)).astype(mx.bfloat16)
-    own = ranges(3000, n_ar, n_diff, (n_ar // 2,))
-    rows = StaticRows(n_ar, own, mx.zeros(()), kernels=True)
+    own = seen_by(3000, n_ar, n_diff, (n_ar // 2,))
+    alone = StaticSegment(slice(0, n_ar), slice(n_ar, n_ar + n_diff), own)
+    rows = StaticRows(n_ar, own, (alone,), mx.zeros(()), kernels=True)
     assert norm_rope.fits(attention, x)
     by_kernel = attention.inputs(x, rows)
     for a, b in zip(by_kernel, attention.inputs(x, rows._replace(kernels=False)), strict=True):
@@ -112,9 +118,64 @@ def test_passes_by_kernels_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> 
         assert error.item() < 0.04
 
 
+def packed(model: Any, shapes: list[tuple[int, int, int]]) -> list[mx.array]:
+    """A pass over several texts, (tokens before it, AR rows, rows of a block) each, and a step."""
+    segments, sources = [], []
+    for n, n_ar, length in shapes:
+        cache = model.make_cache()
+        if n:
+            verify(model, PROMPT[:n], cache)
+        ar = mx.array(PROMPT[n : n + n_ar]) if n_ar else None
+        block = mx.array([[PROMPT[n], *[MASK] * (length - 1)]]) if length else None
+        segments.append(Segment(cache, ar, block))
+        sources.append(cache)
+    found = [*model.forward(Rows(segments))]
+    ends = [n + n_ar for n, n_ar, _ in shapes]
+    assert [cache[0].offset for cache in sources] == ends
+    again = [Segment(c, mx.array(PROMPT[e : e + 1])) for c, e in zip(sources, ends, strict=True)]
+    return [a for a in (*found, *model.forward(Rows(again))) if a.size]
+
+
+PACKED = {
+    "steps": [(5, 1, 0), (40, 1, 0), (0, 1, 0)],
+    "ragged": [(5, 1, 0), (40, 5, 0), (9, 2, 0)],
+    "blocks beside": [(5, 1, 3), (40, 4, 0), (9, 3, 4)],
+    "blocks alone": [(5, 0, 3), (40, 4, 0), (9, 0, 6)],
+}
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.parametrize("shapes", PACKED.values(), ids=PACKED)
+def test_passes_over_several_texts_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[int, int, int]]
+) -> None:
+    monkeypatch.setattr(mx, "compile", lambda run: run)
+    exact = half(build(head_dim=32))
+    exact.set_dtype(mx.float32)
+    expected = packed(exact, shapes)
+    model = accelerate(half(build(head_dim=32)))
+    found = packed(model, shapes)
+    assert any(len(bucket.shares) == len(shapes) for bucket in model._compiled._parts[0]._traces)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        errors: Any = mx.linalg.norm(a.astype(mx.float32) - b, axis=-1) / mx.linalg.norm(b, axis=-1)
+        assert errors.max().item() < 0.05
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_texts_in_another_order_are_the_same_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "compile", lambda run: run)
+    model = accelerate(half(build(head_dim=32)))
+    one, other = packed(model, PACKED["ragged"]), packed(model, PACKED["ragged"][::-1])
+    several = [b for b in model._compiled._parts[0]._traces if len(b.shares) > 1]
+    assert len(several) == 2  # the pass, and the step after it
+    rows = [*range(7, 8), *range(2, 7), *range(0, 2)]
+    assert mx.array_equal(one[0], other[0][mx.array(rows)])
+
+
 def test_ranges_are_what_masks_say() -> None:
     """Three AR rows after ten tokens, and two blocks of two behind the first and the third."""
-    seen = ranges(10, 3, 4, (0, 2), padding=1)
+    seen = seen_by(10, 3, 4, (0, 2), padding=1)
     assert seen[0].tolist() == [10, 11, 12, 10, 11, 12, 13, 10]
     text, blocks = list(range(10)), [[13, 14], [15, 16], [17]]
     expected = [

@@ -193,7 +193,7 @@ def test_nothing_runs_without_a_verdict_or_where_it_is_switched_off(
             if changed == "mlx":
                 patch.setattr(measured, "MLX_VERSION", "0.99")
             elif changed == "version":
-                patch.setattr(verdict, "version", lambda name: "9.9")
+                patch.setattr(verdict, "__version__", "9.9")
             else:
                 patch.setattr(verdict, "SOURCES", "other")
             assert not uses(model)
