@@ -34,7 +34,7 @@ ROOM = 512  # slots by which a cache grows: each size is traced anew
 MIN_SLOTS = 1024  # visible behind a mask
 LAYERS_PER_SUBMIT = 2
 WIDE = 2048  # `hidden_size`; of wider models one layer is submitted: two would hold too much
-MAX_TRACES = 32  # the last ones used: each takes some hundred kilobytes of the host's memory
+MAX_TRACES = 64  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
 Pass = Callable[[mx.array, mx.array, Held], tuple[mx.array, Held]]
@@ -160,13 +160,9 @@ class CompiledModel:
             shares.append(Share(*padded, segment.cache[0].keys.shape[2]))
         order = sorted(range(len(shares)), key=lambda n: shares[n], reverse=True)
         segments = [rows.segments[n] for n in order]
-        shares = [shares[n] for n in order]
-        bucket = Bucket(
-            tuple(shares),
-            shares[0].capacity if self._kernels else shown,
-            self._dtype,
-            self._kernels,
-        )
+        if self._kernels:  # which see no more than the ranges say
+            shown = max(share.capacity for share in shares)
+        bucket = Bucket(tuple(shares[n] for n in order), shown, self._dtype, self._kernels)
 
         # 2. What changes from pass to pass. Every layer reads the ranges, from the device's memory
         # if the device computed them. (What the host wrote stays in the host's.) `abs` changes
