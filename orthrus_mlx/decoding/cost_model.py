@@ -159,8 +159,8 @@ def staleness(plan: Plan, n_drafts: int, accepted: int) -> float:
 
 
 LONG = 1 << 30  # tokens left to write while simulating
-# Of as many equally likely cases one chance each, in an order that shows no pattern.
-CASES = [(n + 0.5) / 100 for n in range(100)]
+# Of as many equally likely cases one chance each, as a logarithm, in an order without a pattern.
+CASES = [math.log((n + 0.5) / 100) for n in range(100)]
 random.Random(0).shuffle(CASES)
 
 
@@ -178,19 +178,30 @@ def speed(costs: Costs, policy: Policy, rate: float) -> float:
     """
     tokens, cost, at_hand, stale = 0, 0.0, 0, 1.0
     for chance in CASES:
-        plan, verified = policy.plan(LONG, at_hand), False
+        verified = False
         while not verified:
+            plan, price, left = _cycle(costs, policy, at_hand)
             n_drafts, accepted = plan.n_drafts, 0
             if n_drafts:
                 rejected = min(MAX_RATE, rate * (1.0 if plan.draft_rows else stale))
-                accepted = min(n_drafts, int(math.log(chance) / math.log1p(-rejected)))
+                accepted = min(n_drafts, int(chance / math.log1p(-rejected)))
             tokens += 1 + accepted
-            cost += plan_cost(costs, plan, n_drafts)
-            use = reusable_block(plan, n_drafts, accepted)
-            at_hand = 0 if use is None else max(0, plan.block_rows - use[1])
-            stale, verified = staleness(plan, n_drafts, accepted), n_drafts > 0
-            plan = policy.plan(LONG, at_hand)
+            cost += price
+            (at_hand, stale), verified = left[accepted], n_drafts > 0
     return tokens / cost
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _cycle(
+    costs: Costs, policy: Policy, at_hand: int
+) -> tuple[Plan, float, list[tuple[int, float]]]:
+    """A policy's cycle, its cost, and the drafts left (how many, their `staleness`) by accepted."""
+    plan, left = policy.plan(LONG, at_hand), list[tuple[int, float]]()
+    for accepted in range(plan.n_drafts + 1):
+        use = reusable_block(plan, plan.n_drafts, accepted)
+        more = 0 if use is None else max(0, plan.block_rows - use[1])
+        left.append((more, staleness(plan, plan.n_drafts, accepted)))
+    return plan, plan_cost(costs, plan, plan.n_drafts), left
 
 
 def trial_loss(costs: Costs, plan: Plan) -> float:
