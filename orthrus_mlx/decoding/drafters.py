@@ -56,18 +56,19 @@ class PredictionDrafter:
 
     def propose(self, sequence: Sequence, limit: int) -> list[int]:
         """The prediction from the place on that the answer has come to."""
-        answer, ids = sequence.answer, self._prediction
-        new = answer[self._seen :]
+        text, ids = sequence.text, self._prediction
+        new = text[sequence.start + self._seen :]
         if ids[self._place : self._place + len(new)] == new:
             self._place += len(new)
         else:
             # Of several places the one next to where the answer was.
             near = self._place + len(new)
-            ends = self._index.matches(ids, answer)
+            said = text[max(sequence.start, len(text) - SuffixIndex.LONGEST) :]
+            ends = self._index.matches(ids, said)
             if not ends:
                 return []
             self._place = max(ends, key=lambda end: (ends[end], -abs(end - near)))
-        self._seen = len(answer)
+        self._seen = len(text) - sequence.start
         return ids[self._place : self._place + limit]
 
 
@@ -115,8 +116,11 @@ class SuffixIndex:
     def matches(self, text: Many[int], said: Many[int]) -> dict[int, int]:
         """Ends of places in the text that equal the end of `said`, and by how many ids."""
         ends = self._ends.get(tuple(said[-self._shortest :]), [])[-self.CANDIDATES :]
-        return {end: self._match(text, end, said) for end in ends}
+        tail = said[-self.LONGEST :]
+        return {end: self._match(text, end, tail) for end in ends}
 
     def _match(self, text: Many[int], end: int, said: Many[int]) -> int:
-        most = min(end, len(said), self.LONGEST)
+        most = min(end, len(said))
+        if text[end - most : end] == said[-most:]:
+            return most
         return next((n for n in range(most) if text[end - 1 - n] != said[-1 - n]), most)
