@@ -67,21 +67,34 @@ class Costs:
         # One row each is a pass over so many rows too; the dearer figure was measured badly.
         return min(step, self._of_rows(sequences, sequences))
 
-    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - few tables live, and as long as the process
     def of_pass(self, n_ar: int, n_diff: int, sequences: int) -> float:
         """Cost of a pass over the rows of some sequences, AR and diffusion rows in all."""
+        return self.of_passes(n_ar + n_diff, n_diff > 0, sequences)[n_ar + n_diff]
+
+    def of_passes(self, most: int, both: bool, sequences: int) -> list[float]:
+        """Costs of such passes by their rows, up to `most` or more; with `both` some of each."""
+        return self._of_passes(1 << most.bit_length(), both, sequences)
+
+    @functools.lru_cache(maxsize=1 << 10)  # noqa: B019 - few tables live, and as long as the process
+    def _of_passes(self, count: int, both: bool, sequences: int) -> list[float]:
         step = self.of_batch_step(sequences)
-        if n_ar == sequences and not n_diff:
-            return step
-        factor = self._beside if n_diff else 1.0
+        factor = self._beside if both else 1.0
         if self.drafted:
             factor *= _at(self.drafted, sequences)
-        return max(step, factor * self._of_rows(n_ar + n_diff, sequences))
+        costs = [max(step, factor * self._of_rows(rows, sequences)) for rows in range(count)]
+        if not both:
+            costs[sequences] = step
+        return costs
 
     def _of_rows(self, rows: int, sequences: int) -> float:
         """Cost of a verify pass; beyond the largest measured one it grows as the rows do."""
-        most = max(self.verify)
-        return self.of_verify(rows) * max(1.0, rows / most) + self.each * (sequences - 1)
+        sizes = self._sizes
+        cost = self.verify[sizes[min(bisect.bisect_left(sizes, rows), len(sizes) - 1)]]
+        return cost * max(1.0, rows / sizes[-1]) + self.each * (sequences - 1)
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        return sorted(self.verify)
 
     @functools.cached_property
     def _beside(self) -> float:
