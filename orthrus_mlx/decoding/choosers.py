@@ -106,8 +106,9 @@ class KeyedChooser:
         """The logits of rows for `position` and those after it, less the penalties."""
         if not self.penalties:
             return logits
-        # The anchor may not be known here yet.
-        return self.penalties.apply(logits, self._text[: position - 1 - self._start], before)
+        end = position - 1 - self._start  # the anchor may not be known here yet
+        text = self._text[max(0, end - self.penalties.context) : end]
+        return self.penalties.apply(logits, text, before)
 
     def allowed(self, before: Ids) -> np.ndarray | None:
         """What the grammar allows at each row; computed while the device works on the pass."""

@@ -67,21 +67,34 @@ class Costs:
         # One row each is a pass over so many rows too; the dearer figure was measured badly.
         return min(step, self._of_rows(sequences, sequences))
 
-    @functools.lru_cache(maxsize=1 << 16)  # noqa: B019 - few tables live, and as long as the process
     def of_pass(self, n_ar: int, n_diff: int, sequences: int) -> float:
         """Cost of a pass over the rows of some sequences, AR and diffusion rows in all."""
+        return self.of_passes(n_ar + n_diff, n_diff > 0, sequences)[n_ar + n_diff]
+
+    def of_passes(self, most: int, both: bool, sequences: int) -> list[float]:
+        """Costs of such passes by their rows, up to `most` or more; with `both` some of each."""
+        return self._of_passes(1 << most.bit_length(), both, sequences)
+
+    @functools.lru_cache(maxsize=1 << 10)  # noqa: B019 - few tables live, and as long as the process
+    def _of_passes(self, count: int, both: bool, sequences: int) -> list[float]:
         step = self.of_batch_step(sequences)
-        if n_ar == sequences and not n_diff:
-            return step
-        factor = self._beside if n_diff else 1.0
+        factor = self._beside if both else 1.0
         if self.drafted:
             factor *= _at(self.drafted, sequences)
-        return max(step, factor * self._of_rows(n_ar + n_diff, sequences))
+        costs = [max(step, factor * self._of_rows(rows, sequences)) for rows in range(count)]
+        if not both:
+            costs[sequences] = step
+        return costs
 
     def _of_rows(self, rows: int, sequences: int) -> float:
         """Cost of a verify pass; beyond the largest measured one it grows as the rows do."""
-        most = max(self.verify)
-        return self.of_verify(rows) * max(1.0, rows / most) + self.each * (sequences - 1)
+        sizes = self._sizes
+        cost = self.verify[sizes[min(bisect.bisect_left(sizes, rows), len(sizes) - 1)]]
+        return cost * max(1.0, rows / sizes[-1]) + self.each * (sequences - 1)
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        return sorted(self.verify)
 
     @functools.cached_property
     def _beside(self) -> float:
@@ -159,8 +172,8 @@ def staleness(plan: Plan, n_drafts: int, accepted: int) -> float:
 
 
 LONG = 1 << 30  # tokens left to write while simulating
-# Of as many equally likely cases one chance each, in an order that shows no pattern.
-CASES = [(n + 0.5) / 100 for n in range(100)]
+# Of as many equally likely cases one chance each, as a logarithm, in an order without a pattern.
+CASES = [math.log((n + 0.5) / 100) for n in range(100)]
 random.Random(0).shuffle(CASES)
 
 
@@ -178,19 +191,30 @@ def speed(costs: Costs, policy: Policy, rate: float) -> float:
     """
     tokens, cost, at_hand, stale = 0, 0.0, 0, 1.0
     for chance in CASES:
-        plan, verified = policy.plan(LONG, at_hand), False
+        verified = False
         while not verified:
+            plan, price, left = _cycle(costs, policy, at_hand)
             n_drafts, accepted = plan.n_drafts, 0
             if n_drafts:
                 rejected = min(MAX_RATE, rate * (1.0 if plan.draft_rows else stale))
-                accepted = min(n_drafts, int(math.log(chance) / math.log1p(-rejected)))
+                accepted = min(n_drafts, int(chance / math.log1p(-rejected)))
             tokens += 1 + accepted
-            cost += plan_cost(costs, plan, n_drafts)
-            use = reusable_block(plan, n_drafts, accepted)
-            at_hand = 0 if use is None else max(0, plan.block_rows - use[1])
-            stale, verified = staleness(plan, n_drafts, accepted), n_drafts > 0
-            plan = policy.plan(LONG, at_hand)
+            cost += price
+            (at_hand, stale), verified = left[accepted], n_drafts > 0
     return tokens / cost
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _cycle(
+    costs: Costs, policy: Policy, at_hand: int
+) -> tuple[Plan, float, list[tuple[int, float]]]:
+    """A policy's cycle, its cost, and the drafts left (how many, their `staleness`) by accepted."""
+    plan, left = policy.plan(LONG, at_hand), list[tuple[int, float]]()
+    for accepted in range(plan.n_drafts + 1):
+        use = reusable_block(plan, plan.n_drafts, accepted)
+        more = 0 if use is None else max(0, plan.block_rows - use[1])
+        left.append((more, staleness(plan, plan.n_drafts, accepted)))
+    return plan, plan_cost(costs, plan, plan.n_drafts), left
 
 
 def trial_loss(costs: Costs, plan: Plan) -> float:

@@ -7,6 +7,7 @@ which the scheduler learns how often its drafts are accepted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Many
 
 from .plan import DIFFUSION, FORCED, PREDICTION
@@ -56,18 +57,19 @@ class PredictionDrafter:
 
     def propose(self, sequence: Sequence, limit: int) -> list[int]:
         """The prediction from the place on that the answer has come to."""
-        answer, ids = sequence.answer, self._prediction
-        new = answer[self._seen :]
+        text, ids = sequence.text, self._prediction
+        new = text[sequence.start + self._seen :]
         if ids[self._place : self._place + len(new)] == new:
             self._place += len(new)
         else:
             # Of several places the one next to where the answer was.
             near = self._place + len(new)
-            ends = self._index.matches(ids, answer)
+            said = text[max(sequence.start, len(text) - SuffixIndex.LONGEST) :]
+            ends = dict(self._index.matches(ids, said))
             if not ends:
                 return []
-            self._place = max(ends, key=lambda end: (ends[end], -abs(end - near)))
-        self._seen = len(answer)
+            self._place = max(ends, key=lambda end: (ends[end], -abs(end - near), -end))
+        self._seen = len(text) - sequence.start
         return ids[self._place : self._place + limit]
 
 
@@ -88,11 +90,13 @@ class CopyDrafter:
         """What followed the longest match, the latest of equally long ones."""
         text = sequence.text
         self._index.read(text, len(text) - 1)  # its end is what is looked for
-        ends = self._index.matches(text, text)
-        if not ends:
-            return []
-        end = max(ends, key=lambda end: (ends[end], end))
-        return text[end : end + limit]
+        best, longest = len(text), 0
+        for end, length in self._index.matches(text, text):
+            if length > longest:
+                best, longest = end, length
+            if longest == SuffixIndex.LONGEST:
+                break
+        return text[best : best + limit]
 
 
 class SuffixIndex:
@@ -112,11 +116,17 @@ class SuffixIndex:
             self._ends.setdefault(tuple(text[end - self._shortest : end]), []).append(end)
         self._read = max(self._read, length)
 
-    def matches(self, text: Many[int], said: Many[int]) -> dict[int, int]:
-        """Ends of places in the text that equal the end of `said`, and by how many ids."""
+    def matches(self, text: Many[int], said: Many[int]) -> Iterator[tuple[int, int]]:
+        """Ends of places in the text that equal the end of `said`, and by how many ids.
+
+        The latest come first.
+        """
         ends = self._ends.get(tuple(said[-self._shortest :]), [])[-self.CANDIDATES :]
-        return {end: self._match(text, end, said) for end in ends}
+        tail = said[-self.LONGEST :]
+        return ((end, self._match(text, end, tail)) for end in reversed(ends))
 
     def _match(self, text: Many[int], end: int, said: Many[int]) -> int:
-        most = min(end, len(said), self.LONGEST)
+        most = min(end, len(said))
+        if text[end - most : end] == said[-most:]:
+            return most
         return next((n for n in range(most) if text[end - 1 - n] != said[-1 - n]), most)

@@ -40,6 +40,7 @@ class Matcher:
 
     def __init__(self, matcher: Any, end: int, vocab_size: int, ends: frozenset[int]):
         self._matcher, self._end, self.vocab_size, self.ends = matcher, end, vocab_size, ends
+        self._spare: Any = None  # at the same place, to try drafts on; none while it moves
         self._check()
 
     def fork(self) -> Matcher:
@@ -65,8 +66,13 @@ class Matcher:
             ConstraintError: if the grammar does not allow them.
         """
         text = [token for token in tokens if token not in self.ends]
-        if text and not self._matcher.consume_tokens(text):
+        if not text:
+            return
+        spare, self._spare = self._spare, None
+        if not self._matcher.consume_tokens(text):
             self._check()
+        elif spare is not None and spare.consume_tokens(text):
+            self._spare = spare
 
     def allowed(self, drafts: Sequence[int]) -> np.ndarray:
         """What may come at the next place and behind each draft.
@@ -128,7 +134,8 @@ class Matcher:
 
     def _walk(self, limit: int, logits: np.ndarray | None) -> list[int]:
         found: list[int] = []
-        walker, no_text = self.fork(), {*self.ends, self._end}
+        walker = Matcher(self._trial(), self._end, self.vocab_size, self.ends)
+        no_text, followed, self._spare = {*self.ends, self._end}, 0, None
         while len(found) < limit:
             # Several at once, where whole texts are forced: cheaper, and as the tokenizer splits.
             must = walker._matcher.compute_ff_tokens()[: limit - len(found)]
@@ -144,11 +151,19 @@ class Matcher:
             found += ids
             if ids[-1] in self.ends or not walker._matcher.consume_tokens(ids):
                 break
+            followed = len(found)
+        if not walker._matcher.is_error() and walker._matcher.rollback(followed):
+            self._spare = walker._matcher
         return found
 
     def _trial(self) -> Any:
-        """A copy to try drafts on: an error behind a draft is none of the answer."""
-        return self._matcher.deep_copy()
+        """Another matcher to try drafts on: an error behind a draft is none of the answer.
+
+        It follows the answer too: copies take the longer, the longer that is.
+        """
+        if self._spare is None or self._spare.is_error():
+            self._spare = self._matcher.deep_copy()
+        return self._spare
 
     def _only(self) -> list[int]:
         """The one id that may come next, if there is one."""

@@ -69,6 +69,11 @@ class Penalties:
     def __bool__(self) -> bool:
         return bool(self.logit_bias or self.repetition or self.presence or self.frequency)
 
+    @property
+    def context(self) -> int:
+        """How many tokens back any of them looks."""
+        return max(self.repetition_context, self.presence_context, self.frequency_context)
+
     def check_ids(self, vocab_size: int) -> None:
         """Refuse a bias of an id that the model does not have."""
         for token in self.logit_bias:

@@ -70,8 +70,7 @@ def reusable_block(plan: Plan, n_drafts: int, accepted: int) -> tuple[int, int] 
     return block, accepted - depth + 1
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """A rule that plans every cycle alike.
 
     Attributes:

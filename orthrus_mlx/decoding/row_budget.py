@@ -8,8 +8,10 @@ them take plain steps by themselves.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -101,8 +103,8 @@ class RowBudget:
                 sequence.scheduler.observe(plan, n_drafts, accepted, chances)
         gain = self.INCOME / count
         if drafted:
-            plain = costs.of_pass(*plain_rows, count)
-            gain = tokens / count - (costs.of_pass(*rows, count) - plain) / plain
+            plain, cost = (costs.of_pass(ar, diff, count) for ar, diff in (plain_rows, rows))
+            gain = tokens / count - (cost - plain) / plain
         self.credit = min(self.MAX_CREDIT, self.credit + gain)
 
 
@@ -116,17 +118,29 @@ def _shared(sequences: Sequence[Text]) -> bool:
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def standing(low: float, high: float, count: int) -> tuple[float, ...]:
+def standing(rates: tuple[float, float], count: int) -> tuple[float, ...]:
     """Chances that the first draft stands, the first two do, and so on; none that hardly do."""
+    low, high = rates
     every = (((1 - low) ** j + (1 - high) ** j) / 2 for j in range(1, count + 1))
     return tuple(itertools.takewhile(lambda chance: chance > LEAST, every))
 
 
 class _Pass:
-    """One pass that is being planned."""
+    """One pass that is being planned. What no limit of its cost changes is worked out once.
+
+    Attributes:
+        told, free: plans that were made already, and the schedulers of all others.
+        lengths: rows that a block beside an AR row may have.
+        doubts, fresh: of a block's drafts, both rejection rates added up, and chances to stand.
+        sources: of the best drafts at hand.
+        begun: plans of those that drafted a block to learn of it.
+        spare: draft rows to choose from (less the chance to stand, place, sequence), best first.
+        speeds: tokens per unit of cost with 0, 1, 2, ... of them.
+        alone, beside: costs of the pass with 0, 1, 2, ... rows more, without and with blocks.
+    """
 
     def __init__(self, budget: RowBudget, asked: Sequence[Asked]):
-        self.budget, self.asked, self.costs = budget, asked, budget.measure()
+        self.budget, self.asked, costs = budget, asked, budget.measure()
         self.told: dict[int, Plan] = {}
         self.free: dict[int, Adaptive] = {}
         for i, ask in enumerate(asked):
@@ -135,88 +149,90 @@ class _Pass:
                 self.free[i] = scheduler
             else:
                 self.told[i] = scheduler.plan(ask.room, ask.at_hand)
-        told = self.told.values()
-        self.n_ar = len(asked) + sum(plan.n_drafts for plan in told)
-        self.n_diff = sum(plan.block_rows * plan.blocks for plan in told)
-        self.plain = self.cost()
+        found = {diff for n_ar, diff in costs.fused if n_ar == 1}
+        self.lengths = sorted(n for n in found or costs.draft if n > 1)
+        longest = max(self.lengths, default=1)
+        # 1. What drafts are worth.
+        self.prior = functools.cache(budget.evidence.prior)
+        self.doubts, self.fresh = dict[int, float](), dict[int, tuple[float, ...]]()
+        self.sources, self.begun = dict[int, str](), dict[int, Plan]()
+        self.spare, sure = list[tuple[float, int, int]](), 0.0
+        for i, scheduler in self.free.items():
+            rates = self.rates(i, DIFFUSION, FRESH)
+            self.doubts[i], self.fresh[i] = sum(rates), standing(rates, longest - 1)
+            rows = [(-chance, j, i) for j, chance in enumerate(self.best_at_hand(i), start=1)]
+            if rows and scheduler.in_flight and self.sources[i] == DIFFUSION:
+                # It was drafted to learn of it: one row tells the most for the least.
+                self.begun[i] = Plan(n_drafts=1)
+                sure -= rows.pop(0)[0]
+            self.spare += rows
+        self.spare.sort()
+        # 2. What rows cost.
+        told, count, begun = self.told.values(), len(asked), len(self.begun)
+        diff = sum(plan.block_rows * plan.blocks for plan in told)
+        least = count + sum(plan.n_drafts for plan in told) + diff
+        most = least + begun + len(self.spare) + count * longest
+        self.alone = costs.of_passes(most, diff > 0, count)[least:]
+        self.beside = costs.of_passes(most, True, count)[least:]
+        chances = (chance for chance, _, _ in self.spare)
+        tokens = itertools.accumulate(chances, operator.sub, initial=count + sure)
+        self.speeds = [t / cost for t, cost in zip(tokens, self.alone[begun:], strict=False)]
 
-    def cost(self, ar: int = 0, diff: int = 0) -> float:
+    def cost(self, ar: int, diff: int = 0) -> float:
         """Cost of the pass with so many rows more."""
-        return self.costs.of_pass(self.n_ar + ar, self.n_diff + diff, len(self.asked))
+        return (self.beside if diff else self.alone)[ar + diff]
+
+    def rates(self, i: int, source: str, stale: float) -> tuple[float, float]:
+        """The rejection rate of a source's drafts, low and high."""
+        low, high = self.free[i].evidence.rates(source, self.prior(source))
+        return min(MAX_RATE, stale * low), min(MAX_RATE, stale * high)
+
+    def best_at_hand(self, i: int) -> tuple[float, ...]:
+        """The chances of the drafts at hand that are worth most, each that all up to it stand."""
+        ask, budget, best = self.asked[i], self.budget, tuple[float, ...]()
+        owing = budget.credit <= -budget.MAX_DEBT
+        for source, count in ask.at_hand.items():
+            if owing and source not in (DIFFUSION, FORCED):
+                continue
+            stale = self.free[i].staleness_of(Plan(n_drafts=1, source=source))
+            count = min(count, ask.room - 1)
+            # Rounded up, so that few are worked out.
+            found = standing(self.rates(i, source, stale), 1 << count.bit_length())[:count]
+            if sum(found) > sum(best):
+                best, self.sources[i] = found, source
+        return best
 
     def plans(self) -> list[Plan]:
         """The plans of all; where one stream gets nothing, all wait no longer than it may."""
-        hopes = [self.hope(i) for i in range(len(self.asked))]
-        plans = self.fill(self.budget.PATIENCE * min(hopes) * self.plain)
-        idle = any(plans[i].is_ar for i in self.free)
-        if idle and min(hopes) > 1:
-            plans = self.fill(self.budget.PATIENCE * self.plain)
+        hope = min(self.hope(i) for i in self.free)
+        plans = self.fill(self.budget.PATIENCE * hope * self.alone[0])
+        if hope > 1 and any(plans[i].is_ar for i in self.free):
+            plans = self.fill(self.budget.PATIENCE * self.alone[0])
         return plans
 
     def hope(self, i: int) -> float:
         """Tokens a pass that a stream can expect where it drafts in one and verifies in one."""
-        if i not in self.free:
-            return float("inf")  # it drafts because it was told to
-        block = max((n for n in self.lengths() if n <= self.asked[i].room), default=1)
-        verified = 1 + sum(self.chances(i, DIFFUSION, FRESH, block - 1))
+        fitting = bisect.bisect_right(self.lengths, self.asked[i].room)
+        block = self.lengths[fitting - 1] if fitting else 1
+        verified = 1 + sum(self.fresh[i][: block - 1])
         return (1 + verified) / 2
-
-    def rate(self, i: int, source: str, stale: float) -> tuple[float, float]:
-        """The rejection rate of a source's drafts, low and high."""
-        prior = self.budget.evidence.prior(source)
-        low, high = self.free[i].evidence.rates(source, prior)
-        return min(MAX_RATE, stale * low), min(MAX_RATE, stale * high)
-
-    def chances(self, i: int, source: str, stale: float, count: int) -> tuple[float, ...]:
-        """The chance of each draft that it and all before it stand."""
-        return standing(*self.rate(i, source, stale), count)
-
-    def lengths(self) -> list[int]:
-        """Rows that a block beside an AR row may have."""
-        found = {diff for n_ar, diff in self.costs.fused if n_ar == 1}
-        return sorted(found or set(self.costs.draft))
 
     def fill(self, limit: float) -> list[Plan]:
         """Spend rows while they pay, up to a cost of `limit`."""
-        plans = {**self.told, **dict.fromkeys(self.free, AR_STEP)}
+        plans = {**self.told, **dict.fromkeys(self.free, AR_STEP), **self.begun}
         ar, speed = self.verify(plans, limit)
         self.draft(plans, limit, ar, speed)
         return [plans[i] for i in range(len(self.asked))]
 
     def verify(self, plans: dict[int, Plan], limit: float) -> tuple[int, float]:
         """Take draft rows in falling chance to stand: how many, and the tokens per unit of cost."""
-        rows: list[tuple[float, int, int]] = []  # less the chance, place, sequence
-        sources: dict[int, str] = {}
-        for i, scheduler in self.free.items():
-            ask, best = self.asked[i], tuple[float, ...]()
-            for source, count in ask.at_hand.items():
-                owing = self.budget.credit <= -self.budget.MAX_DEBT
-                if owing and source not in (DIFFUSION, FORCED):
-                    continue
-                stale = scheduler.staleness_of(Plan(n_drafts=1, source=source))
-                count = min(count, ask.room - 1)
-                found = self.chances(i, source, stale, count)
-                if sum(found) > sum(best):
-                    best, sources[i] = found, source
-            rows += [(-chance, j, i) for j, chance in enumerate(best, start=1)]
-            if best and scheduler.in_flight and sources[i] == DIFFUSION:
-                # It was drafted to learn of it: one row tells the most for the least.
-                plans[i] = Plan(n_drafts=1)
-        taken = sum(plan.n_drafts for i, plan in plans.items() if i in self.free)
-        tokens = float(len(self.asked))
-        tokens += sum(-chance for chance, j, i in rows if j <= plans[i].n_drafts)
-        speed, best_rows = tokens / self.cost(taken), 0
-        spare = sorted(row for row in rows if row[1] > plans[row[2]].n_drafts)
-        for n, (chance, _, _) in enumerate(spare, start=1):
-            tokens -= chance
-            cost = self.cost(taken + n)
-            if cost > limit:
-                break
-            if tokens / cost > speed:
-                speed, best_rows = tokens / cost, n
-        for _, j, i in spare[:best_rows]:
-            plans[i] = Plan(n_drafts=j, source=sources[i])
-        return taken + best_rows, speed
+        begun = len(self.begun)
+        prices = self.alone[begun + 1 : begun + len(self.speeds)]
+        fitting = next((n for n, cost in enumerate(prices) if cost > limit), len(prices))
+        best = max(range(fitting + 1), key=self.speeds.__getitem__)
+        taken = {i: j for _, j, i in self.spare[:best]}
+        plans.update({i: Plan(n_drafts=j, source=self.sources[i]) for i, j in taken.items()})
+        return begun + best, self.speeds[best]
 
     def draft(self, plans: dict[int, Plan], limit: float, ar: int, speed: float) -> None:
         """Add blocks beside the AR rows of those that verify nothing: to each, or to all at once.
@@ -225,11 +241,12 @@ class _Pass:
         """
         budget, diff, later, gain = self.budget, 0, 0, 0.0
         idle = [i for i in self.free if plans[i].is_ar and self.asked[i].room > 2]
-        idle.sort(key=lambda i: sum(self.rate(i, DIFFUSION, FRESH)))
+        idle.sort(key=lambda i: self.doubts[i])
         owing = budget.credit <= -budget.MAX_DEBT / len(self.asked)
         tried, found = False, dict[int, int]()
         for i in idle:
-            block = self.best_block([i], limit, ar, diff, later, speed)
+            tokens = list(itertools.accumulate(self.fresh[i][: self.asked[i].room - 2]))
+            block = self.best_block(tokens, 1, limit, ar, diff, later, speed)
             if block is None:
                 continue
             trial = block.gain <= 0
@@ -239,37 +256,48 @@ class _Pass:
                 found[i], tried = block.rows, tried or trial
                 diff, later = diff + block.rows, later + block.n_drafts
                 gain += max(0.0, block.gain)
-        together = self.best_block(idle, limit, ar, 0, 0, speed) if len(idle) > 1 else None
-        if together is not None and together.gain > gain and not owing:
-            found = dict.fromkeys(idle, together.rows)
+        if len(idle) > 1 and not owing:
+            fresh = itertools.zip_longest(*(self.fresh[i] for i in idle), fillvalue=0.0)
+            shortest = min(self.asked[i].room - 2 for i in idle)
+            tokens = list(itertools.accumulate(map(sum, fresh)))[:shortest]
+            together = self.best_block(tokens, len(idle), limit, ar, 0, 0, speed)
+            if together is not None and together.gain > gain:
+                found = dict.fromkeys(idle, together.rows)
         plans.update({i: Plan(block_rows=rows) for i, rows in found.items()})
 
     def best_block(
-        self, each: Sequence[int], limit: float, ar: int, diff: int, later: int, speed: float
+        self,
+        tokens: Sequence[float],
+        count: int,
+        limit: float,
+        ar: int,
+        diff: int,
+        later: int,
+        speed: float,
     ) -> Block | None:
-        """The block of the largest gain for each of these sequences; None if none fits.
+        """The block of the largest gain; None if none fits.
 
         Args:
-            each: sequences that would draft one.
+            tokens: that the next pass is to bring by verifying 1, 2, ... drafts of each block.
+            count: sequences that would draft one.
             limit: cost of the pass at most.
             ar: AR rows that it has besides.
             diff: diffusion rows that it has besides.
             later: draft rows that the next pass has besides.
             speed: tokens for each unit of cost, without it.
         """
-        best: Block | None = None
-        before, verified, count = self.cost(ar, diff), self.cost(later), len(each)
-        for rows in self.lengths():
-            now = self.cost(ar, diff + count * rows)
+        best, n = None, 0
+        before, verified = self.cost(ar, diff), self.cost(later)
+        verifying = self.alone[later + count : later + count * len(tokens) + 1 : count]
+        # What n drafts are worth does not depend on the length of their block.
+        worth = [t - speed * cost for t, cost in zip(tokens, verifying, strict=True)]
+        for rows in self.lengths if worth else ():
+            now = self.beside[ar + diff + count * rows]
             if now > limit:
                 break
-            most = min(rows - 1, *(self.asked[i].room - 2 for i in each))
-            chances = [self.chances(i, DIFFUSION, FRESH, most) for i in each]
-            tokens = 0.0
-            for n, stand in enumerate(itertools.zip_longest(*chances, fillvalue=0.0), start=1):
-                tokens += sum(stand)
-                more = now - before + self.cost(later + count * n) - verified
-                gain = tokens - speed * more
-                if best is None or gain > best.gain:
-                    best = Block(rows, n, gain, more / self.plain)
+            n = max(range(n, min(rows - 1, len(worth))), key=worth.__getitem__, default=n)
+            more = now - before + verifying[n] - verified
+            gain = tokens[n] - speed * more
+            if best is None or gain > best.gain:
+                best = Block(rows, n + 1, gain, more / self.alone[0])
         return best

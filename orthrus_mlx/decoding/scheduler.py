@@ -112,8 +112,8 @@ class Evidence:
         prior = prior or self.PRIORS.get(source, self.PRIOR)
         rejected, tried = prior[0] + rejected, prior[1] + tried
         middle, error = math.log(rejected / tried), rejected**-0.5  # of a count, as a share
-        low, high = (round(r / self.STEP) * self.STEP for r in (middle - error, middle + error))
-        return min(MAX_RATE, math.exp(low)), min(MAX_RATE, math.exp(high))
+        low, high = round((middle - error) / self.STEP), round((middle + error) / self.STEP)
+        return min(MAX_RATE, math.exp(low * self.STEP)), min(MAX_RATE, math.exp(high * self.STEP))
 
     def prior(self, source: str) -> tuple[float, float]:
         """What these texts make one expect of another one, as `PRIOR`."""
@@ -216,6 +216,7 @@ class Adaptive:
         self._chances: tuple[float, ...] = ()  # of the drafts that it left at hand
         self._begun = False  # whether the first token of the answer is written
         self.in_flight = False
+        self._rates: tuple[float, float] | None = None  # of drafts, by which the policy was chosen
         self._choose()
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
@@ -300,7 +301,10 @@ class Adaptive:
 
     def _choose(self) -> None:
         """Take the policy that is expected to be fastest; leave the current one only for more."""
-        low, high = self.evidence.rates(DIFFUSION)
+        rates = low, high = self.evidence.rates(DIFFUSION)
+        if rates == self._rates:
+            return
+        self._rates = rates
         speeds = {
             policy: (speed(self.costs, policy, low) + speed(self.costs, policy, high)) / 2
             for policy in self.policies

@@ -172,6 +172,7 @@ class Sequence:
     Attributes:
         cache: its KV cache.
         text: all ids known of it: those the cache held before, the prompt, the tokens decided.
+        start: where the answer starts there, with what earlier calls wrote of it.
         budget: tokens left to write.
         in_flight: the cycle that the device is working on.
         last: the last finished cycle, of whose drafts `accepted` were accepted.
@@ -193,6 +194,7 @@ class Sequence:
         self.chooser = request.chooser(cache[0].offset, self.grammar)
         self.drafters = tuple(drafters)
         self.text = [*request.cached_ids, *request.prompt]
+        self.start = len(self.text) - request.written
         self.budget = request.max_tokens
         self.in_flight: Cycle | None = None
         self.ahead: Cycle | None = None  # an AR step that was started behind the one in flight
@@ -223,12 +225,6 @@ class Sequence:
         if self.grammar is not None:
             proposed = {source: self.grammar.cut(ids) for source, ids in proposed.items() if ids}
         return {source: ids for source, ids in proposed.items() if ids}
-
-    @property
-    def answer(self) -> list[int]:
-        """The ids written so far, those of earlier calls that `Request.written` counts too."""
-        request = self.request
-        return self.text[len(request.cached_ids) + len(request.prompt) - request.written :]
 
     def ask_ahead(self) -> Asked | None:
         """What is asked of the cycle behind an AR step in flight, before its token is known here.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import jsonschema
@@ -242,6 +243,27 @@ def test_guesses_and_forced_ids_are_allowed_and_leave_the_matcher_in_place(
     if not forced and guesses[0] != logits[0].argmax():
         may = grammar.allowed_ids()
         assert guesses[0] == may[logits[0][may].argmax()]
+
+
+@settings(max_examples=few(20, of=300))
+@given(schemas(), st.randoms(use_true_random=False))
+def test_drafts_that_were_tried_are_forgotten(schema: dict[str, Any], draw: random.Random) -> None:
+    """Along an answer, whatever was tried before: all is as a new copy of the matcher has it."""
+    tokenizer = demo_tokenizer()
+    ends = frozenset(tokenizer.eos_token_ids)
+    grammar = compile_constraint(JsonSchema(schema), tokenizer, VOCAB_SIZE, ends, [])
+    for _ in range(12):
+        likely = np.random.default_rng(draw.randrange(99)).normal(size=(6, VOCAB_SIZE))
+        guesses = grammar.fork().guess(likely)
+        drafts = [*guesses[: draw.randrange(7)], draw.randrange(VOCAB_SIZE)]
+        for tried in (grammar, grammar.fork()):
+            assert tried.guess(likely) == guesses
+            assert tried.forced(9) == grammar.fork().forced(9)
+            assert tried.cut(drafts) == grammar.fork().cut(drafts)
+            assert np.array_equal(tried.allowed(drafts), grammar.fork().allowed(drafts))
+        if not guesses or guesses[-1] in ends:
+            break
+        grammar.advance(guesses[: draw.randrange(1, 7)])
 
 
 def test_a_text_that_is_forced_needs_no_pass_for_each_token() -> None:
