@@ -225,6 +225,9 @@ class CompiledModel:
 class CompiledLayers:
     """A few consecutive layers, traced once for each bucket; the first ones with the embeddings.
 
+    A bucket is traced when it comes for the second time: sequences that share a pass make many that
+    never come again, and tracing takes some times as long as a pass.
+
     Attributes:
         count: the number of layers.
     """
@@ -244,12 +247,16 @@ class CompiledLayers:
         `h` are the hidden states before them [1, rows, dim], or ids [1, rows] for the first ones.
         `own` are the rows' ranges [5, rows].
         """
-        if bucket not in self._traces:
-            self._traces[bucket] = mx.compile(partial(_run, self._layers, self._embed, bucket))
+        run = self._traces.get(bucket)
+        if run is None:
+            run = partial(_run, self._layers, self._embed, bucket)
+            self._traces[bucket] = run
+        elif isinstance(run, partial):
+            run = self._traces[bucket] = mx.compile(run)
         self._traces.move_to_end(bucket)
         if len(self._traces) > MAX_TRACES:
             self._traces.popitem(last=False)
-        return self._traces[bucket](h, own, held)
+        return run(h, own, held)
 
 
 def _run(
