@@ -93,3 +93,66 @@ def test_a_short_context_is_enough(clock: Clock) -> None:
     model = Timed(clock, flat, 4, max_positions=24)
     assert calibrate(model, 4).of_ar_step() > 0
     assert max(forward.start for forward in model.log) < 24
+
+
+def slow(rows: Rows) -> float:
+    """As `flat`, of a model so large that there is no time to time all sizes again anyway."""
+    return 20 * flat(rows)
+
+
+def busy(clock: Clock, start: float, end: float) -> Callable[[Rows], float]:
+    """Every pass takes three times as long between two moments, larger ones five times."""
+
+    def price(rows: Rows) -> float:
+        times = (3 if rows.n_ar + rows.n_diff == 1 else 5) if start <= clock.now < end else 1
+        return slow(rows) * times
+
+    return price
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0, 2.0])
+def test_what_a_busy_machine_measured_is_measured_again(clock: Clock, share: float) -> None:
+    """However long it was busy from the start on, if it is quiet in time."""
+    quiet = calibrate(Timed(clock, slow, 32), 32)
+    assert quiet.steady
+    busy_until, clock.now = share * clock.now, 0.0
+    found = calibrate(Timed(clock, busy(clock, 0.0, busy_until), 32), 32)
+    assert found.steady and found.of_ar_step() == pytest.approx(0.02)
+    assert found.verify == pytest.approx(quiet.verify)
+    assert found.draft == pytest.approx(quiet.draft)
+    assert found.fused == pytest.approx(quiet.fused)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_a_machine_that_stays_busy_starts_too(clock: Clock, start: float) -> None:
+    quiet = calibrate(Timed(clock, slow, 32), 32)
+    takes, clock.now = clock.now, 0.0
+    found = calibrate(Timed(clock, busy(clock, start * takes, 1e9), 32), 32)
+    # Where it was busy from the start on, nothing tells that it was.
+    assert found.steady == (start == 0.0) and clock.now < 2 * 5 * takes
+    assert min(found.draft.values()) >= quiet.of_ar_step()
+
+
+def test_no_draft_pass_is_a_gift(clock: Clock) -> None:
+    """A difference of two timings can come to nothing."""
+    draft: list[Rows] = []
+
+    def stalling(rows: Rows) -> float:
+        """Of four rows, a verify pass stalls where no draft pass was just before it."""
+        alone, draft[:] = not draft, [rows] if not rows.n_ar else []
+        return flat(rows) * (2 if alone and rows.n_ar == 4 else 1)
+
+    found = calibrate(Timed(clock, stalling, 16), 16)
+    assert found.verify[4] == pytest.approx(0.004)
+    assert found.draft[4] == pytest.approx(calibration.LEAST_DRAFT * found.of_ar_step())
+
+
+def test_what_is_odd_whenever_it_is_timed_is_believed(clock: Clock) -> None:
+    """Few rows run other kernels than many, and those may be the slower ones."""
+
+    def odd(rows: Rows) -> float:
+        return 0.005 if 2 <= rows.n_ar + rows.n_diff <= 3 else flat(rows)
+
+    found = calibrate(Timed(clock, odd, 16), 16)
+    assert found.steady and clock.now < 3
+    assert found.verify[3] == pytest.approx(0.005) and found.verify[4] == pytest.approx(0.002)
