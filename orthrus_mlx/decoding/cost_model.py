@@ -26,7 +26,6 @@ class Costs:
         each: what each sequence beyond the first adds to a pass over the same rows.
         drafted: how many times as much a pass with drafts of several sequences costs as its rows
             and `each` say, by their number.
-        steady: whether the machine came to rest while they were measured.
     """
 
     verify: dict[int, float]
@@ -36,7 +35,6 @@ class Costs:
     batch: dict[int, float] = field(default_factory=dict)
     each: float = 0.0
     drafted: dict[int, float] = field(default_factory=dict)
-    steady: bool = True
 
     def of_ar_step(self) -> float:
         """Cost of an AR step."""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -201,16 +202,24 @@ def calibrate(
         for table, size, job in jobs:
             if time.perf_counter() - start < ENOUGH:
                 table[size] = min(table[size], job())
-    steady = _settle(jobs, ar, verify, two_pass, step, 2 * time.perf_counter() - begun)
+    settled = _settle(jobs, ar, verify, two_pass, step, 2 * time.perf_counter() - begun)
     say(steps, steps)
     # A cycle that writes tokens takes no less than an AR step.
     verify = {n: max(ar[1], cost) for n, cost in sorted(verify.items())}
+    draft = {n: max(LEAST_DRAFT * ar[1], cost - verify[n]) for n, cost in two_pass.items()}
+    if not settled:
+        # Noise only adds to a time, so a verify pass costs no more than one over more rows. It can
+        # take from a difference, so a draft pass costs no less than one over fewer. What is then
+        # left of it is kept all the same: a machine that is always busy would be measured at each
+        # start, and answers that contradict it have it measured again.
+        least = list(accumulate(reversed(verify.values()), min))[::-1]
+        verify = dict(zip(verify, least, strict=True))
+        draft = dict(zip(draft, accumulate(draft.values(), max), strict=True))
     return Costs(
         verify=verify,
-        draft={n: max(LEAST_DRAFT * ar[1], cost - verify[n]) for n, cost in two_pass.items()},
+        draft=draft,
         fused={pair: max(ar[1], cost) for pair, cost in fused.items()},
         plain=ar[1],
-        steady=steady,
     )
 
 
@@ -222,7 +231,7 @@ def _settle(
     before: float,
     deadline: float,
 ) -> bool:
-    """Time again what was timed on a disturbed machine, until it is quiet or `deadline` is past.
+    """Time again what was timed on a busy machine, until it is quiet or `deadline` is past.
 
     What is odd and no faster another time is how this device is.
 
@@ -239,18 +248,16 @@ def _settle(
     """
     faster = True
     while True:
-        # The better of two: one alone may have met a stall.
-        after = min(jobs[0][2]() for _ in range(2))
+        after = min(jobs[0][2]() for _ in range(2))  # one alone may have met a stall
         ar[1] = min(ar[1], after)
         calm = max(before, after) <= NOISE * ar[1]
         odd = _odd(ar[1], verify, two_pass)
-        again = [
-            j for j in jobs if not calm or (j[1] in odd and (j[0] is verify or j[0] is two_pass))
-        ]
-        if not again or (calm and not faster):
+        if calm and not (odd and faster):
             return True
         before, faster = after, False
-        for table, size, job in again:
+        for table, size, job in jobs:
+            if calm and not (size in odd and (table is verify or table is two_pass)):
+                continue
             if time.perf_counter() >= deadline:
                 return False
             took = job()
@@ -283,9 +290,7 @@ def device_costs(
     found = None if fresh else stored_costs(model, block_size)
     if found is None:
         found = calibrate(model, block_size, progress)
-        if found.steady or not fresh:
-            # What is known to be wrong serves this process, and the next one measures again.
-            store("costs", _key(model, block_size), found, _encode, on_disk=found.steady)
+        store("costs", _key(model, block_size), found, _encode)
     return found
 
 

@@ -57,25 +57,12 @@ def load(kind: str, key: Any, decode: Callable[[Any], T]) -> T | None:
     return found
 
 
-def store(
-    kind: str,
-    key: Any,
-    result: T,
-    encode: Callable[[T], dict[str, Any]],
-    *,
-    on_disk: bool = True,
-) -> None:
-    """Keep a result for `load`, at least in this process; `encode` makes a JSON object of it.
-
-    With `on_disk=False` it is kept in this process only, and what is on disk is gone.
-    """
+def store(kind: str, key: Any, result: T, encode: Callable[[T], dict[str, Any]]) -> None:
+    """Keep a result for `load`, at least in this process; `encode` makes a JSON object of it."""
     file = place(kind, key)
     raw = json.loads(json.dumps(encode(result)))
     content = json.dumps({**raw, DIGEST: _digest(raw)}).encode()
     _known[file] = content, result
-    if not on_disk:
-        drop(kind, key, here=False)
-        return
     partial = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from orthrus_mlx.decoding.watch import Watch
 from orthrus_mlx.device import calibrate as calibration
 from orthrus_mlx.device import calibrate_batch, measured
 from orthrus_mlx.device.calibrate import device_costs, stored_costs
-from orthrus_mlx.rows import Rows
 from tests.api.texts import byte_tokenizer
 from tests.lossless.fake_model import plain_decoding
 from tests.schedule.test_calibration import Clock, Timed, flat
@@ -275,24 +273,3 @@ def test_prepare_measures_costs_that_were_dropped(
     stage.answer()
     prepare(stage.model)
     assert stage.measurements == 1
-
-
-def noisy(clock: Clock, share: Callable[[float], float]) -> Callable[[Rows], float]:
-    """Passes that take `share(seconds since the start)` times as long as on a quiet machine."""
-    return lambda rows: flat(rows) * share(clock.now)
-
-
-def test_what_is_measured_on_a_noisy_machine_serves_one_process(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A start has to end, and another one measures again."""
-    draw = random.Random(1)
-    stage.model.price = noisy(stage.clock, lambda now: draw.choice([1, 3, 9]))
-    first = device_costs(stage.model, BLOCK)
-    assert not first.steady and device_costs(stage.model, BLOCK) is first
-    assert stage.measurements == 1 and not list(stage.folder.glob("costs-*"))
-    stage.new_process(monkeypatch)
-    stage.model.price, stage.model.passes = flat, 0
-    second = device_costs(stage.model, BLOCK)
-    assert second.steady and stage.measurements == 2 and list(stage.folder.glob("costs-*"))
-    assert min(second.draft.values()) == pytest.approx(0.002)
