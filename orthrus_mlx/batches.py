@@ -155,6 +155,7 @@ class BatchEngine:
         if request.row_counts != ANY_ROWS:
             found, say = cached_probe(self._model), work.options.probe_progress_callback
             request = replace(request, row_counts=batch_row_counts(self._model, found, say))
+            watch = None  # the costs are of other row counts
         if (self._running or self._budget.forgotten) and isinstance(scheduler, Adaptive):
             self._budget.measure()  # now, and not while others wait for their next token
         text = self._batch.add(

@@ -1,7 +1,7 @@
 """Whether the time that cycles take contradicts what costs say of them.
 
-It never changes the plan of a cycle: a run repeats exactly, whatever the clock says. Costs that an
-answer contradicts are dropped once it is written.
+It changes the plan of no cycle, so a run repeats exactly. What an answer contradicts is dropped
+once it is written.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from .sequence import Sequence
 
 # Cycles that draft, of which a median is taken: a stall or two among so many do not move it.
 ENOUGH = 8
-# How many times as dear against an AR step as told drafting must be. Medians of quiet cycles agree
-# within a fifth; the promise is lost where drafting seems so much cheaper than it is.
+# How many times as dear as told, against AR steps, drafting must be. Medians of good costs came within
+# 1.25. Where drafting seems so much cheaper than it is, auto drafts and is slower than AR mode.
 OFF = 1.5
-# An AR step that is so many times as fast as told was measured on a disturbed machine. More than
-# `OFF`, as clocks of processors change by themselves.
+# How many times as fast as told AR steps must be. More than `OFF`, as processors change their clocks.
 FASTER = 2.0
 # Share of a cycle that the caller may have had. The device works on meanwhile, so a cycle takes no
 # longer for it; if it did, it would seem dearer by a third, which is less than `OFF`.
