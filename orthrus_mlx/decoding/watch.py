@@ -15,10 +15,10 @@ from .sequence import Sequence
 
 # Cycles that draft, of which a median is taken: a stall or two among so many do not move it.
 ENOUGH = 8
-# How many times as dear as told, against AR steps, drafting must be. Medians of good costs came within
-# 1.25. Where drafting seems so much cheaper than it is, auto drafts and is slower than AR mode.
+# How many times as dear as told, against AR steps, drafting must be. Good costs came to 1.1 at most
+# on a quiet machine. Where drafting seems so much cheaper than it is, auto is slower than AR mode.
 OFF = 1.5
-# How many times as fast as told AR steps must be. More than `OFF`, as processors change their clocks.
+# How many times as fast as told AR steps must be. More than `OFF`: processors change their clocks.
 FASTER = 2.0
 # Share of a cycle that the caller may have had. The device works on meanwhile, so a cycle takes no
 # longer for it; if it did, it would seem dearer by a third, which is less than `OFF`.
