@@ -321,6 +321,7 @@ def _load(
             worker.start()
             with measuring:
                 wait_for(worker, show)
+            worker.show = show
     except KeyboardInterrupt:
         end(worker, 130)
         raise

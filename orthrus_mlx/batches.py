@@ -149,16 +149,17 @@ class BatchEngine:
             GenerationError: at once, for an unusable request, or one too large for the memory.
         """
         work = TextWork.of(self._tokenizer, prompt, max_tokens, stop, eos_token_ids, options)
-        request, scheduler, drafters, on_stats = plan_run(
+        request, scheduler, drafters, on_stats, watch = plan_run(
             self._model, work.ids, work.ends, work.options, work.tokenizer
         )
         if request.row_counts != ANY_ROWS:
             found, say = cached_probe(self._model), work.options.probe_progress_callback
             request = replace(request, row_counts=batch_row_counts(self._model, found, say))
-        if self._running and isinstance(scheduler, Adaptive):
+            watch = None  # the costs are of other row counts
+        if (self._running or self._budget.forgotten) and isinstance(scheduler, Adaptive):
             self._budget.measure()  # now, and not while others wait for their next token
         text = self._batch.add(
-            request, scheduler, work.options.prompt_cache, drafters, self._needs(request)
+            request, scheduler, work.options.prompt_cache, drafters, self._needs(request), watch
         )
         number, self._next = self._next, self._next + 1
         self._running[number] = _Running(text, work, Responder(self._model, work), on_stats)
@@ -218,6 +219,9 @@ class BatchEngine:
         running = self._running.pop(number)
         self._batch.retire(running.text, running.text.written)
         running.text.stats.generation_tokens = running.text.written
+        # Costs are dropped only while nothing is written that would wait for new ones.
+        if not self._running and running.text.watch is not None and running.text.watch.end():
+            self._budget.forget()
         if running.on_stats is not None:
             running.on_stats(running.text.stats)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable, Collection, Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -27,12 +28,14 @@ from .decoding.cost_model import NOMINAL, Costs, within
 from .decoding.drafters import CopyDrafter, ForcedDrafter, PredictionDrafter
 from .decoding.grammar import Matcher, compile_constraint
 from .decoding.options import GenerationOptions, options_from, takes_options
+from .decoding.penalties import NO_PENALTIES
 from .decoding.plan import RowCounts
-from .decoding.scheduler import Evidence, Scheduler, make_scheduler
+from .decoding.scheduler import Adaptive, Evidence, Scheduler, make_scheduler
 from .decoding.sequence import Decoded, Drafter, Request
 from .decoding.stats import DecodeStats
+from .decoding.watch import Watch
 from .device.backend import wired
-from .device.calibrate import device_costs
+from .device.calibrate import device_costs, doubt_costs
 from .device.learnt import Learnt
 from .device.probe import cached_probe, stored_probe
 from .errors import GenerationError
@@ -101,7 +104,16 @@ def decode_tokens(
     """
     work = plan_run(model, prompt_tokens, eos_token_ids, options, tokenizer)
     cache = model.make_cache() if options.prompt_cache is None else options.prompt_cache
-    return decode(model, work.request, work.scheduler, cache, work.on_stats, work.drafters, receipt)
+    return decode(
+        model,
+        work.request,
+        work.scheduler,
+        cache,
+        work.on_stats,
+        work.drafters,
+        receipt,
+        work.watch,
+    )
 
 
 class Work(NamedTuple):
@@ -111,6 +123,7 @@ class Work(NamedTuple):
     scheduler: Scheduler
     drafters: list[Drafter]
     on_stats: Callable[[DecodeStats], None] | None
+    watch: Watch | None
 
 
 def plan_run(
@@ -175,7 +188,13 @@ def plan_run(
     scheduler = make_scheduler(
         options.mode, options.cycle, block, _costs(model, block, options, row_counts), evidence
     )
-    return Work(request, scheduler, _drafters(options.mode, grammar, predicted), on_stats)
+    # 7. Who compares the time that cycles take with the costs, where these are of such cycles.
+    watch = None
+    as_measured = penalties == NO_PENALTIES and not request.logits_processors
+    as_measured = as_measured and grammar is None and quantization is None
+    if isinstance(scheduler, Adaptive) and options.calibrate and as_measured:
+        watch = Watch(scheduler.costs, partial(doubt_costs, model, block))
+    return Work(request, scheduler, _drafters(options.mode, grammar, predicted), on_stats, watch)
 
 
 def _predicted(prediction: Any, tokenizer: Any, vocab_size: int) -> list[int] | None:

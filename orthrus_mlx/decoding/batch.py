@@ -22,6 +22,7 @@ from .prefixes import PrefixStore
 from .scheduler import Scheduler
 from .sequence import Decoded, Drafter, ModelLogitsError, Planner, Request, Sequence
 from .stats import DecodeStats
+from .watch import Watch
 
 BESIDE = 512  # prompt ids of a chunk that is read while other texts are being written
 
@@ -43,12 +44,18 @@ class Text:
         error: what ended it before its time; None if nothing did.
         done: whether nothing more will come of it.
         written: tokens that the caller has, where it counts them here.
+        watch: told how long its cycles take, while no other text is written.
     """
 
     def __init__(
-        self, request: Request, scheduler: Scheduler, drafters: Many[Drafter], needs: int = 0
+        self,
+        request: Request,
+        scheduler: Scheduler,
+        drafters: Many[Drafter],
+        needs: int = 0,
+        watch: Watch | None = None,
     ):
-        self.request, self.needs = request, needs
+        self.request, self.needs, self.watch = request, needs, watch
         self.shares = False  # whether its cache is one of the batch's prefix store
         self.sequence: Sequence | None = None
         self.error: Exception | None = None
@@ -129,6 +136,7 @@ class Batch:
         cache: Cache | None = None,
         drafters: Many[Drafter] = (),
         needs: int = 0,
+        watch: Watch | None = None,
     ) -> Text:
         """Take a text up, at once if there is room for its KV cache, else when there is.
 
@@ -138,6 +146,7 @@ class Batch:
             cache: to go on from; None for one of an earlier prompt, or a new one.
             drafters: beside the diffusion view.
             needs: bytes that its KV cache may come to.
+            watch: told how long its cycles take.
 
         Raises:
             GenerationError: if it would not fit even alone.
@@ -148,7 +157,7 @@ class Batch:
                 f"{max(0, self.room) / 1e9:.2f} GB are left for all requests. Shorten the prompt, "
                 "or lower max_tokens."
             )
-        text = Text(request, scheduler, drafters, needs)
+        text = Text(request, scheduler, drafters, needs, watch)
         if cache is not None:
             text.begin(self.runner, request, cache)
         if not request.max_tokens:
@@ -176,7 +185,10 @@ class Batch:
         # A text whose prompt is read next joins the next pass, instead of having one of its own.
         ahead = not self.reading
         decided = step(self.runner, sequences, self.planner, ahead)
-        self._owed = max(0.0, self._owed - (self._clock() - started))
+        ended_at = self._clock()
+        self._owed = max(0.0, self._owed - (ended_at - started))
+        if len(writing) == 1 and (watch := writing[0].watch) is not None:
+            watch.saw(sequences[0], started, ended_at)
         self.writing = [text for text in writing if text.sequence and not text.sequence.done]
         for text in writing:
             if text.sequence is not None and text.sequence.error is not None:
@@ -274,6 +286,7 @@ def decode(
     on_stats: Callable[[DecodeStats], None] | None = None,
     drafters: Many[Drafter] = (),
     receipt: Receipt | None = None,
+    watch: Watch | None = None,
 ) -> Generator[tuple[Decoded, DecodeStats], None, None]:
     """Write one text until an end token or the budget; yields each token once it is decided.
 
@@ -284,7 +297,7 @@ def decode(
     """
     received = Receipt() if receipt is None else receipt
     batch = Batch(runner)
-    text = batch.add(request, scheduler, cache, drafters)
+    text = batch.add(request, scheduler, cache, drafters, watch=watch)
     try:
         if request.max_tokens == 0:
             text.stats.finish_reason = "length"
@@ -306,5 +319,7 @@ def decode(
         except BaseException:  # a second interrupt
             text.leave(received.tokens)
             raise
+        if watch is not None:
+            watch.end()
         if on_stats is not None:
             on_stats(text.stats)

@@ -56,6 +56,7 @@ class RowBudget:
     Attributes:
         credit: plain batch steps that drafting has gained, and may lose again.
         evidence: of all texts so far, from which a new one starts.
+        forgotten: whether what passes cost was known, and is to be asked for again.
     """
 
     PATIENCE = 1.3
@@ -65,14 +66,19 @@ class RowBudget:
     def __init__(self, costs: Callable[[], Costs]):
         self._given = costs
         self._costs: Costs | None = None
+        self.forgotten = False
         self.credit = 0.0
         self.evidence = Evidence()
 
     def measure(self) -> Costs:
         """What passes cost; asked for once two sequences share one."""
         if self._costs is None:
-            self._costs = self._given()
+            self._costs, self.forgotten = self._given(), False
         return self._costs
+
+    def forget(self) -> None:
+        """Ask again what passes cost, where it was asked before."""
+        self.forgotten, self._costs = self.forgotten or self._costs is not None, None
 
     def plan(self, asked: Sequence[Asked]) -> list[Plan]:
         """One plan for each."""

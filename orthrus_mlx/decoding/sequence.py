@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -176,6 +177,7 @@ class Sequence:
         budget: tokens left to write.
         in_flight: the cycle that the device is working on.
         last: the last finished cycle, of whose drafts `accepted` were accepted.
+        decided_at: when the device was done with it, by `time.perf_counter`.
         done: whether its last token is decided, or it has an error.
         error: what ended it before its time; None if nothing did.
         stats: totals; the caller counts what it hands out.
@@ -199,7 +201,7 @@ class Sequence:
         self.in_flight: Cycle | None = None
         self.ahead: Cycle | None = None  # an AR step that was started behind the one in flight
         self.last: Cycle | None = None
-        self.accepted = 0
+        self.accepted, self.decided_at = 0, 0.0
         self.ended, self.done = False, self.budget == 0
         self.error: Exception | None = None
         self.stats = DecodeStats(
@@ -257,6 +259,7 @@ class Sequence:
         before = [self.text[-1], *drafts]
         choices = cycle.choices or self.chooser.choose(cycle.logits, cycle.start + 1, before)
         tokens: Any = choices.tokens.tolist()
+        self.decided_at = time.perf_counter()
         accepted = count_accepted(drafts, tokens)
         if NO_CHOICE in tokens[: accepted + 1]:
             if bool(usable(choices.logits[tokens.index(NO_CHOICE)])):

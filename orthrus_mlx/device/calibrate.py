@@ -1,4 +1,8 @@
-"""Measures what a pass costs on this device, by row count: once, then kept on disk."""
+"""Measures what a pass costs on this device, by row count: once, then kept on disk.
+
+What a busy machine measures would be wrong for as long as it is kept. So what contradicts itself is
+timed again before it is stored, and what an answer contradicts is measured again.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import itertools
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -21,9 +28,9 @@ from ..decoding.scheduler import Fixed
 from ..decoding.sequence import Drafter, Request
 from ..decoding.sequence import Sequence as Text
 from ..rows import Rows
-from .measured import device_key, load, store
+from .measured import device_key, drop, load, place, store
 
-METHOD = 8  # to be raised with any change in how costs are measured: those on disk are void then
+METHOD = 9  # to be raised with any change in how costs are measured: those on disk are void then
 
 # Rows of a verify or draft pass. Costs come in steps, and a policy ends just below one. Where few
 # rows cost, as at 4 bits on Metal, the first steps are at 2 to 6 rows, by chip and shape: all of
@@ -37,6 +44,19 @@ JUDGED = 15  # rows; smaller sizes are measured always, as they carry the fixed 
 CONTEXT = 128
 REPEATS, SLOW = 3, 0.2  # cycles in one run after one that warms up, if they take no more seconds
 ROUNDS, ENOUGH = 3, 1.0  # of timing all sizes again, if they take no more seconds
+# How many times as much is more than noise. Here AR steps timed one after another on a machine that
+# others use too differ by a third, and hardly ever by more.
+NOISE = 1.5
+# AR steps that a draft pass costs at least: it runs all layers too, over more rows. It is measured
+# as a difference, which a stall in the verify pass can bring to nothing.
+LEAST_DRAFT = 0.5
+# Times that use may have stored costs measured again. What it contradicts may be how the machine is
+# used and not how it was measured, and that is not to be paid for at each start.
+DOUBTS = 3
+
+Job = tuple[dict[Any, float], Any, Callable[[], float]]  # table, size, what times it
+
+_doubts: Counter[Path] = Counter()  # of this process, by the file that was dropped
 
 
 def time_pass(run: Callable[[], Any], cache: list[Any], repeats: int = REPEATS) -> float:
@@ -124,7 +144,8 @@ def calibrate(
     Whole cycles are timed as the engine runs them, as its share can exceed that of a fast device.
     Each kind is measured in rising order of rows, until a cycle would lose to AR decoding even with
     every draft accepted. Then all are timed again, some time later, as a machine can be slow for a
-    while; the fastest run counts.
+    while; the fastest run counts. Where AR steps were slower at the start or are at the end than in
+    between, or costs fall as rows rise, that goes on, for as long as the first time took at most.
 
     `progress` is called with (steps done, steps in all); kinds that would lose are skipped.
     """
@@ -134,12 +155,13 @@ def calibrate(
     cache = model.make_cache()
     model.forward(Rows.verify(ids, cache))
     mx.eval([layer.state for layer in cache])
+    begun = time.perf_counter()
 
     ar: dict[int, float] = {}
     verify: dict[int, float] = {}
     two_pass: dict[int, float] = {}
     fused: dict[tuple[int, int], float] = {}
-    jobs: list[tuple[dict[Any, float], Any, Callable[[], float]]] = []
+    jobs: list[Job] = []
 
     sizes = sorted({*(n for n in SIZES if n < block_size), block_size})
     one_pass = [(a, d) for a, d in ONE_PASS if a <= block_size and d <= 2 * block_size]
@@ -180,15 +202,78 @@ def calibrate(
         for table, size, job in jobs:
             if time.perf_counter() - start < ENOUGH:
                 table[size] = min(table[size], job())
+    settled = _settle(jobs, ar, verify, two_pass, step, 2 * time.perf_counter() - begun)
     say(steps, steps)
     # A cycle that writes tokens takes no less than an AR step.
     verify = {n: max(ar[1], cost) for n, cost in sorted(verify.items())}
+    draft = {n: max(LEAST_DRAFT * ar[1], cost - verify[n]) for n, cost in two_pass.items()}
+    if not settled:
+        # Noise only adds to a time, so a verify pass costs no more than one over more rows. It can
+        # take from a difference, so a draft pass costs no less than one over fewer. What is then
+        # left of it is kept all the same: a machine that is always busy would be measured at each
+        # start, and answers that contradict it have it measured again.
+        least = list(accumulate(reversed(verify.values()), min))[::-1]
+        verify = dict(zip(verify, least, strict=True))
+        draft = dict(zip(draft, accumulate(draft.values(), max), strict=True))
     return Costs(
         verify=verify,
-        draft={n: max(0.0, cost - verify[n]) for n, cost in two_pass.items()},
+        draft=draft,
         fused={pair: max(ar[1], cost) for pair, cost in fused.items()},
         plain=ar[1],
     )
+
+
+def _settle(
+    jobs: Sequence[Job],
+    ar: dict[int, float],
+    verify: dict[int, float],
+    two_pass: dict[int, float],
+    before: float,
+    deadline: float,
+) -> bool:
+    """Time again what was timed on a busy machine, until it is quiet or `deadline` is past.
+
+    What is odd and no faster another time is how this device is.
+
+    Args:
+        jobs: the first of them is an AR step.
+        ar: seconds of it.
+        verify: seconds by rows.
+        two_pass: seconds by rows.
+        before: seconds of an AR step when all this began.
+        deadline: by `time.perf_counter`.
+
+    Returns:
+        whether the machine was quiet in the end.
+    """
+    faster = True
+    while True:
+        after = min(jobs[0][2]() for _ in range(2))  # one alone may have met a stall
+        ar[1] = min(ar[1], after)
+        calm = max(before, after) <= NOISE * ar[1]
+        odd = _odd(ar[1], verify, two_pass)
+        if calm and not (odd and faster):
+            return True
+        before, faster = after, False
+        for table, size, job in jobs:
+            if calm and not (size in odd and (table is verify or table is two_pass)):
+                continue
+            if time.perf_counter() >= deadline:
+                return False
+            took = job()
+            faster = faster or NOISE * took < table[size]
+            table[size] = min(table[size], took)
+
+
+def _odd(step: float, verify: dict[int, float], two_pass: dict[int, float]) -> set[int]:
+    """Rows whose costs cannot all be right: more rows cost no less, and a draft pass is no gift."""
+    draft = {n: cost - verify[n] for n, cost in two_pass.items()}
+    odd = {n for n, cost in draft.items() if cost < LEAST_DRAFT * step}
+    for table in (verify, draft):
+        for few, many in itertools.combinations(sorted(table), 2):
+            if table[few] > NOISE * table[many]:
+                odd |= {few, many}
+    return odd
 
 
 def device_costs(
@@ -207,6 +292,20 @@ def device_costs(
         found = calibrate(model, block_size, progress)
         store("costs", _key(model, block_size), found, _encode)
     return found
+
+
+def doubt_costs(model: Any, block_size: int) -> None:
+    """Drop stored costs that an answer contradicts, so that they are measured again.
+
+    That is before the next answer, once in a process; after that, when another process starts.
+    """
+    key = _key(model, block_size)
+    file, times = place("costs", key), load("doubts", key, lambda raw: int(raw["times"])) or 0
+    if times >= DOUBTS or _doubts[file] >= 2:
+        return
+    store("doubts", key, times + 1, lambda n: {"times": n})
+    drop("costs", key, here=not _doubts[file])
+    _doubts[file] += 1
 
 
 def stored_costs(model: Any, block_size: int) -> Costs | None:

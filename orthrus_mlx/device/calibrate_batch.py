@@ -146,7 +146,7 @@ def batch_costs(
     costs = device_costs(model, block_size, progress)
     key = [device_key(model), METHOD, block_size]
     found = load("batch-costs", key, _decode)
-    if found is None:
+    if found is None or found[1].plain != costs.plain:  # or scaled to costs since dropped
         measured = calibrate_batch(model, costs, progress)
         found = {n: c for n, c in measured.verify.items() if n not in costs.verify}, measured
         store("batch-costs", key, found, _encode)
@@ -170,11 +170,13 @@ def _encode(found: Found) -> dict[str, Any]:
         "batch": several.batch,
         "each": several.each,
         "drafted": several.drafted,
+        "plain": several.plain,
     }
 
 
 def _decode(raw: Any) -> Found:
     batch = {int(n): float(c) for n, c in raw["batch"].items()}
     drafted = {int(n): float(c) for n, c in raw["drafted"].items()}
-    several = Costs({}, {}, {}, batch=batch, each=float(raw["each"]), drafted=drafted)
+    plain, each = float(raw["plain"]), float(raw["each"])
+    several = Costs({}, {}, {}, plain, batch, each, drafted)
     return {int(n): float(c) for n, c in raw["verify"].items()}, several

@@ -73,6 +73,15 @@ def store(kind: str, key: Any, result: T, encode: Callable[[T], dict[str, Any]])
             partial.unlink(missing_ok=True)
 
 
+def drop(kind: str, key: Any, *, here: bool) -> None:
+    """Keep a result no longer; `here`: in this process neither."""
+    file = place(kind, key)
+    if here:
+        _known.pop(file, None)
+    with contextlib.suppress(OSError):
+        file.unlink()
+
+
 def _digest(raw: dict[str, Any]) -> str:
     """What tells a whole result from a damaged one, whose values can be anything."""
     return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

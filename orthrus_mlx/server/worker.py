@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -73,6 +74,7 @@ class Worker(threading.Thread):
 
     Attributes:
         stage: (what is done before it is ready, steps done, steps in all).
+        show: called with a stage, on the worker's thread, where answers had it measured again.
         ready: (model, tokenizer) once it is loaded, or the error of loading.
         most: answers that may be written or wait.
         weights: a digest of the weights, once it is ready.
@@ -111,6 +113,7 @@ class Worker(threading.Thread):
         self._failures = self._beginning = 0
         self._ticked = time.monotonic()
         self.stage = ("load", 0, 0)
+        self.show: Callable[[str, int, int], None] = lambda stage, done, total: None
         self.ready: Future[tuple[Any, Any]] = Future()
         self.exact, self.weights = False, ""
         self.totals = Totals()
@@ -199,9 +202,14 @@ class Worker(threading.Thread):
             self._end_all(error)
 
     def _measures(self, stage: str, done: int, total: int) -> None:
+        again = self.ready.done()
         if self._stopping:
+            if again:
+                self.show(stage, total, total)  # a bar on the terminal goes away
             raise ServerError("The server was told to end.")
         self.stage = (stage, done, total)
+        if again:
+            self.show(stage, done, total)
 
     def _new_engine(self) -> BatchEngine:
         return BatchEngine(
@@ -257,6 +265,7 @@ class Worker(threading.Thread):
                 calibrate=self._calibrate,
                 **job.options,
                 prompt_progress_callback=reading,
+                probe_progress_callback=partial(self._measures, "calibrate"),
                 on_stats=ended,
             )
         except Exception as error:

@@ -189,10 +189,16 @@ def exact(folder: Path) -> Found:
 
 
 def calibrated(folder: Path) -> Found:
-    """Costs measured over the ranks, and where they were kept."""
+    """Costs measured over the ranks, twice, and where they were kept."""
     model, _ = load(folder)
-    list(mlx_generate(model, ids_of(model, 11), (), 8, mode="auto"))
-    stored = calibrate.stored_costs(model, model.config.block_size)
+    block, prompt = model.config.block_size, ids_of(model, 11)
+    expected = list(mlx_generate(model, prompt, (), 8, mode="ar"))
+    assert list(mlx_generate(model, prompt, (), 8, mode="auto")) == expected
+    assert calibrate.stored_costs(model, block) is not None
+    calibrate.doubt_costs(model, block)
+    assert calibrate.stored_costs(model, block) is None
+    assert list(mlx_generate(model, prompt, (), 8, mode="auto")) == expected
+    stored = calibrate.stored_costs(model, block)
     assert stored is not None
     key = measured.device_key(model)
     return {"several": key.get("several"), "step": stored.of_ar_step()} | of_group(model)

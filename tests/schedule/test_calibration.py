@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -93,3 +94,73 @@ def test_a_short_context_is_enough(clock: Clock) -> None:
     model = Timed(clock, flat, 4, max_positions=24)
     assert calibrate(model, 4).of_ar_step() > 0
     assert max(forward.start for forward in model.log) < 24
+
+
+def slow(rows: Rows) -> float:
+    """As `flat`, of a model so large that there is no time to time all sizes again anyway."""
+    return 20 * flat(rows)
+
+
+def busy(clock: Clock, start: float, end: float) -> Callable[[Rows], float]:
+    """Every pass takes three times as long between two moments, larger ones five times."""
+
+    def price(rows: Rows) -> float:
+        times = (3 if rows.n_ar + rows.n_diff == 1 else 5) if start <= clock.now < end else 1
+        return slow(rows) * times
+
+    return price
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0, 2.0])
+def test_what_a_busy_machine_measured_is_measured_again(clock: Clock, share: float) -> None:
+    """However long it was busy from the start on, if it is quiet in time."""
+    quiet = calibrate(Timed(clock, slow, 32), 32)
+    busy_until, clock.now = share * clock.now, 0.0
+    found = calibrate(Timed(clock, busy(clock, 0.0, busy_until), 32), 32)
+    assert found.of_ar_step() == pytest.approx(0.02)
+    assert found.verify == pytest.approx(quiet.verify)
+    assert found.draft == pytest.approx(quiet.draft)
+    assert found.fused == pytest.approx(quiet.fused)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_machine_that_stays_busy_starts_too(clock: Clock, seed: int) -> None:
+    """What it keeps is wrong, but no nonsense."""
+    calibrate(Timed(clock, slow, 32), 32)
+    takes, clock.now, draw = clock.now, 0.0, random.Random(seed)
+
+    def noisy(rows: Rows) -> float:
+        return slow(rows) * draw.choice([1, 4, 9]) if clock.now > 0.3 * takes else slow(rows)
+
+    found = calibrate(Timed(clock, noisy, 32), 32)
+    assert clock.now < 2 * 9 * takes
+    assert found.of_ar_step() == pytest.approx(0.02)
+    for table in (found.verify, found.draft):
+        costs = [round(table[n], 9) for n in sorted(table)]
+        assert costs == sorted(costs)
+    assert min(found.draft.values()) >= calibration.LEAST_DRAFT * found.of_ar_step()
+
+
+def test_no_draft_pass_is_a_gift(clock: Clock) -> None:
+    """A difference of two timings can come to nothing."""
+    draft: list[Rows] = []
+
+    def stalling(rows: Rows) -> float:
+        """Of four rows, a verify pass stalls where no draft pass was just before it."""
+        alone, draft[:] = not draft, [rows] if not rows.n_ar else []
+        return flat(rows) * (2 if alone and rows.n_ar == 4 else 1)
+
+    found = calibrate(Timed(clock, stalling, 16), 16)
+    assert found.verify[4] == pytest.approx(0.004)
+    assert found.draft[4] == pytest.approx(calibration.LEAST_DRAFT * found.of_ar_step())
+
+
+def test_what_is_odd_whenever_it_is_timed_is_believed(clock: Clock) -> None:
+    """Few rows run other kernels than many, and those may be the slower ones."""
+
+    def odd(rows: Rows) -> float:
+        return 0.005 if 2 <= rows.n_ar + rows.n_diff <= 3 else flat(rows)
+
+    found = calibrate(Timed(clock, odd, 16), 16)
+    assert clock.now < 3
+    assert found.verify[3] == pytest.approx(0.005) and found.verify[4] == pytest.approx(0.002)

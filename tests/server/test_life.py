@@ -17,6 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from orthrus_mlx.errors import ServerError
+from orthrus_mlx.server.worker import Worker
 from tests import helpers
 
 from .conftest import SCRIPT
@@ -190,3 +192,18 @@ def test_an_address_that_others_reach_needs_a_key() -> None:
     )
     assert refused.returncode == 2
     assert "ORTHRUS_MLX_API_KEY" in refused.stderr
+
+
+def test_what_is_measured_again_is_shown() -> None:
+    """Costs that answers contradict; before the worker is ready its stage is looked at instead."""
+    worker = Worker(lambda: (None, None))
+    shown: list[tuple[str, int, int]] = []
+    worker.show = lambda *stage: shown.append(stage)
+    worker._measures("calibrate", 1, 9)
+    assert worker.stage == ("calibrate", 1, 9) and not shown
+    worker.ready.set_result((None, None))
+    worker._measures("calibrate", 2, 9)
+    worker.stop()
+    with pytest.raises(ServerError):
+        worker._measures("calibrate", 3, 9)
+    assert shown == [("calibrate", 2, 9), ("calibrate", 9, 9)]  # and it is gone
