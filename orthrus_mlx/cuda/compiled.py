@@ -251,7 +251,7 @@ class CompiledLayers:
         if run is None:
             run = partial(_run, self._layers, self._embed, bucket)
             self._traces[bucket] = run
-        elif isinstance(run, partial):
+        elif type(run) is partial:  # `isinstance` holds for what it compiles to as well
             run = self._traces[bucket] = mx.compile(run)
         self._traces.move_to_end(bucket)
         if len(self._traces) > MAX_TRACES:
