@@ -181,9 +181,11 @@ class Adaptive:
     """Maximises expected tokens per second, given what passes cost and what drafts have shown.
 
     Each source of drafts has one number, its rejection rate. It gives every policy's expected
-    speed. While the fastest policy is expected to beat AR decoding, it runs. Otherwise drafts are
-    tried only on credit: a cycle earns its tokens and pays its time in AR steps, and every AR step
-    adds `INCOME`. A trial waits until there is `RESERVE` of what it can lose.
+    speed. One rate is not right for near and far drafts, so the speed of a policy that ran is
+    multiplied by what it has written over what was expected of it. While the fastest policy is
+    expected to beat AR decoding, it runs. Otherwise drafts are tried only on credit: a cycle earns
+    its tokens and pays its time in AR steps, and every AR step adds `INCOME`. A trial waits until
+    there is `RESERVE` of what it can lose.
 
     Drafts at hand have probabilities. What is done with them is what has the largest surplus:
     expected tokens, less the tokens that its time is worth at the policy's speed.
@@ -202,6 +204,7 @@ class Adaptive:
     MAX_CREDIT, MAX_DEBT, INCOME = 12.0, 10.0, 0.015  # AR steps
     RESERVE = 0.5
     BASE = 4.0  # AR steps that `base_speed` starts from
+    AS_EXPECTED = 64.0  # tokens beside which a policy's own are set, so that luck counts little
     HYSTERESIS = 1.02  # how many times as fast as the current policy another must be expected
 
     def __init__(
@@ -216,7 +219,9 @@ class Adaptive:
         self._chances: tuple[float, ...] = ()  # of the drafts that it left at hand
         self._begun = False  # whether the first token of the answer is written
         self.in_flight = False
-        self._rates: tuple[float, float] | None = None  # of drafts, by which the policy was chosen
+        self._written = dict[Policy, tuple[float, float]]()  # by policy: tokens, and expected ones
+        self._speeds = dict[Policy, float]()  # of the policies, by the rejection rate alone
+        self._rates: tuple[float, float] | None = None  # that these are for
         self._choose()
 
     def plan(self, budget: int, at_hand: Mapping[str, int]) -> Plan:
@@ -263,6 +268,11 @@ class Adaptive:
             tokens, spent = self._base
             kept = Evidence.KEPT
             self._base = (kept * tokens + 1 + accepted, kept * spent + cost)
+        elif plan.source == DIFFUSION and n_drafts:
+            written, expected = self._written.get(self.current, (0.0, 0.0))
+            hoped = sum(self._standing(plan._replace(n_drafts=n_drafts))[: n_drafts + 1])
+            kept = Evidence.KEPT
+            self._written[self.current] = kept * written + 1 + accepted, kept * expected + hoped
         self.evidence.credit = min(self.MAX_CREDIT, self.evidence.credit + gain)
         self.learn(plan, n_drafts, accepted, chances)
 
@@ -302,17 +312,23 @@ class Adaptive:
     def _choose(self) -> None:
         """Take the policy that is expected to be fastest; leave the current one only for more."""
         rates = low, high = self.evidence.rates(DIFFUSION)
-        if rates == self._rates:
-            return
-        self._rates = rates
-        speeds = {
-            policy: (speed(self.costs, policy, low) + speed(self.costs, policy, high)) / 2
-            for policy in self.policies
-        }
+        if rates != self._rates:
+            self._rates = rates
+            self._speeds = {
+                policy: (speed(self.costs, policy, low) + speed(self.costs, policy, high)) / 2
+                for policy in self.policies
+            }
+        speeds = {policy: self.expected_speed(policy) for policy in self.policies}
         best = max(speeds, key=speeds.__getitem__, default=AR_POLICY)
         if self.current not in speeds or speeds[best] > self.HYSTERESIS * speeds[self.current]:
             self.current = best
         self.speed = speeds.get(self.current, self.ar_speed)
+
+    def expected_speed(self, policy: Policy) -> float:
+        """Tokens per unit of time: by the rejection rate, and by how that did when it ran here."""
+        written, expected = self._written.get(policy, (0.0, 0.0))
+        so_far = (self.AS_EXPECTED + written) / (self.AS_EXPECTED + expected)
+        return so_far * self._speeds[policy]
 
     def _surplus(self, plan: Plan, pace: float) -> float:
         """Tokens that one cycle is expected to write beyond what its time is worth."""
