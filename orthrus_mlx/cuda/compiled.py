@@ -196,11 +196,13 @@ class CompiledModel:
     def _padded(self, rows: Rows) -> list[tuple[int, int]]:
         """The AR and diffusion rows of each segment, padded to powers of two.
 
-        With several segments only as far as the kernels have the same bits for any number of rows:
-        exact numerics count on the rows of a pass in all.
+        Of several segments, those that verify are padded alike, and so are those that draft: few
+        buckets come of it. But no further than the kernels have the same bits for any number of
+        rows: exact numerics count on the rows of a pass in all.
         """
         counts = [(segment.n_ar, segment.n_diff) for segment in rows.segments]
-        padded = [(power_of_two(a), power_of_two(d)) for a, d in counts]
+        most_ar, most_diff = (power_of_two(max(view)) for view in zip(*counts, strict=True))
+        padded = [(most_ar if a > 1 else a, most_diff if d else 0) for a, d in counts]
         total = sum(map(sum, padded))
         if len(counts) > 1 and total > self._alike:
             return counts
