@@ -181,9 +181,9 @@ class Adaptive:
     """Maximises expected tokens per second, given what passes cost and what drafts have shown.
 
     Each source of drafts has one number, its rejection rate. It gives every policy's expected
-    speed. One rate is not right for near and far drafts, so the speed of a policy that ran is
-    multiplied by what it has written over what was expected of it. While the fastest policy is
-    expected to beat AR decoding, it runs. Otherwise drafts are tried only on credit: a cycle earns
+    speed. One rate is not right for near and far drafts, so policies are compared by this speed
+    times what each has written here over what was expected of it. While the rate says that the
+    chosen one beats AR decoding, it runs. Otherwise drafts are tried only on credit: a cycle earns
     its tokens and pays its time in AR steps, and every AR step adds `INCOME`. A trial waits until
     there is `RESERVE` of what it can lose.
 
@@ -322,10 +322,11 @@ class Adaptive:
         best = max(speeds, key=speeds.__getitem__, default=AR_POLICY)
         if self.current not in speeds or speeds[best] > self.HYSTERESIS * speeds[self.current]:
             self.current = best
-        self.speed = speeds.get(self.current, self.ar_speed)
+        # Bad luck must not end drafting: AR steps would never show that it was only that.
+        self.speed = self._speeds.get(self.current, self.ar_speed)
 
     def expected_speed(self, policy: Policy) -> float:
-        """Tokens per unit of time: by the rejection rate, and by how that did when it ran here."""
+        """By what policies are compared: the speed by the rate, times how true that was so far."""
         written, expected = self._written.get(policy, (0.0, 0.0))
         so_far = (self.AS_EXPECTED + written) / (self.AS_EXPECTED + expected)
         return so_far * self._speeds[policy]
