@@ -25,8 +25,8 @@ from mlx_lm.models.cache import KVCache
 from ..model import AR
 from ..rows import Cache, Rows, Segment
 from .attention import fits
+from .fused import rows_alike
 from .in_flight import InFlight
-from .matmul import rows_alike
 from .ranges import StaticRows, StaticSegment, ranges, visible
 
 MAX_ROWS = 128
@@ -132,7 +132,8 @@ class CompiledModel:
         # Never computed: quantized embeddings and norms may be of other types than keys.
         _, keys, _ = attention.project(embed(mx.array([[0]])), AR)
         self._dtype, self._kernels = keys.dtype, fits(attention, keys)
-        self._alike = rows_alike(self.layers[0], self._dtype)
+        # Layers may be quantized each in its own way.
+        self._alike = min(rows_alike(layer, self._dtype) for layer in self.layers)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A deep copy of the model compiles its own."""
