@@ -145,9 +145,14 @@ class CompiledModel:
             return False
         if not 1 < rows.n_ar + rows.n_diff <= MAX_ROWS:
             return False
-        if len(rows.segments) > 1 and not self._kernels:
+        if len(rows.segments) > 1 and not all(self._by_kernels(s.cache) for s in rows.segments):
             return False
         return all(s.n_ar > 0 or len(s.depths) == 1 for s in rows.segments)
+
+    def _by_kernels(self, cache: Cache) -> bool:
+        """Whether the attention kernels read this cache: not one from before `set_dtype`."""
+        held = cache[0].keys
+        return self._kernels and (held is None or held.dtype == self._dtype)
 
     def __call__(self, rows: Rows) -> mx.array:
         """As `Model.backbone`: hidden states [1, L, dim], and the caches grow by all rows."""
