@@ -122,7 +122,7 @@ class CompiledModel:
         # Nothing here refers to the model: the reference would keep it alive.
         self.layers = model.layers
         config, embed = model.config, model.model.embed_tokens
-        self._empty = (1, config.num_key_value_heads, 0, config.head_dim)
+        self._heads, self._head_dim = config.num_key_value_heads, config.head_dim
         step = 1 if config.hidden_size > WIDE else LAYERS_PER_SUBMIT
         self._parts = [
             CompiledLayers(self.layers[first : first + step], None if first else embed)
@@ -219,14 +219,17 @@ class CompiledModel:
 
     def _reserve(self, cache: Cache, slots: int) -> None:
         """Make room for `slots` tokens in all."""
+        shape = (1, self._heads, slots, self._head_dim)
         for layer in cache:
-            held: list[Any] = [layer.keys, layer.values]
-            held = [mx.zeros(self._empty, self._dtype) if a is None else a for a in held]
-            if all(a.shape[2] >= slots for a in held):
+            held: list[Any] = [a for a in (layer.keys, layer.values) if a is not None]
+            if held and all(a.shape[2] >= slots for a in held):
                 continue
-            room = [(0, 0), (0, 0), (0, slots - layer.offset), (0, 0)]
-            held = [mx.pad(a[:, :, : layer.offset], room) for a in held]
-            mx.eval(held)  # or the old and the new cache would be in memory at once
+            if held:
+                room = [(0, 0), (0, 0), (0, slots - layer.offset), (0, 0)]
+                held = [mx.pad(a[:, :, : layer.offset], room) for a in held]
+                mx.eval(held)  # or the old and the new cache would be in memory at once
+            else:  # no waiting for what the device works on: rows that fill a pass up are new, too
+                held = [mx.zeros(shape, self._dtype) for _ in range(2)]
             layer.keys, layer.values = held
 
 
