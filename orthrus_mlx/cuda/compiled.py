@@ -25,8 +25,8 @@ from mlx_lm.models.cache import KVCache
 from ..model import AR
 from ..rows import Cache, Rows, Segment
 from .attention import fits
+from .fused import rows_alike
 from .in_flight import InFlight
-from .matmul import rows_alike
 from .ranges import StaticRows, StaticSegment, ranges, visible
 
 MAX_ROWS = 128
@@ -122,7 +122,7 @@ class CompiledModel:
         # Nothing here refers to the model: the reference would keep it alive.
         self.layers = model.layers
         config, embed = model.config, model.model.embed_tokens
-        self._empty = (1, config.num_key_value_heads, 0, config.head_dim)
+        self._heads, self._head_dim = config.num_key_value_heads, config.head_dim
         step = 1 if config.hidden_size > WIDE else LAYERS_PER_SUBMIT
         self._parts = [
             CompiledLayers(self.layers[first : first + step], None if first else embed)
@@ -132,7 +132,8 @@ class CompiledModel:
         # Never computed: quantized embeddings and norms may be of other types than keys.
         _, keys, _ = attention.project(embed(mx.array([[0]])), AR)
         self._dtype, self._kernels = keys.dtype, fits(attention, keys)
-        self._alike = rows_alike(self.layers[0], self._dtype)
+        # Layers may be quantized each in its own way.
+        self._alike = min(rows_alike(layer, self._dtype) for layer in self.layers)
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A deep copy of the model compiles its own."""
@@ -144,9 +145,14 @@ class CompiledModel:
             return False
         if not 1 < rows.n_ar + rows.n_diff <= MAX_ROWS:
             return False
-        if len(rows.segments) > 1 and not self._kernels:
+        if len(rows.segments) > 1 and not all(self._by_kernels(s.cache) for s in rows.segments):
             return False
         return all(s.n_ar > 0 or len(s.depths) == 1 for s in rows.segments)
+
+    def _by_kernels(self, cache: Cache) -> bool:
+        """Whether the attention kernels read this cache: not one from before `set_dtype`."""
+        held = cache[0].keys
+        return self._kernels and (held is None or held.dtype == self._dtype)
 
     def __call__(self, rows: Rows) -> mx.array:
         """As `Model.backbone`: hidden states [1, L, dim], and the caches grow by all rows."""
@@ -213,14 +219,17 @@ class CompiledModel:
 
     def _reserve(self, cache: Cache, slots: int) -> None:
         """Make room for `slots` tokens in all."""
+        shape = (1, self._heads, slots, self._head_dim)
         for layer in cache:
-            held: list[Any] = [layer.keys, layer.values]
-            held = [mx.zeros(self._empty, self._dtype) if a is None else a for a in held]
-            if all(a.shape[2] >= slots for a in held):
+            held: list[Any] = [a for a in (layer.keys, layer.values) if a is not None]
+            if held and all(a.shape[2] >= slots for a in held):
                 continue
-            room = [(0, 0), (0, 0), (0, slots - layer.offset), (0, 0)]
-            held = [mx.pad(a[:, :, : layer.offset], room) for a in held]
-            mx.eval(held)  # or the old and the new cache would be in memory at once
+            if held:
+                room = [(0, 0), (0, 0), (0, slots - layer.offset), (0, 0)]
+                held = [mx.pad(a[:, :, : layer.offset], room) for a in held]
+                mx.eval(held)  # or the old and the new cache would be in memory at once
+            else:  # no waiting for what the device works on: rows that fill a pass up are new, too
+                held = [mx.zeros(shape, self._dtype) for _ in range(2)]
             layer.keys, layer.values = held
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from .matmul import CudaLinear, CudaQuantizedLinear
+from .matmul import MAX_ROWS, MAX_ROWS_PLAIN, CudaLinear, CudaQuantizedLinear, fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,24 @@ def fuse(owner: Any, names: Sequence[str]) -> FusedLinear | None:
             part[name] = view
     mx.eval(linear.parameters(), [p.parameters() for p in parts])
     return FusedLinear(linear, splits)
+
+
+def rows_alike(layer: nn.Module, dtype: mx.Dtype) -> int:
+    """Rows up to which the kernel computes every product of a layer: with any number alike.
+
+    Fused projections are asked too: they are larger than their parts.
+    """
+    modules: Any = layer.modules()
+    products = [m for m in modules if isinstance(m, (nn.Linear, nn.QuantizedLinear))]
+    values = (value for module in modules for value in vars(module).values())
+    products += [value.linear for value in values if isinstance(value, FusedLinear)]
+    for rows in (MAX_ROWS, MAX_ROWS_PLAIN):
+        inputs = [(m, mx.zeros((1, rows, _inputs(m)), dtype)) for m in products]
+        if all(fits(module, x) for module, x in inputs):
+            return rows
+    return 0
+
+
+def _inputs(projection: Any) -> int:
+    packed = 32 // projection.bits if "scales" in projection else 1
+    return int(projection.weight.shape[1]) * packed

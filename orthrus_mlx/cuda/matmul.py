@@ -103,22 +103,6 @@ def fits(module: Any, x: mx.array) -> bool:
     )
 
 
-def rows_alike(layer: nn.Module, dtype: mx.Dtype) -> int:
-    """Rows up to which the kernel computes every projection of a layer: with any number alike."""
-    modules: Any = layer.modules()
-    projections = [m for m in modules if isinstance(m, (nn.Linear, nn.QuantizedLinear))]
-    for rows in (MAX_ROWS, MAX_ROWS_PLAIN):
-        inputs = [(m, mx.zeros((1, rows, _inputs(m)), dtype)) for m in projections]
-        if all(fits(module, x) for module, x in inputs):
-            return rows
-    return 0
-
-
-def _inputs(projection: Any) -> int:
-    packed = 32 // projection.bits if "scales" in projection else 1
-    return int(projection.weight.shape[1]) * packed
-
-
 def _alike(a: Any, b: Any) -> bool:
     """Whether the weights of two projections are held in the same way."""
     return type(a) is type(b) and all(

@@ -300,12 +300,16 @@ def doubt_costs(model: Any, block_size: int) -> None:
     That is before the next answer, once in a process; after that, when another process starts.
     """
     key = _key(model, block_size)
-    file, times = place("costs", key), load("doubts", key, lambda raw: int(raw["times"])) or 0
+    file, times = place("costs", key), load("doubts", key, _times) or 0
     if times >= DOUBTS or _doubts[file] >= 2:
         return
     store("doubts", key, times + 1, lambda n: {"times": n})
     drop("costs", key, here=not _doubts[file])
     _doubts[file] += 1
+
+
+def _times(raw: Any) -> int:
+    return max(0, int(raw["times"]))
 
 
 def stored_costs(model: Any, block_size: int) -> Costs | None:
@@ -328,8 +332,16 @@ def _encode(costs: Costs) -> dict[str, Any]:
 
 def _decode(raw: Any) -> Costs:
     return Costs(
-        verify={int(n): float(c) for n, c in raw["verify"].items()},
-        draft={int(n): float(c) for n, c in raw["draft"].items()},
-        fused={(int(a), int(d)): float(c) for a, d, c in raw["fused"]},
-        plain=float(raw["plain"]),
+        verify={int(n): cost_of(c) for n, c in raw["verify"].items()},
+        draft={int(n): cost_of(c, free=True) for n, c in raw["draft"].items()},
+        fused={(int(a), int(d)): cost_of(c) for a, d, c in raw["fused"]},
+        plain=cost_of(raw["plain"]),
     )
+
+
+def cost_of(raw: Any, free: bool = False) -> float:
+    """A cost that was stored, of a pass or, if it may be `free`, of a part of one."""
+    cost = float(raw)
+    if not (0 < cost < math.inf or (free and cost == 0)):
+        raise ValueError(f"{cost} is the cost of nothing")
+    return cost

@@ -28,6 +28,7 @@ from .calibrate import (
     ROUNDS,
     SLOW,
     Guesses,
+    cost_of,
     device_costs,
     time_cycles,
     time_pass,
@@ -175,8 +176,8 @@ def _encode(found: Found) -> dict[str, Any]:
 
 
 def _decode(raw: Any) -> Found:
-    batch = {int(n): float(c) for n, c in raw["batch"].items()}
-    drafted = {int(n): float(c) for n, c in raw["drafted"].items()}
-    plain, each = float(raw["plain"]), float(raw["each"])
+    batch = {int(n): cost_of(c) for n, c in raw["batch"].items()}
+    drafted = {int(n): cost_of(c) for n, c in raw["drafted"].items()}
+    plain, each = cost_of(raw["plain"]), cost_of(raw["each"], free=True)
     several = Costs({}, {}, {}, plain, batch, each, drafted)
-    return {int(n): float(c) for n, c in raw["verify"].items()}, several
+    return {int(n): cost_of(c) for n, c in raw["verify"].items()}, several

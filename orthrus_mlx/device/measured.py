@@ -19,7 +19,7 @@ from ..files import MEASURED_BYTES, read_bytes
 from . import backend
 
 # Part of every key. Raise it when the same checkpoint comes to run other kernels.
-FORMAT = 14
+FORMAT = 15
 DIGEST = "sha256"  # the field of a file that holds the digest of all others
 
 MLX_VERSION: str = getattr(mx, "__version__", "unknown")  # which its stubs do not know

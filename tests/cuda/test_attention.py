@@ -262,3 +262,19 @@ def test_a_cache_of_another_type_is_read_as_what_it_is(monkeypatch: pytest.Monke
             layer.keys, layer.values = layer.keys.astype(dtype), layer.values.astype(dtype)
         expected.append(verify(model, [5, 6, 7, 8], cache).astype(mx.float32))
     assert mx.allclose(*expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+def test_a_cache_of_another_type_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "compile", lambda run: run)
+    found = []
+    for model in (half(build(head_dim=32)), accelerate(half(build(head_dim=32)))):
+        segments = []
+        for n, dtype in ((3, mx.bfloat16), (5, mx.float32)):
+            cache = model.make_cache()
+            verify(model, PROMPT[:n], cache)
+            for layer in cache:
+                layer.keys, layer.values = layer.keys.astype(dtype), layer.values.astype(dtype)
+            segments.append(Segment(cache, mx.array(PROMPT[n : n + 2])))
+        found.append(model.forward(Rows(segments))[0].astype(mx.float32))
+    assert mx.allclose(*found, rtol=5e-2, atol=5e-2)

@@ -9,8 +9,8 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from orthrus_mlx.cuda import accelerate
-from orthrus_mlx.cuda.fused import fuse
+from orthrus_mlx.cuda import accelerate, matmul
+from orthrus_mlx.cuda.fused import fuse, rows_alike
 from orthrus_mlx.cuda.modules import KINDS
 
 from .passes import build, close, logits
@@ -100,3 +100,21 @@ def test_modules_put_in_are_for_inference_as_the_rest() -> None:
     accelerate(model)
     assert not any(part.training for part in model.modules())
     assert not model.layers[0].mlp._gate_up.linear.training
+
+
+def test_rows_are_alike_as_far_as_every_product_runs_the_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(matmul, "runs_here", lambda: True)
+    model = build(**SIZES)
+    model.set_dtype(mx.bfloat16)
+    layer = accelerate(model).layers[0]
+    assert rows_alike(layer, mx.bfloat16) == matmul.MAX_ROWS
+    # Fused weights alone can be too large, as those of the inner projections of 4B.
+    layer.self_attn._qkv = layer.self_attn._qkv_diff = None
+    monkeypatch.setattr(matmul, "MANY", layer.mlp.gate_proj.weight.size)
+    assert rows_alike(layer, mx.bfloat16) == matmul.MAX_ROWS_PLAIN
+    layer.mlp._gate_up = None
+    assert rows_alike(layer, mx.bfloat16) == matmul.MAX_ROWS
+    layer.mlp.down_proj.bias = mx.zeros(64, mx.bfloat16)
+    assert rows_alike(layer, mx.bfloat16) == 0

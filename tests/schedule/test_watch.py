@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import replace
 from functools import partial
@@ -130,6 +131,30 @@ def test_it_is_measured_again_once_in_a_process_and_a_few_times_in_all(
         for _ in range(3):
             stage.answer()
     assert stage.measurements == 2 + 2 and list(stage.folder.glob("costs-*"))
+
+
+@pytest.mark.parametrize("cost", [0.0, -0.001, math.nan, math.inf])
+def test_stored_costs_that_no_pass_can_have_are_measured_again(stage: Stage, cost: float) -> None:
+    """Whoever wrote them; no answer could show it."""
+    for wrong in (replace(GOOD, plain=cost), replace(GOOD, verify=GOOD.verify | {8: cost})):
+        stage.keep(wrong)
+        measured._known.clear()
+        assert stored_costs(stage.model, BLOCK) is None
+    stage.answer()
+    assert stage.measurements == 1 and stored_costs(stage.model, BLOCK) is not None
+
+
+@pytest.mark.parametrize("times", [-(10**9), math.nan, math.inf, "many", None, [1]])
+def test_a_count_of_doubts_that_cannot_be_is_none(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, times: Any
+) -> None:
+    key = calibration._key(stage.model, BLOCK)
+    measured.store("doubts", key, times, lambda n: {"times": n})
+    for _ in range(6):
+        stage.new_process(monkeypatch)
+        stage.keep(NONSENSE["a slow AR step"])
+        stage.answer()
+    assert list(stage.folder.glob("costs-*"))  # the last ones stay
 
 
 def test_the_next_start_measures_what_the_last_answer_contradicted(
