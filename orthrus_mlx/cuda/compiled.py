@@ -236,8 +236,8 @@ class CompiledModel:
 class CompiledLayers:
     """A few consecutive layers, traced once for each bucket; the first ones with the embeddings.
 
-    A bucket is traced when it comes for the second time: sequences that share a pass make many that
-    never come again, and tracing takes some times as long as a pass.
+    A bucket of several sequences is traced when it comes for the second time: many never do, and
+    tracing takes some times as long as a pass.
 
     Attributes:
         count: the number of layers.
@@ -258,16 +258,16 @@ class CompiledLayers:
         `h` are the hidden states before them [1, rows, dim], or ids [1, rows] for the first ones.
         `own` are the rows' ranges [5, rows].
         """
-        run = self._traces.get(bucket)
+        run, shared = self._traces.get(bucket), len(bucket.shares) > 1
         if run is None:
             run = partial(_run, self._layers, self._embed, bucket)
-            self._traces[bucket] = run
+            self._traces[bucket] = run if shared else mx.compile(run)
         elif type(run) is partial:  # `isinstance` holds for what it compiles to as well
-            run = self._traces[bucket] = mx.compile(run)
+            self._traces[bucket] = mx.compile(run)
         self._traces.move_to_end(bucket)
         if len(self._traces) > MAX_TRACES:
             self._traces.popitem(last=False)
-        return run(h, own, held)
+        return self._traces[bucket](h, own, held)
 
 
 def _run(

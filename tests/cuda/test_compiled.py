@@ -159,7 +159,7 @@ def test_a_copy_with_fewer_layers_runs_these() -> None:
     assert mx.array_equal(verify(model, PROMPT[:5]), whole)
 
 
-def test_a_bucket_is_traced_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_of_the_same_bucket_are_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, traced = build_accelerated(), []
     run = TransformerBlock.__call__
 
@@ -173,8 +173,21 @@ def test_a_bucket_is_traced_when_it_comes_again(monkeypatch: pytest.MonkeyPatch)
         verify(model, PROMPT[at : at + 4], cache)
         draft(model, PROMPT[at + 4], 8, cache)
         one_pass(model, PROMPT[at : at + 4], (0, at // 12), 6, cache)
-    # By layer: once as they are, and once more for the trace.
-    assert traced == [4, 4, 8, 8, 32, 32] * 2
+    assert traced == [4, 4, 8, 8, 32, 32]  # by layer
+
+
+def test_a_bucket_of_several_sequences_is_traced_when_it_comes_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traced: list[Any] = []
+    monkeypatch.setattr(mx, "compile", lambda run: traced.append(run) or (lambda *a: run(*a)))
+    monkeypatch.setattr(compiled, "_run", lambda layers, embed, bucket, h, own, held: (h, held))
+    part, share = compiled.CompiledLayers([], None), compiled.Share(1, 0, 512)
+    counts = []
+    for shares in [(share,) * 2, (share,) * 2, (share,) * 2, (share,), (share,)]:
+        part(compiled.Bucket(shares, 512, mx.bfloat16, True), mx.zeros(1), mx.zeros(1), [])
+        counts.append(len(traced))
+    assert counts == [0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
