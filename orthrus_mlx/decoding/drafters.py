@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 
-from .plan import DIFFUSION, FORCED, PREDICTION
+from .plan import COPY, DIFFUSION, FORCED, PREDICTION
 from .sequence import Sequence
 
 
@@ -80,7 +80,7 @@ class CopyDrafter:
     lookup decoding's.
     """
 
-    source = "copy"
+    source = COPY
     SHORTEST = 4  # ids that must match: shorter repetitions are chance
 
     def __init__(self) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-# Sources of drafts: the diffusion view, what a grammar forces, what the caller expects.
-DIFFUSION, FORCED, PREDICTION = "diffusion", "forced", "prediction"
+# Sources of drafts: the diffusion view, what a grammar forces, what the caller expects, the text.
+DIFFUSION, FORCED, PREDICTION, COPY = "diffusion", "forced", "prediction", "copy"
 
 
 class Plan(NamedTuple):

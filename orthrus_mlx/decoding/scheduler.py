@@ -23,7 +23,7 @@ from .cost_model import (
     staleness,
     trial_loss,
 )
-from .plan import AR_POLICY, AR_STEP, DIFFUSION, FORCED, PREDICTION, Plan, Policy
+from .plan import AR_POLICY, AR_STEP, COPY, DIFFUSION, FORCED, PREDICTION, Plan, Policy
 
 Mode = Literal["auto", "parallel", "ar"]
 CycleKind = Literal["auto", "two-pass", "one-pass", "alternating"]
@@ -93,7 +93,8 @@ class Evidence:
     """
 
     PRIOR = (0.7, 8.0)  # rejected and tried, before any evidence
-    PRIORS: ClassVar = {FORCED: (0.5, 50.0)}  # of sources of which more is known
+    # Of sources of which more is known. First copies are often chance; what follows shows it soon.
+    PRIORS: ClassVar = {FORCED: (0.5, 50.0), COPY: (0.5, 2.0)}
     KEPT, AGED = 0.97, 0.995  # of a source's counts after a cycle of its own, and after any other
     STEP = 0.1  # between two rates that are told apart, as a logarithm
     TRUST = 4.0  # rejected drafts that weigh as much as what the probabilities say
