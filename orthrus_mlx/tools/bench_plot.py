@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..device.measured import device_name
 from ..errors import OrthrusError, OutputError
 from .bench import Report
 
@@ -44,7 +45,7 @@ def plot(report: Report, path: Path, title: str) -> None:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    figure.suptitle(title)
+    figure.suptitle(f"{title} on {device_name()}")
     summaries = report.summaries
     ways = [way for way in report.ways if way != "ar"]
     kinds = list(dict.fromkeys(summary.kind for summary in summaries))
@@ -63,7 +64,7 @@ def plot(report: Report, path: Path, title: str) -> None:
     left.axhline(1, color="black", linewidth=1, linestyle=":")
     left.set_xticks(range(len(kinds)), kinds)
     left.set_ylabel("tokens per second, AR mode = 1")
-    left.legend()
+    _legend_above(left)
     for kind in report.kinds:
         acceptance = report.summary(kind, "parallel").acceptance
         right.plot(range(1, len(acceptance) + 1), acceptance, marker=".", label=kind)
@@ -71,8 +72,13 @@ def plot(report: Report, path: Path, title: str) -> None:
     right.set_ylabel("acceptance rate")
     right.set_ylim(0, 1.02)
     if report.kinds:
-        right.legend()
+        _legend_above(right)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as e:
         raise OutputError(f"{path} cannot be written: {e}.") from e
+
+
+def _legend_above(axes: Any) -> None:
+    """Name what was drawn, where it hides nothing."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)
