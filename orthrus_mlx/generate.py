@@ -190,8 +190,8 @@ def plan_run(
     )
     # 7. Who compares the time that cycles take with the costs, where these are of such cycles.
     watch = None
-    as_measured = penalties == NO_PENALTIES and not request.logits_processors
-    as_measured = as_measured and grammar is None and quantization is None
+    more = (grammar, quantization, request.logits_processors)
+    as_measured = penalties == NO_PENALTIES and not any(more)
     if isinstance(scheduler, Adaptive) and options.calibrate and as_measured:
         watch = Watch(scheduler.costs, partial(doubt_costs, model, block))
     return Work(request, scheduler, _drafters(options.mode, grammar, predicted), on_stats, watch)

@@ -202,7 +202,8 @@ def calibrate(
         for table, size, job in jobs:
             if time.perf_counter() - start < ENOUGH:
                 table[size] = min(table[size], job())
-    settled = _settle(jobs, ar, verify, two_pass, step, 2 * time.perf_counter() - begun)
+    now = time.perf_counter()
+    settled = _settle(jobs, ar, verify, two_pass, step, deadline=now + (now - begun))
     say(steps, steps)
     # A cycle that writes tokens takes no less than an AR step.
     verify = {n: max(ar[1], cost) for n, cost in sorted(verify.items())}
