@@ -10,8 +10,7 @@ and one token is favoured, so that drafts are accepted. `run` prints a JSON line
 ids of AR mode and of parallel modes in exact numerics, equal on each number of GPUs, and speeds,
 each the best of some rounds in which the modes take turns.
 
-The goal: `auto` over two GPUs faster than over one. On two GPUs MLX's modules for CUDA run, but not
-its compiled passes.
+The goal: `auto` over two GPUs faster than over one.
 """
 
 from __future__ import annotations

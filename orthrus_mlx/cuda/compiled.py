@@ -157,14 +157,17 @@ class CompiledModel:
     def __call__(self, rows: Rows) -> mx.array:
         """As `Model.backbone`: hidden states [1, L, dim], and the caches grow by all rows."""
         # 1. The bucket. Its shares have an order, so that it is the same for whoever shares a pass.
-        shares, shown = [], 0
+        # (The order is that of what they need, and not of the room that they have: over several
+        # ranks it is the same on all.)
+        shares, needs, shown = list[Share](), list[int](), 0
         for segment, padded in zip(rows.segments, self._padded(rows), strict=True):
             # As for the longest pass: none grows a cache on which another one is prepared.
             room = max(sum(padded), MAX_ROWS) if self._kernels else sum(padded)
             shown = slots_for(segment.cache[0].offset + room, self._kernels)
             self._reserve(segment.cache, shown)
             shares.append(Share(*padded, segment.cache[0].keys.shape[2]))
-        order = sorted(range(len(shares)), key=lambda n: shares[n], reverse=True)
+            needs.append(shown)
+        order = sorted(range(len(shares)), key=lambda n: (*shares[n][:2], needs[n]), reverse=True)
         segments = [rows.segments[n] for n in order]
         if self._kernels:  # which see no more than the ranges say
             shown = max(share.capacity for share in shares)
@@ -192,9 +195,9 @@ class CompiledModel:
                 for layer in segment.cache[at : at + part.count]:
                     layer.offset += segment.n_ar + segment.n_diff
             # The host waits for drafting passes: let the device begin while it builds the rest.
-            # Verify passes are left to whoever evaluates them: one may be prepared while the draft
-            # pass still writes to the same cache.
-            if rows.n_diff:
+            # Verify passes are left to whoever evaluates them, and so are prepared ones: they may
+            # be built while a draft pass still writes to the same cache.
+            if rows.n_diff and not rows.prepared:
                 in_flight.submit(h, held)
             at += part.count
         return _moved(h, back)

@@ -6,6 +6,7 @@ module computes what it does elsewhere.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,12 +154,23 @@ KINDS: dict[type, type] = {
 }
 
 
+@functools.cache
+def for_cuda(kind: type) -> type:
+    """The class for CUDA of a module; its own where there is none.
+
+    A model that does more beside its passes, as a rank's part of one does, goes on doing so.
+    """
+    if issubclass(kind, Model) and not issubclass(kind, CudaModel) and kind is not Model:
+        return type(f"Cuda{kind.__name__}", (kind, CudaModel), {})
+    return KINDS.get(kind, kind)
+
+
 def swap(model: Model) -> None:
     """Make every module of a known kind the one for CUDA, and fuse projections."""
     model.eval()  # with the modules that `nn.quantize` put in
     modules: list[Any] = model.modules()
     for module in modules:
-        module.__class__ = KINDS.get(type(module), type(module))
+        module.__class__ = for_cuda(type(module))
     for module in modules:
         if isinstance(module, (CudaAttention, CudaMLP)):
             module.fuse()

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
+from ..checkpoint.read import ready
+from ..device.probe import one_layer
 from ..errors import DistributedError, OrthrusError, brief
 from ..rows import Cache, Rows, Segment
 from .control import Word, end_process
@@ -90,6 +92,8 @@ class Part:
     def __init__(self, model: ShardedModel, group: Group):
         self.model, self.group = model, group
         self.caches: dict[int, Cache] = {}
+        one = one_layer(model)  # which rank 0 measures with
+        self._models = {len(one.layers): one, len(model.layers): model}
         self._running: mx.array | None = None
 
     def obey(self, word: Word) -> int:
@@ -114,21 +118,23 @@ class Part:
                 self._repeat(self._known(word["to"], word["read"]), word["read"], word["length"])
             case "dtype":
                 self.model.set_dtype(getattr(mx, word["dtype"]))
-                mx.eval(self.model.parameters())
+                ready(self.model)
             case other:
                 raise DistributedError(f"rank 0 has another version: it said {other!r}")
         return 0
 
     def run(self, word: Word) -> None:
-        """Run a pass. It is built while the one before is still running, and starts after that:
-        only then can it write to the caches in place.
+        """Run a pass.
+
+        It is built while the one before is still running, and starts after that: only then can it
+        write to the caches in place. A pass with diffusion rows may start while it is built.
         """
         segments = [self._segment(part, word["layers"]) for part in word["segments"]]
         rows = Rows(segments)
         rows.ids = from_rank_0(mx.zeros(rows.n_ar + rows.n_diff, mx.int32), self.group.comm)[None]
-        h = self.model.model.embed_tokens(rows.ids)
-        for i in range(word["layers"]):
-            h = self.model.layers[i](h, rows, [segment.cache[i] for segment in segments])
+        if rows.n_diff:
+            self.settle()
+        h = self._models[word["layers"]].backbone(rows)
         rows.drop_diffusion()
         self.settle()
         mx.async_eval(h)

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..checkpoint.config import ModelConfig
+from ..checkpoint.read import ready
 from ..decoding.interrupts import uninterrupted
 from ..errors import DistributedError
 from ..rows import Cache, Prepared, Rows
@@ -177,6 +178,7 @@ class LeadingModel(ShardedModel):
             raise DistributedError("Over several machines set_dtype takes no predicate.")
         self.tell({"op": "dtype", "dtype": str(dtype).removeprefix("mlx.core.")})
         super().set_dtype(dtype)
+        ready(self)
 
 
 def from_rank_0(ids: mx.array, comm: Any) -> mx.array:

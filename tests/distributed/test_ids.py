@@ -32,6 +32,15 @@ def test_two_ranks_write_what_one_process_does(random12: Path, tmp_path: Path) -
 
 
 @pytest.mark.full
+def test_compiled_passes_over_ranks(random12: Path, tmp_path: Path) -> None:
+    # As on CUDA: of both ranks, whose passes are traced and padded alike.
+    found, _ = apart(job(2, "compiled", random12, folder=tmp_path))
+    alone = jobs.answers(random12) | jobs.batch(random12) | jobs.cancelled(random12)
+    assert {name: found[name] for name in alone} == alone
+    assert found["traced"] > 10
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("ranks", [3, 4])
 def test_three_and_four_ranks(random12: Path, tmp_path: Path, ranks: int) -> None:
     found, others = apart(job(ranks, "rows", random12, folder=tmp_path))
