@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from orthrus_mlx import cuda
 from orthrus_mlx.cuda import accelerate, compiled
 from orthrus_mlx.cuda.modules import CudaModel
+from orthrus_mlx.decoding.cache import trim
 from orthrus_mlx.device.probe import STEPS, one_layer
 from orthrus_mlx.model import Model, TransformerBlock
 from orthrus_mlx.rows import Rows, Segment
@@ -263,12 +264,32 @@ def test_a_model_that_ran_can_be_copied() -> None:
 
 
 def test_what_a_drafting_pass_computes_is_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing of a verify pass, which may be prepared while a draft pass runs."""
+    """And nothing of a verify pass, nor of one that is prepared while a draft pass runs."""
     submitted: list[int] = []
     monkeypatch.setattr(mx, "async_eval", lambda *arrays: submitted.append(len(arrays)))
     model = build_accelerated()
     cache = model.make_cache()
     verify(model, PROMPT[:4], cache)
     assert not submitted
+    block = Segment(cache, mx.array([5]), mx.array([[5, MASK, MASK]]))
+    model.forward(Rows([block], prepared=True))
+    assert not submitted
+    trim(cache, 4)
     draft(model, 5, 4, cache)
     assert submitted == [2, 2]  # by layer: hidden states and cache
+
+
+def test_a_model_that_does_more_goes_on_doing_so() -> None:
+    class Counting(Model):
+        passes = 0
+
+        def backbone(self, rows: Rows) -> mx.array:
+            self.passes += 1
+            return super().backbone(rows)
+
+    model = build()
+    model.__class__ = Counting
+    assert close(logits(accelerate(model)), logits(build()), 1e-4)
+    assert isinstance(model, Counting) and isinstance(model, CudaModel)
+    assert model.passes == 6 and model._compiled._parts[0]._traces
+    assert type(accelerate(copy.copy(model))) is type(model)
