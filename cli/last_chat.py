@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orthrus_mlx.checkpoint.fingerprint import of_parameters
+from orthrus_mlx.checkpoint.fingerprint import outline
 from orthrus_mlx.errors import OutputError
 from orthrus_mlx.session import ChatSession
 
@@ -105,7 +105,7 @@ def _weights(model: Any) -> str | None:
     """Name the weight files of a model and their state; None if the model is not what they hold."""
     folder = getattr(model, "folder", None)  # of a checkpoint that `load` read
     origin = getattr(model, "origin", None)
-    changed = origin is not None and of_parameters(model) != origin.loaded  # since, by an adapter
+    changed = origin is not None and outline(model) != origin.loaded  # since, by an adapter
     if folder is None or changed or getattr(model, "several", None):  # a part of a cache
         return None
     paths = sorted(folder.glob("[!.]*.safetensors"))  # not `._NAME`, which macOS writes

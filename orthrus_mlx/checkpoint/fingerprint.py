@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .tensors import DTYPE_NAMES, TensorInfo
 
 Fingerprint = tuple[str, ...]  # a line for each weight, sorted
+Outline = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Origin:
 
     Attributes:
         stored: the fingerprint of its checkpoint.
-        loaded: the fingerprint of its parameters, as loading left them.
+        loaded: the outline of its parameters, as loading left them.
     """
 
     stored: Fingerprint
-    loaded: Fingerprint
+    loaded: Outline
 
 
 def fingerprint_of(model: Any) -> Fingerprint:
@@ -39,9 +41,10 @@ def fingerprint_of(model: Any) -> Fingerprint:
     """
     if not isinstance(model, nn.Module):
         return getattr(model, "fingerprint", ())
-    now = of_parameters(model)
     origin = getattr(model, "origin", None)
-    return origin.stored if origin is not None and origin.loaded == now else now
+    if origin is not None and origin.loaded == outline(model):
+        return origin.stored
+    return of_parameters(model)
 
 
 def of_tensors(tensors: Mapping[str, TensorInfo]) -> Fingerprint:
@@ -60,3 +63,25 @@ def of_parameters(model: nn.Module) -> Fingerprint:
             for name, a in weights
         )
     )
+
+
+def outline(model: nn.Module) -> Outline:
+    """The names, types and shapes of a model's parameters, in the order in which they lie in it.
+
+    It says whether they have changed, in a fraction of the time of a fingerprint: every request
+    asks for that.
+    """
+    found: list[Any] = []
+    _add_outline(model, found)
+    return tuple(found)
+
+
+def _add_outline(holder: Any, found: list[Any]) -> None:
+    named = holder.items() if isinstance(holder, dict) else enumerate(holder)
+    for name, value in named:
+        if isinstance(value, mx.array):
+            found.append((name, value.dtype, value.shape))
+        elif isinstance(value, (dict, list, tuple)):
+            found.append(name)
+            _add_outline(value, found)
+            found.append(None)

@@ -35,7 +35,7 @@ from ..files import (
 )
 from .config import LIMITS, read_json
 from .contents import Checkpoint, check, weight_files
-from .fingerprint import Origin, of_parameters
+from .fingerprint import Origin, outline
 from .hub import TOKENIZER_FILES, download
 from .hub_cache import hint_at
 from .hub_names import HubModel, parse
@@ -165,7 +165,7 @@ def load_model(checkpoint: Checkpoint, *, lazy: bool = False, tune: bool = True)
     model.load_weights(weights, strict=True)
     del weights, content  # or `ready` could keep every weight in memory twice
     # After every change of parameters: measurements are looked up by it.
-    model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
+    model.origin = Origin(checkpoint.fingerprint, outline(model))
     model.folder, model.tune = checkpoint.folder, tune
     return ready(model, lazy=lazy)
 

@@ -117,7 +117,7 @@ def stock_key(model: Any) -> dict[str, Any]:
         # Of a model over several machines: ranks, what joins them, the devices of all.
         **({"several": list(several)} if (several := getattr(model, "several", ())) else {}),
         "limits": [model.config.block_size, model.config.max_position_embeddings],
-        "weights": list(fingerprint_of(model)),
+        "weights": hashlib.sha256("\n".join(fingerprint_of(model)).encode()).hexdigest(),
         "device": device_name(),
         "system": [platform.system(), platform.release(), platform.machine()],
         "mlx": MLX_VERSION,

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.contents import Checkpoint
-from ..checkpoint.fingerprint import Origin, of_parameters
+from ..checkpoint.fingerprint import Origin, outline
 from ..checkpoint.read import ready
 from ..checkpoint.tensors import packing
 from ..model import Model, TransformerBlock
@@ -92,7 +92,7 @@ def read_part(model: Any, checkpoint: Checkpoint, rank: int, ranks: int, lazy: b
             del whole
     model.eval()
     model.load_weights(weights, strict=True)
-    model.origin = Origin(checkpoint.fingerprint, of_parameters(model))
+    model.origin = Origin(checkpoint.fingerprint, outline(model))
     model.folder = checkpoint.folder
     return ready(model, lazy=lazy)
 

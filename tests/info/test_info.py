@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from typer.testing import CliRunner
 
 from orthrus_mlx import NotOrthrusError, TensorError, load
-from orthrus_mlx.checkpoint.fingerprint import Origin, fingerprint_of, of_parameters
+from orthrus_mlx.checkpoint.fingerprint import Origin, fingerprint_of, of_parameters, outline
 from orthrus_mlx.checkpoint.info import describe
 from orthrus_mlx.checkpoint.read import inspect, load_model
 from orthrus_mlx.cli.app import app
@@ -249,7 +249,7 @@ def test_how_loading_arranges_the_weights_does_not_matter(checkpoint):
         parts = [attention.pop(name).weight for name in ("q_proj", "k_proj", "v_proj")]
         attention.packed = mx.concatenate(parts)
     assert fingerprint_of(model) != stored.fingerprint  # packed behind the loader's back
-    model.origin = Origin(stored.fingerprint, of_parameters(model))
+    model.origin = Origin(stored.fingerprint, outline(model))
     assert fingerprint_of(model) == stored.fingerprint
     assert not any("origin" in name for name, _ in tree_flatten(model.parameters()))
 
