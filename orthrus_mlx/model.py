@@ -201,7 +201,7 @@ class Model(nn.Module):
         being a guess for the position after it. (In a block of `block_size` the last row is
         untrained.)
         """
-        logits = self.logits(self.backbone(rows))[0]
+        logits = self.logits(self.backbone(rows)).squeeze(0)  # `[0]` would copy them
         rows.drop_diffusion()
         return logits[: rows.n_ar], logits[rows.n_ar :]
 

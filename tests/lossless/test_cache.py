@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from orthrus_mlx import mlx_generate
+from orthrus_mlx.rows import Rows, Segment
 from tests.amount import few
 from tests.helpers import verify
 
@@ -61,6 +62,18 @@ def test_a_cycle_writes_to_the_cache_in_place(cycle: Any) -> None:
     one = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache)
     assert mx.get_peak_memory() - without < one + cache[0].keys.nbytes / 2
     run.close()
+
+
+def test_a_pass_holds_its_logits_once() -> None:
+    model = row_kernels.build(row_kernels.Model, vocab_size=1 << 15, mask_token_id=1)
+    ids, blocks = mx.arange(16), mx.ones((2, 8), mx.int32)
+    rows = Rows([Segment(model.make_cache(), ids, blocks, (0, 3))])
+    mx.eval(model.parameters())
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    verified, drafted = model.forward(rows)
+    mx.eval(verified, drafted)
+    assert mx.get_peak_memory() - before < 1.5 * (verified.nbytes + drafted.nbytes)
 
 
 def test_a_run_closed_late_leaves_what_others_wrote() -> None:
