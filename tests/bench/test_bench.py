@@ -205,6 +205,7 @@ def test_many_answers_at_once_are_timed_beside_each_other() -> None:
     config = helpers.random_config(block_size=4, vocab_size=67)
     model = build(config, helpers.random_weights(config))
     steps: list[tuple[int, int]] = []
+    counted: list[list[int]] = []
     report = bench_batch(
         model,
         [[1, 2, 3], [4, 5]],
@@ -215,7 +216,9 @@ def test_many_answers_at_once_are_timed_beside_each_other() -> None:
         rounds=2,
         against=True,
         progress=lambda done, total: steps.append((done, total)),
+        measured=lambda report: counted.append([s.count for s in report.speeds]),
     )
+    assert counted == [[1, 1, 1], [1, 1, 1, 3, 3, 3]]  # each as soon as it is there
     assert [(s.count, s.way) for s in report.speeds] == [
         (n, way) for n in (1, 3) for way in ("mlx-lm", "plain", "auto")
     ]
