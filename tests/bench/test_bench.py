@@ -192,7 +192,18 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "arguments",
-    ["demo --shapes qwen3-8b", "--bits 4", "--shapes qwen3-8b --context 5,x", "--rounds 0"],
+    [
+        "demo --shapes qwen3-8b",
+        "--bits 4",
+        "--shapes qwen3-8b --context 5,x",
+        "--rounds 0",
+        "no/such/model --concurrency 1,x",
+        "--concurrency 2 --cycle one-pass",
+        "--concurrency 2 --numerics exact",
+        "--concurrency 2 --block-size 4",
+        "--concurrency 2 --no-calibrate",
+        "--concurrency 2 --plot speed.png",
+    ],
 )
 def test_contradictions_are_refused(arguments: str) -> None:
     assert RUNNER.invoke(app, ["bench", *arguments.split()]).exit_code == 2
