@@ -26,6 +26,7 @@ from typing import Any
 import mlx.core as mx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.gpu_jobs import write_json
 from benchmarks.scripted import LOUD
 from orthrus_mlx import BatchEngine, load, mlx_generate
 from orthrus_mlx.device.calibrate_batch import batch_costs
@@ -148,10 +149,12 @@ def exact_in_batches(model: Any, prompts: Sequence[list[int]], tokens: int) -> d
 
 
 def show(report: BatchReport) -> None:
-    """One row for each number of answers and way."""
-    print("| at once | way | tok/s | quartiles | over the first way | tokens a cycle |")
-    print("|---:|---|---:|---:|---:|---:|")
-    for row in report.speeds:
+    """One row for each way of the number of answers that was measured last."""
+    new = report.speeds[-len({row.way for row in report.speeds}) :]
+    if len(new) == len(report.speeds):
+        print("| at once | way | tok/s | quartiles | over the first way | tokens a cycle |")
+        print("|---:|---|---:|---:|---:|---:|")
+    for row in new:
         low, high = row.speed.low, row.speed.high
         cycle = f"{row.tokens_per_pass:.2f}" if row.tokens_per_pass else ""
         print(
@@ -162,7 +165,7 @@ def show(report: BatchReport) -> None:
 
 
 def main() -> None:
-    """Measure, and print a table and JSON."""
+    """Measure; print the rows of each count, and write JSON, as soon as they are measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="qwen3-8b")
     parser.add_argument("--bits", type=int, default=None, help="quantize to so many; none: bf16")
@@ -190,7 +193,20 @@ def main() -> None:
             facts["exact"] = exact_in_batches(loaded, prompts[:4], 48)
         loaded = ScriptedBatch.of(loaded)
         begin = script(loaded, lengths, args.tokens)
-    print(json.dumps({"device": str(mx.device_info()), **vars(args), **facts}, default=str))
+    print(
+        json.dumps({"device": str(mx.device_info()), **vars(args), **facts}, default=str),
+        flush=True,
+    )
+
+    def keep(report: BatchReport) -> None:
+        """Write everything as JSON, as far as it got."""
+        if args.json is not None:
+            write_json(args.json, {**facts, **report.to_dict()})
+
+    def measured(report: BatchReport) -> None:
+        show(report)
+        keep(report)
+
     report = bench_batch(
         loaded,
         prompts,
@@ -201,10 +217,11 @@ def main() -> None:
         rounds=args.rounds,
         against=True,
         begin=begin,
+        measured=measured,
     )
-    show(report)
-    if args.json is not None:
-        args.json.write_text(json.dumps({**facts, **report.to_dict()}, indent=2))
+    keep(report)
+    if report.interrupted:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

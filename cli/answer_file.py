@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 
+def read(prompts: Path) -> list[Any]:
+    """Read the file of prompts, before anyone waits for a model."""
+    from orthrus_mlx.tools.answer_file import read_prompts
+
+    return read_prompts(prompts)
+
+
 def run(
     model: Any,
     tokenizer: Any,
-    prompts: Path,
+    asked: list[Any],
     output: Path,
     options: Mapping[str, Any],
     *,
@@ -25,14 +32,13 @@ def run(
     from time import perf_counter
 
     from orthrus_mlx.session import thinking_config
-    from orthrus_mlx.tools.answer_file import Progress, answer_file, read_prompts
+    from orthrus_mlx.tools.answer_file import Progress, answer_file
 
     from .console import note, stderr_console
     from .progress import Bar, probe_bar
     from .terminal import no_echo
 
     notes, progress = stderr_console(), stderr_console(quiet=quiet)
-    asked = read_prompts(prompts)
     start, before = perf_counter(), list[int]()
     with no_echo(), Bar(progress, "Answering") as bar, probe_bar(progress) as probing:
 

@@ -160,13 +160,23 @@ def bench(
     from .progress import Bar
     from .terminal import no_echo
 
+    counts = [] if concurrency is None else _counts(concurrency)
+    for flag, given in (
+        ("--cycle", cycle != options.Cycle.auto),
+        ("--numerics", numerics != options.Numerics.fast),
+        ("--block-size", block_size is not None),
+        ("--no-calibrate", not calibrate),
+        ("--plot", plot is not None),
+    ):
+        if counts and given:
+            raise typer.BadParameter("cannot be combined with --concurrency", param_hint=flag)
     if plot is not None:
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]
     loaded, tokenizer = options.load_model(model, revision, quiet=as_json, tune=tune)
-    if concurrency is not None:
+    if counts:
         ids = encode(tokenizer, chosen)
-        counts, ends = _counts(concurrency), frozenset(tokenizer.eos_token_ids)
+        ends = frozenset(tokenizer.eos_token_ids)
         size = (max_tokens, rounds)
         _bench_batch(model, loaded, ids, ends, counts, size, against is not None, as_json)
         return

@@ -202,6 +202,7 @@ def generate(
         ):
             if given is not None:
                 raise typer.BadParameter("cannot be combined with --prompts", param_hint=flag)
+    many = answer_file.read(prompts) if prompts is not None else []
     message = "" if prompts is not None else read_message(text, prompt, no_stdin)
 
     cached: Any = None
@@ -247,7 +248,7 @@ def generate(
         answer_file.run(
             lm,
             tokenizer,
-            prompts,
+            many,
             output,
             common,
             constraint=asked.constraint if asked else None,
@@ -256,7 +257,14 @@ def generate(
             raw=ignore_chat_template or not tokenizer.has_chat_template,
             template_config=template_config,
             think=think,
-            also={"model": model, "constraint": repr(asked.constraint) if asked else None},
+            also={
+                "model": model,
+                "revision": revision,
+                "adapter": adapter_path and str(adapter_path),
+                "default_chat_template": use_default_chat_template,
+                "extra_eos_token": extra_eos_token,
+                "constraint": repr(asked.constraint) if asked else None,
+            },
             quiet=not verbose,
         )
         return

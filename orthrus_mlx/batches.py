@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -152,15 +152,16 @@ class BatchEngine:
         request, scheduler, drafters, on_stats, watch = plan_run(
             self._model, work.ids, work.ends, work.options, work.tokenizer
         )
+        cache = work.options.prompt_cache
+        self._check_free(cache)
         if request.row_counts != ANY_ROWS:
             found, say = cached_probe(self._model), work.options.probe_progress_callback
             request = replace(request, row_counts=batch_row_counts(self._model, found, say))
             watch = None  # the costs are of other row counts
         if (self._running or self._budget.forgotten) and isinstance(scheduler, Adaptive):
             self._budget.measure()  # now, and not while others wait for their next token
-        text = self._batch.add(
-            request, scheduler, work.options.prompt_cache, drafters, self._needs(request), watch
-        )
+        needs = self._needs(request, cache[0].offset if cache else 0)
+        text = self._batch.add(request, scheduler, cache, drafters, needs, watch)
         number, self._next = self._next, self._next + 1
         self._running[number] = _Running(text, work, Responder(self._model, work), on_stats)
         return number
@@ -170,7 +171,19 @@ class BatchEngine:
 
         Returns:
             what came of it, several responses for a request where drafts were accepted.
+
+        What it raises belongs to no one request, as Ctrl-C, or a device out of memory: what was
+        decided meanwhile is lost, so all requests end.
         """
+        try:
+            return self._step()
+        except BaseException as error:
+            self._end_all()
+            if isinstance(error, Exception):
+                self.prefixes.clear()  # a pass that failed may have left them what cannot be read
+            raise
+
+    def _step(self) -> list[Reply]:
         events = self._batch.step() if self._running else []
         by_text = {id(r.text): number for number, r in self._running.items()}
         replies = []
@@ -204,8 +217,7 @@ class BatchEngine:
 
     def close(self) -> None:
         """Cancel all requests, and give the memory of earlier prompts' KV caches back."""
-        for number in list(self._running):
-            self._end(number)
+        self._end_all()
         self.prefixes.clear()
         self._open.close()
 
@@ -214,6 +226,21 @@ class BatchEngine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_free(self, cache: Sequence[Any] | None) -> None:
+        """Refuse a KV cache that a running request writes to."""
+        layers = {id(layer) for layer in cache or ()}
+        for running in self._running.values():
+            if layers & {id(layer) for layer in running.work.options.prompt_cache or ()}:
+                raise GenerationError(
+                    "prompt_cache is that of a request which is not answered yet; each needs its "
+                    "own."
+                )
+
+    def _end_all(self) -> None:
+        for number in list(self._running):
+            self._end(number)
+        self._batch.close()
 
     def _end(self, number: int) -> None:
         running = self._running.pop(number)
@@ -225,10 +252,10 @@ class BatchEngine:
         if running.on_stats is not None:
             running.on_stats(running.text.stats)
 
-    def _needs(self, request: Request) -> int:
-        """Bytes that the KV cache of a request may come to."""
+    def _needs(self, request: Request, cached: int) -> int:
+        """Bytes that the KV cache of a request may come to, of which `cached` tokens are there."""
         config = self._model.config
-        held = len(request.cached_ids) + len(request.prompt) + min(request.max_tokens, EXPECTED)
+        held = cached + len(request.prompt) + min(request.max_tokens, EXPECTED)
         slots = -(-held // SLOTS) * SLOTS
         width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         weights = getattr(getattr(self._model, "model", None), "norm", None)
@@ -281,7 +308,7 @@ class BatchResult:
 def batch_generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Iterable[str | Sequence[int]],
     max_tokens: int | Sequence[int] = 256,
     *,
     seed: int | Sequence[int] | None = None,
@@ -305,6 +332,9 @@ def batch_generate(
         GenerationError: for an unusable request, before anything is computed. An error while
             writing is raised as it is, and the other answers are given up.
     """
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
+        raise GenerationError(f"prompts is {prompts!r:.80}; expected a list of prompts.")
+    prompts = list(prompts)
     budgets = _for_each("max_tokens", max_tokens, len(prompts))
     seeds = _for_each("seed", seed, len(prompts))
     for name in ("prompt_cache", "evidence", "on_stats"):
@@ -352,7 +382,7 @@ def batch_generate(
 
 def _for_each(name: str, given: Any, count: int) -> list[Any]:
     """One value for each of `count` prompts."""
-    if not isinstance(given, list | tuple):
+    if isinstance(given, str) or not isinstance(given, Sequence):
         return [given] * count
     if len(given) != count:
         raise GenerationError(f"{name} has {len(given)} values for {count} prompts.")

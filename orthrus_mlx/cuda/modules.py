@@ -160,8 +160,9 @@ def for_cuda(kind: type) -> type:
 
     A model that does more beside its passes, as a rank's part of one does, goes on doing so.
     """
-    if issubclass(kind, Model) and not issubclass(kind, CudaModel) and kind is not Model:
-        return type(f"Cuda{kind.__name__}", (kind, CudaModel), {})
+    if kind not in KINDS and issubclass(kind, Model) and not issubclass(kind, CudaModel):
+        found: type = type(f"Cuda{kind.__name__}", (kind, CudaModel), {})
+        return found
     return KINDS.get(kind, kind)
 
 

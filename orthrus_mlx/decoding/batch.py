@@ -202,6 +202,7 @@ class Batch:
         Its cache is left with everything up to the last of them, and goes to the prefix store if
         it came from there.
         """
+        self._ended = [other for other in self._ended if other is not text]
         self.waiting = deque(other for other in self.waiting if other is not text)
         self.reading = deque(other for other in self.reading if other is not text)
         self.writing = [other for other in self.writing if other is not text]
@@ -212,7 +213,7 @@ class Batch:
 
     def close(self) -> None:
         """Let go of all texts; each keeps the tokens that were handed out."""
-        texts = [*self.waiting, *self.reading, *self.writing]
+        texts = [*self._ended, *self.waiting, *self.reading, *self.writing]
         self.waiting.clear()
         for text in texts:
             self.retire(text, text.stats.generation_tokens)

@@ -129,7 +129,8 @@ class ProcessedChooser:
     """The same behind mlx-lm's logits processors, row by row up to the first rejected draft.
 
     A processor sees each true history once and in order, exactly as in AR decoding, so even one
-    that keeps state stays lossless.
+    that keeps state stays lossless. Of one that fails behind accepted drafts, the error is raised
+    when it would be in AR decoding: after the tokens before it.
     """
 
     reads_text = True
@@ -144,23 +145,27 @@ class ProcessedChooser:
         self._keyed, self._processors = keyed, processors
         self._history = mx.array(list(prompt))
         self._ends = ends  # behind an end token there is no history to show a processor
+        self._error: Exception | None = None  # of a row whose tokens before it come first
 
     def choose(self, logits: mx.array, position: int, before: Ids) -> Chosen:
         """The choices up to the first that is no draft, or an end token."""
+        if self._error is not None:
+            raise self._error
         chosen: list[Chosen] = []
         logits = self._keyed.penalized(logits, position, before)
         allowed = self._keyed.allowed(before)
         for j, draft in enumerate([*known(before)[1:], None]):
-            stages = [logits[j : j + 1]]
-            for n, processor in enumerate(self._processors):
-                stages.append(self._checked(n, processor(self._history, stages[-1]), stages[-1]))
             row = None if allowed is None else allowed[j : j + 1]
-            choice = self._keyed.pick(stages[-1], position + j, row)
+            try:
+                choice = self._choice(logits[j : j + 1], position + j, row)
+            except Exception as error:
+                if not chosen:
+                    raise
+                self._error = error
+                break
             token = choice.tokens.item()
             if token == NO_CHOICE and chosen:
                 break  # in AR decoding these tokens are handed out before that shows
-            if token == NO_CHOICE:
-                self._blame(stages)
             chosen.append(choice)
             self._history = mx.concatenate([self._history, choice.tokens])
             if token != draft or token in self._ends:
@@ -173,6 +178,16 @@ class ProcessedChooser:
     def commit(self, tokens: Sequence[int]) -> None:
         """Take note that these ids were decided."""
         self._keyed.commit(tokens)
+
+    def _choice(self, logits: mx.array, position: int, allowed: np.ndarray | None) -> Chosen:
+        """The choice of one row [1, vocab_size], once the processors have seen its history."""
+        stages = [logits]
+        for n, processor in enumerate(self._processors):
+            stages.append(self._checked(n, processor(self._history, stages[-1]), stages[-1]))
+        choice = self._keyed.pick(stages[-1], position, allowed)
+        if choice.tokens.item() == NO_CHOICE:
+            self._blame(stages)
+        return choice
 
     def _blame(self, stages: Sequence[mx.array]) -> None:
         """Raise an error for the first processor whose output is unusable, if one is to blame."""

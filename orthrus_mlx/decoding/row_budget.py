@@ -20,7 +20,6 @@ from .engine import ALONE
 from .plan import ANY_ROWS, AR_STEP, DIFFUSION, FORCED, Plan
 from .scheduler import Adaptive, Evidence
 from .sequence import Asked, Outcome
-from .sequence import Sequence as Text
 
 LEAST = 0.02  # chance of a draft to stand, below which it is not looked at
 
@@ -44,9 +43,9 @@ class Block(NamedTuple):
 class RowBudget:
     """Plans the passes of several sequences together; alone, a sequence's own scheduler plans.
 
-    Sequences whose scheduler is not `Adaptive` do as they were told; their rows are counted.
-    Passes verify, or draft beside their AR rows: a draft pass of its own would keep those waiting
-    that do not draft.
+    So it does in exact numerics, whose passes are others. Sequences whose scheduler is not
+    `Adaptive` do as they were told; their rows are counted. Passes verify, or draft beside their AR
+    rows: a draft pass of its own would keep those waiting that do not draft.
 
     Two bounds hold. The tokens a second of the batch, by the measured costs: what drafting gains or
     loses on plain batch steps goes to one account, and no drafting starts beyond a debt of
@@ -82,15 +81,20 @@ class RowBudget:
 
     def plan(self, asked: Sequence[Asked]) -> list[Plan]:
         """One plan for each."""
-        if not _shared([ask.sequence for ask in asked]):
-            return ALONE.plan(asked)
-        return _Pass(self, asked).plans()
+        shared, others = _parted(asked)
+        of_pass = _Pass(self, [asked[n] for n in shared]).plans() if shared else []
+        alone = ALONE.plan([asked[n] for n in others])
+        plans = dict(zip([*shared, *others], [*of_pass, *alone], strict=True))
+        return [plans[n] for n in range(len(asked))]
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
         """Count what each sequence's drafts showed, and what all gained on plain batch steps."""
-        if not _shared([outcome.sequence for outcome in outcomes]):
-            ALONE.observe(outcomes)
-            return
+        shared, others = _parted(outcomes)
+        ALONE.observe([outcomes[n] for n in others])
+        if shared:
+            self._observe_pass([outcomes[n] for n in shared])
+
+    def _observe_pass(self, outcomes: Sequence[Outcome]) -> None:
         costs, count = self.measure(), len(outcomes)
         rows, plain_rows, tokens, drafted = [0, 0], [0, 0], 0, False
         for sequence, plan, n_drafts, accepted, chances in outcomes:
@@ -114,13 +118,16 @@ class RowBudget:
         self.credit = min(self.MAX_CREDIT, self.credit + gain)
 
 
-def _shared(sequences: Sequence[Text]) -> bool:
-    """Whether these sequences are planned together."""
-    return (
-        len(sequences) > 1
-        and any(isinstance(s.scheduler, Adaptive) for s in sequences)
-        and all(s.request.row_counts == ANY_ROWS for s in sequences)
-    )
+def _parted(given: Sequence[Asked] | Sequence[Outcome]) -> tuple[list[int], list[int]]:
+    """Places of those that share a pass and are planned together, and of all others.
+
+    In exact numerics a sequence has other passes.
+    """
+    every = range(len(given))
+    free = [n for n in every if given[n].sequence.request.row_counts == ANY_ROWS]
+    adaptive = any(isinstance(given[n].sequence.scheduler, Adaptive) for n in free)
+    shared = free if len(free) > 1 and adaptive else []
+    return shared, [n for n in every if n not in shared]
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -261,8 +261,10 @@ class Sequence:
         tokens: Any = choices.tokens.tolist()
         self.decided_at = time.perf_counter()
         accepted = count_accepted(drafts, tokens)
-        if NO_CHOICE in tokens[: accepted + 1]:
-            if bool(usable(choices.logits[tokens.index(NO_CHOICE)])):
+        if accepted and NO_CHOICE in tokens[accepted : accepted + 1]:
+            tokens = tokens[:accepted]  # in AR decoding these are handed out before that shows
+        if tokens[0] == NO_CHOICE:
+            if bool(usable(choices.logits[0])):
                 raise ConstraintError(
                     "The constraint leaves no token to choose: this tokenizer cannot write what "
                     "it asks for here, or the logits of all that can are -inf."

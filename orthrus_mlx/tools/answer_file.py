@@ -12,7 +12,7 @@ from typing import Any
 from ..batches import BatchEngine
 from ..chat.prompt import encode_chat, encode_text
 from ..errors import DataError, OutputError
-from ..files import parse_json, read_lines, reason
+from ..files import open_file, parse_json, read_lines, reason
 
 # Fields of a line of their own; they come before what is asked of all.
 OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop")
@@ -198,6 +198,8 @@ def _encode(
     raw: bool,
     template_config: Mapping[str, Any] | None,
 ) -> list[int]:
+    if raw and len(one.messages) > 1:
+        raise DataError("Several messages need a chat template, and prompts are sent without one.")
     if raw:
         return encode_text(tokenizer, one.messages[-1][1], add_special_tokens=True)
     messages = [{"role": role, "content": content} for role, content in one.messages]
@@ -211,7 +213,8 @@ def _resume(output: Path, digests: Sequence[str]) -> int:
     if not output.exists():
         return 0
     try:
-        content = output.read_bytes()
+        with open_file(output, OutputError) as file:
+            content = file.read()
     except OSError as error:
         raise OutputError(f"{output} cannot be read: {reason(error)}.") from None
     whole = content[: content.rfind(b"\n") + 1]
@@ -228,8 +231,8 @@ def _resume(output: Path, digests: Sequence[str]) -> int:
         )
     if len(whole) < len(content):
         try:
-            with output.open("r+b") as file:
-                file.truncate(len(whole))
+            with output.open("r+b") as partial:
+                partial.truncate(len(whole))
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
     return len(found)

@@ -81,6 +81,7 @@ def bench_batch(
     against: bool = False,
     begin: Callable[[Sequence[Any], Sequence[Sequence[int]]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    measured: Callable[[BatchReport], None] | None = None,
 ) -> BatchReport:
     """Answer the first prompts, so many at once, in each way; the ways take turns in each round.
 
@@ -95,6 +96,7 @@ def bench_batch(
         against: whether to time mlx-lm too.
         begin: called with the KV caches and prompts of each batch before it is timed.
         progress: called with (steps done, steps in all).
+        measured: called with the report so far, after each count.
     """
     report, known = BatchReport(), costs()
     ways = [*([STOCK] if against else []), *WAYS]
@@ -116,6 +118,8 @@ def bench_batch(
                     if progress is not None:
                         progress(done, total)
             report.speeds += [_speed(count, way, found, ways[0]) for way in ways]
+            if measured is not None:
+                measured(report)
     except KeyboardInterrupt:
         report.interrupted = True
     return report

@@ -185,6 +185,48 @@ def test_unusable_batches(model: Any, tokenizer: Any, more: Any, message: str) -
         batch_generate(model, tokenizer, [[1], [2]], **more)
 
 
+@pytest.mark.parametrize("prompts", ["text", None])
+def test_one_prompt_is_no_list_of_prompts(model: Any, tokenizer: Any, prompts: Any) -> None:
+    with pytest.raises(GenerationError, match="expected a list of prompts"):
+        batch_generate(model, tokenizer, prompts)
+
+
+def test_a_cache_in_use_is_refused(model: Any, tokenizer: Any) -> None:
+    cache, options = model.make_cache(), {"mode": "ar", "eos_token_ids": ()}
+    with BatchEngine(model, tokenizer) as engine:
+        first = engine.add([1, 2], 4, prompt_cache=cache, **options)
+        with pytest.raises(GenerationError, match="each needs its own"):
+            engine.add([3], 4, prompt_cache=cache[:1] + model.make_cache()[1:], **options)
+        engine.cancel(first)
+        engine.add([3], 4, prompt_cache=cache, **options)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_step_that_fails_as_a_whole_ends_all_requests(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise error
+
+    options: dict[str, Any] = {"mode": "ar", "eos_token_ids": (), "max_tokens": 9}
+    cache, ids = model.make_cache(), list[int]()
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add([1, 2, 3], prompt_cache=cache, **options)
+        engine.add([4, 5], **options)
+        for _ in range(3):
+            ids += [r.response.token for r in engine.step() if r.request == 0 and r.response]
+        with monkeypatch.context() as patch, pytest.raises(error):
+            patch.setattr(type(model), "forward", fails)
+            engine.step()
+        assert not engine.running and not engine.step()
+        assert cache[0].offset == 3 + len(ids) - 1
+        late = engine.add([4, 5], **options)
+        found = list[int]()
+        while engine.running:
+            found += [r.response.token for r in engine.step() if r.request == late and r.response]
+    assert found == list(mlx_generate(model, [4, 5], (), 9, mode="ar"))
+
+
 def test_a_request_that_never_fits_is_refused_at_once(model: Any, tokenizer: Any) -> None:
     engine = BatchEngine(model, tokenizer, memory=10_000, prefix_memory=0)
     with engine, pytest.raises(GenerationError, match="or lower max_tokens"):

@@ -192,7 +192,18 @@ def test_shapes_report_every_pass_in_steps(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "arguments",
-    ["demo --shapes qwen3-8b", "--bits 4", "--shapes qwen3-8b --context 5,x", "--rounds 0"],
+    [
+        "demo --shapes qwen3-8b",
+        "--bits 4",
+        "--shapes qwen3-8b --context 5,x",
+        "--rounds 0",
+        "no/such/model --concurrency 1,x",
+        "--concurrency 2 --cycle one-pass",
+        "--concurrency 2 --numerics exact",
+        "--concurrency 2 --block-size 4",
+        "--concurrency 2 --no-calibrate",
+        "--concurrency 2 --plot speed.png",
+    ],
 )
 def test_contradictions_are_refused(arguments: str) -> None:
     assert RUNNER.invoke(app, ["bench", *arguments.split()]).exit_code == 2
@@ -205,6 +216,7 @@ def test_many_answers_at_once_are_timed_beside_each_other() -> None:
     config = helpers.random_config(block_size=4, vocab_size=67)
     model = build(config, helpers.random_weights(config))
     steps: list[tuple[int, int]] = []
+    counted: list[list[int]] = []
     report = bench_batch(
         model,
         [[1, 2, 3], [4, 5]],
@@ -215,7 +227,9 @@ def test_many_answers_at_once_are_timed_beside_each_other() -> None:
         rounds=2,
         against=True,
         progress=lambda done, total: steps.append((done, total)),
+        measured=lambda report: counted.append([s.count for s in report.speeds]),
     )
+    assert counted == [[1, 1, 1], [1, 1, 1, 3, 3, 3]]  # each as soon as it is there
     assert [(s.count, s.way) for s in report.speeds] == [
         (n, way) for n in (1, 3) for way in ("mlx-lm", "plain", "auto")
     ]

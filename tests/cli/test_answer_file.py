@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,26 @@ def test_a_line_that_cannot_be_answered_has_its_error(
     assert second["generation_tokens"] > 0
 
 
+def test_several_messages_are_not_sent_as_one(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
+) -> None:
+    turn = '{"role": "user", "content": "a"}'
+    prompts.write_text(f'{{"messages": [{turn}, {turn}]}}\n{{"messages": [{turn}]}}\n')
+    output = tmp_path / "answers.jsonl"
+    run(model, tokenizer, prompts, output)
+    first, second = answers(output)
+    assert "need a chat template" in first["error"] and second["generation_tokens"] > 0
+
+
+def test_answers_go_to_a_regular_file(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for output, kind in ((tmp_path / "pipe", "a pipe"), (tmp_path, "a folder")):
+        with pytest.raises(OutputError, match=f"it is {kind}"):
+            run(model, tokenizer, prompts, output)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -172,3 +193,12 @@ def test_the_command_answers_with_the_demo(prompts: Path, tmp_path: Path) -> Non
     assert [a["finish_reason"] for a in answers(output)] == ["length", "length"]
     again = invoke("generate", *command)
     assert "2 were there already" in again.stderr
+    other = invoke("generate", *command, "--extra-eos-token", "4")
+    assert other.exit_code == 1 and "written with other options" in other.stderr
+
+
+def test_a_damaged_line_is_named_before_a_model_is_waited_for(prompts: Path) -> None:
+    prompts.write_text('{"prompt": "one"}\n{"prompt"\n')
+    command = ("--prompts", str(prompts), "--output", "a.jsonl", "--model", "no/such/model")
+    result = invoke("generate", *command)
+    assert result.exit_code == 1 and "line 2" in result.stderr

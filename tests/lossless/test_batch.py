@@ -254,6 +254,8 @@ def test_nothing_to_write_is_done_at_once() -> None:
     text = batch.add(request(model, [1, 2], 0), plain())
     assert batch.step() == [(text, [])]
     assert text.done and text.stats.finish_reason == "length" and model.log == []
+    batch.retire(batch.add(request(model, [1, 2], 0), plain()), 0)
+    assert not batch.step()  # nothing comes of one that was cancelled before it was told
 
 
 def test_a_callback_that_fails_while_reading_ends_its_text_alone() -> None:

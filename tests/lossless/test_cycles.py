@@ -308,16 +308,26 @@ class Failing(Moody):
 
 @pytest.mark.parametrize("cycle", CYCLES)
 @given(scenarios(least_tokens=1), st.integers(0, 40))
-def test_a_failing_logits_processor_leaves_the_cache_usable(
+def test_a_failing_logits_processor_ends_the_answer_where_it_does_in_ar_decoding(
     cycle: Any, scenario: Scenario, at: int
 ) -> None:
-    cache, ids = scenario.model.make_cache(), []
+    expected = plain_decoding(
+        scenario.model,
+        scenario.prompt,
+        scenario.max_tokens,
+        scenario.eos,
+        scenario.sampling,
+        [Moody()],
+    )
+    cache, ids, failed = scenario.model.make_cache(), [], False
     run = scenario.generate(cycle=cycle, logits_processors=[Failing(at)], prompt_cache=cache)
+    scenario.model.script(scenario.prompt + expected, scenario.pattern)
     try:
         for token in run:
             ids.append(token)
     except RuntimeError:
-        assert len(ids) <= at
+        failed = True
+    assert ids == expected[:at] and failed == (len(expected) > at)
     assert held(cache) == (scenario.prompt + ids)[:-1]
 
 

@@ -12,6 +12,7 @@ from orthrus_mlx import GenerationError, LogitsError, Sampling, mlx_generate
 from orthrus_mlx.decoding.choosers import KeyedChooser
 
 from . import row_kernels
+from .fake_model import FakeModel, plain_decoding
 from .scenarios import WAYS
 
 PROMPT = [1, 2, 3]
@@ -46,6 +47,26 @@ def test_a_processor_that_leaves_no_token_is_named(mode: Any, cycle: Any, at: in
         for token in run:
             written.append(token)
     assert written == list(mlx_generate(model, PROMPT, (), 8, mode="ar"))[: at - 1]
+
+
+class EndsInNaN(FakeModel):
+    """Its logits are NaN behind so many ids."""
+
+    def _row(self, layers: Any) -> np.ndarray:
+        row = super()._row(layers)
+        return row if len(layers[0]) < 9 else row * np.nan
+
+
+@pytest.mark.parametrize(("mode", "cycle"), WAYS)
+def test_accepted_drafts_before_the_fault_are_handed_out(mode: Any, cycle: Any) -> None:
+    model, written = EndsInNaN(block_size=6), list[int]()
+    expected = plain_decoding(model, PROMPT, 6)
+    model.script(PROMPT + expected, [True])
+    run = mlx_generate(model, PROMPT, (), 20, mode=mode, cycle=cycle, calibrate=False)
+    with pytest.raises(LogitsError, match="token 7 of the answer"):
+        for token in run:
+            written.append(token)
+    assert written == expected
 
 
 @pytest.mark.parametrize("result", [None, "numpy", "flat", "narrow"])

@@ -136,6 +136,29 @@ def test_alone_or_told_what_to_do_each_follows_its_own_scheduler() -> None:
     assert budget.plan([Asked(exact, 99, {}), Asked(fixed, 99, {})])[0] == expected
 
 
+def test_one_in_exact_numerics_does_not_part_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has passes of its own; those of the others are planned and counted as without it."""
+    exact = stream(Adaptive(NOMINAL, policies(NOMINAL, "auto", 32)), RowCounts((4,)))
+    among, without = (Streams(NOMINAL, 3, itertools.cycle([4, 0, 9])) for _ in range(2))
+    plan, observe = among.budget.plan, among.budget.observe
+
+    def plan_all(asked: list[Asked]) -> list[Plan]:
+        first, own, *others = plan([asked[0], Asked(exact, 99, {}), *asked[1:]])
+        assert own == exact.scheduler.plan(99, {})
+        return [first, *others]
+
+    monkeypatch.setattr(among.budget, "plan", plan_all)
+    monkeypatch.setattr(
+        among.budget,
+        "observe",
+        lambda outcomes: observe([Outcome(exact, AR_STEP, 0, 0), *outcomes]),
+    )
+    plans = [without.step() for _ in range(30)]
+    assert [among.step() for _ in range(30)] == plans
+    assert among.budget.credit == without.budget.credit
+    assert any(not own.is_ar for step in plans for own in step)
+
+
 def test_what_passes_cost_is_asked_for_once_and_only_for_several() -> None:
     asked: list[None] = []
 
