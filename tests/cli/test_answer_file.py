@@ -11,6 +11,7 @@ import pytest
 import orthrus_mlx
 from orthrus_mlx import mlx_generate
 from orthrus_mlx.batches import BatchEngine
+from orthrus_mlx.decoding.cost_model import NOMINAL
 from orthrus_mlx.errors import OutputError
 from orthrus_mlx.tools.answer_file import answer_file, read_prompts
 from tests import helpers
@@ -55,6 +56,22 @@ COMMON: dict[str, Any] = {"max_tokens": 12, "mode": "ar", "seed": 1}
 def run(model: Any, tokenizer: Any, prompts: Path, output: Path, **more: Any) -> Any:
     options = COMMON | more
     return answer_file(model, tokenizer, read_prompts(prompts), output, options, raw=True)
+
+
+def test_measuring_for_several_at_once_says_how_far_it_is(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(model: Any, block: int, say: Any) -> Any:
+        say(1, 2)
+        return NOMINAL
+
+    monkeypatch.setattr("orthrus_mlx.batches.batch_costs", measured)
+    said: list[tuple[int, int]] = []
+    options = {**COMMON, "mode": "auto"}
+    asked = read_prompts(prompts)
+    callback = {"probe_progress_callback": lambda *steps: said.append(steps)}
+    answer_file(model, tokenizer, asked, tmp_path / "answers.jsonl", options, raw=True, **callback)
+    assert (1, 2) in said
 
 
 def test_answers_stand_in_the_order_of_the_prompts(
