@@ -86,6 +86,7 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help='Answer a file of prompts, many at once: .jsonl, an object a line with "prompt" '
             'or "messages", and options such as "max_tokens" or "seed". Needs --output.',
@@ -96,6 +97,7 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help="Where the answers to --prompts go, an object a line, ordered as the prompts. "
             "The same command goes on where an earlier run was interrupted.",

@@ -125,6 +125,19 @@ ThinkOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+def at_home(path: Path | None) -> Path | None:
+    """Put the home folder in the place of `~`, which shells leave in `--output=~/answers.jsonl`."""
+    from orthrus_mlx.errors import OrthrusError
+    from orthrus_mlx.files import expanded
+
+    try:
+        return path and expanded(path, OrthrusError)
+    except OrthrusError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 AdapterPathOption = Annotated[
     Path | None,
     typer.Option(

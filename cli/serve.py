@@ -329,7 +329,7 @@ def _load(
     path = folder / "generation_config.json"
     defaults = sampling_defaults(read_json(path) if path.is_file() else {})
     # A folder is called by its name: its path is nobody's business.
-    name = model if model and not Path(model).exists() else folder.name
+    name = model if model and not Path(model).expanduser().exists() else folder.name
     return Service(worker, name, defaults)
 
 
