@@ -27,6 +27,7 @@ EXAMPLES = examples(
 
 
 def generate(
+    context: typer.Context,
     text: Annotated[
         str | None,
         typer.Argument(
@@ -209,7 +210,7 @@ def generate(
     cached: Any = None
     if prompt_cache_file is not None:
         cached, model, revision, adapter_path = open_cached(
-            prompt_cache_file, model, revision, adapter_path
+            prompt_cache_file, options.typed_model(context, model), revision, adapter_path
         )
     lm, tokenizer = options.load_model(
         model, revision, quiet=not verbose, adapter_path=adapter_path, tune=tune

@@ -84,6 +84,14 @@ ModelOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+def typed_model(context: typer.Context, model: str | None) -> str | None:
+    """The model that --model names; None where only the environment does, as for every command."""
+    source = context.get_parameter_source("model")
+    return None if source is not None and source.name == "ENVIRONMENT" else model
+
+
 NeededModelArgument = Annotated[
     str,
     typer.Argument(

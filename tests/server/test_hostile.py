@@ -217,3 +217,17 @@ def test_localhost_is_where_a_client_of_127_0_0_1_looks(monkeypatch: pytest.Monk
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [six, four])  # as on macOS
     with run.listen("localhost", 0) as taken:
         assert taken.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_model_that_is_named_goes_before_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(model: str | None, *_: Any, **__: Any) -> Any:
+        raise ServerError(f"It would load {model}.")
+
+    monkeypatch.setenv("ORTHRUS_MLX_MODEL", "usual")
+    monkeypatch.setattr("orthrus_mlx.cli.serve._load", stop)
+    for args, loads in ((["this"], "this"), ([], "usual"), (["--model", "that"], "that")):
+        assert f"load {loads}." in CliRunner().invoke(app, ["serve", "--port", "0", *args]).stderr
+    both = CliRunner().invoke(app, ["serve", "--port", "0", "this", "--model", "that"])
+    assert both.exit_code == 2
