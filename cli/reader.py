@@ -150,6 +150,8 @@ def _open_history() -> Any:
 
     try:
         path = history_path()
+        if path == Path(os.devnull):  # as was asked for
+            return InMemoryHistory()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         if not path.is_file():

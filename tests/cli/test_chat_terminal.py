@@ -279,5 +279,6 @@ def test_lines_are_edited_on_dev_tty_where_kqueue_refuses_it(tmp_path: Path) -> 
         person.awaits_prompt()
         person.type("helo\x1b[Dl\x1b[F\x1b\rthere\r")
         person.sees(r"heard: 'hello\nthere'")
+        assert "No history" not in "\n".join(person.screen())  # none was asked for
     finally:
         person.kill()
