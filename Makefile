@@ -43,7 +43,15 @@ types: .venv/linted
 
 check: test lint types
 
+# Before .venv is made, since it would keep a Python that cannot do: macOS brings 3.9.
+OLD := Python %s is too old, 3.11 or newer is needed. Name one: make demo PYTHON=python3.12
+INTEL := Python is built for Intel, and MLX for Apple silicon only: take one for arm64
+CHECK := import platform, sys; old = sys.version_info < (3, 11); \
+	intel = (sys.platform, platform.machine()) == ("darwin", "x86_64"); \
+	sys.exit("$(OLD)" % platform.python_version() if old else "$(INTEL)" if intel else 0)
+
 .venv/bin/python:
+	@$(PYTHON) -c '$(CHECK)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 
@@ -29,8 +30,6 @@ def run(
     quiet: bool,
 ) -> None:
     """Answer what is not answered yet, with a bar, and say what it came to."""
-    from time import perf_counter
-
     from orthrus_mlx.session import thinking_config
     from orthrus_mlx.tools.answer_file import Progress, answer_file
 
@@ -46,6 +45,12 @@ def run(
             before.append(come.done)
             bar(come.done, come.total)
 
+        def measured(done: int, total: int) -> None:
+            nonlocal start
+            probing(done, total)
+            if len(before) < 2:  # nothing was answered yet: that was no time for answers
+                start = perf_counter()
+
         end = answer_file(
             model,
             tokenizer,
@@ -58,7 +63,7 @@ def run(
             template_config={**template_config, **thinking_config(think)},
             also=also,
             progress=show,
-            probe_progress_callback=probing,
+            probe_progress_callback=measured,
             constraint=constraint,
         )
     if not quiet:

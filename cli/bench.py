@@ -57,6 +57,7 @@ def bench(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help='Prompts of your own: .txt with one a line, or .jsonl with "prompt" or '
             '"messages". [dim]\\[default: a bundled set of five kinds][/dim]',
@@ -126,6 +127,7 @@ def bench(
     plot: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help="Plot speed-up by kind and acceptance rate by position (needs matplotlib).",
             show_default=False,

@@ -39,6 +39,7 @@ def _own_default(option: Any) -> Any:
 
 
 def chat(
+    context: typer.Context,
     system_prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What the model is told first.", show_default=False),
@@ -120,8 +121,8 @@ def chat(
     conversation = Conversation.load(load) if load else load_last() if go_on else Conversation()
     if system_prompt is not None:
         conversation.system = system_prompt
-    if go_on and model is None:
-        model = conversation.model
+    if go_on:
+        model = options.typed_model(context, model) or conversation.model or model
 
     lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path, tune=tune)
 

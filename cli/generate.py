@@ -27,6 +27,7 @@ EXAMPLES = examples(
 
 
 def generate(
+    context: typer.Context,
     text: Annotated[
         str | None,
         typer.Argument(
@@ -86,6 +87,7 @@ def generate(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help='Answer a file of prompts, many at once: .jsonl, an object a line with "prompt" '
             'or "messages", and options such as "max_tokens" or "seed". Needs --output.',
@@ -96,6 +98,7 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help="Where the answers to --prompts go, an object a line, ordered as the prompts. "
             "The same command goes on where an earlier run was interrupted.",
@@ -208,7 +211,7 @@ def generate(
     cached: Any = None
     if prompt_cache_file is not None:
         cached, model, revision, adapter_path = open_cached(
-            prompt_cache_file, model, revision, adapter_path
+            prompt_cache_file, options.typed_model(context, model), revision, adapter_path
         )
     lm, tokenizer = options.load_model(
         model, revision, quiet=not verbose, adapter_path=adapter_path, tune=tune

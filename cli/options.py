@@ -84,6 +84,14 @@ ModelOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+def typed_model(context: typer.Context, model: str | None) -> str | None:
+    """The model that --model names; None where only the environment does, as for every command."""
+    source = context.get_parameter_source("model")
+    return None if source is not None and source.name == "ENVIRONMENT" else model
+
+
 NeededModelArgument = Annotated[
     str,
     typer.Argument(
@@ -125,6 +133,19 @@ ThinkOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+
+
+def at_home(path: Path | None) -> Path | None:
+    """Put the home folder in the place of `~`, which shells leave in `--output=~/answers.jsonl`."""
+    from orthrus_mlx.errors import OrthrusError
+    from orthrus_mlx.files import expanded
+
+    try:
+        return path and expanded(path, OrthrusError)
+    except OrthrusError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 AdapterPathOption = Annotated[
     Path | None,
     typer.Option(

@@ -1,6 +1,9 @@
 """Reads what a person types, line by line or with an editor, and several lines as one."""
 
+import asyncio
 import os
+import selectors
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -84,8 +87,14 @@ class EditingReader:
         )
 
     def read(self, prompt: str) -> str:
-        """Edit a line; Alt-Enter adds a line break, a paste keeps its own."""
-        return self._session.prompt([("bold ansiblue", prompt)])
+        """Edit a line; Esc and then Enter adds a line break, a paste keeps its own."""
+
+        def with_select() -> asyncio.AbstractEventLoop:
+            return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+        # macOS cannot wait for /dev/tty by kqueue, which asyncio would take, nor by poll.
+        with asyncio.Runner(loop_factory=with_select) as runner:
+            return runner.run(self._session.prompt_async([("bold ansiblue", prompt)]))
 
 
 def _safe_display() -> Any:
@@ -141,6 +150,8 @@ def _open_history() -> Any:
 
     try:
         path = history_path()
+        if path == Path(os.devnull):  # as was asked for
+            return InMemoryHistory()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         if not path.is_file():
@@ -150,6 +161,15 @@ def _open_history() -> Any:
     except (OSError, OutputError) as error:
         note(stderr_console(), f"No history of your lines is kept: {error}")
         return InMemoryHistory()
+
+
+def typed_path(name: str) -> Path:
+    """Read a file name as it is typed, in quotes or as a file that is dragged here: `my\\ file`."""
+    if "\\" in name or name[:1] in ("'", '"'):
+        with suppress(ValueError):  # quotes that nothing closes belong to the name
+            words = shlex.split(name)
+            name = words[0] if len(words) == 1 and words[0] else name
+    return Path(name)
 
 
 def complete_path(prefix: str) -> Sequence[str]:

@@ -35,6 +35,7 @@ def report(
         Path | None,
         typer.Option(
             "--json",
+            callback=options.at_home,
             metavar="FILE",
             help="Write all figures as JSON too, as docs/results.md is made from.",
             show_default=False,

@@ -21,6 +21,7 @@ _SERVER, _LIMITS, _DEFAULTS = "Server", "Limits", "Defaults of requests"
 
 
 def serve(
+    context: typer.Context,
     name: Annotated[
         str | None,
         typer.Argument(metavar="MODEL", help="As --model.", show_default=False),
@@ -197,7 +198,7 @@ def serve(
     A page to chat in is at the server's own address. Many requests are answered at once. With a
     seed a request always gets the same answer.
     """
-    if name is not None and model is not None and name != model:
+    if name is not None and options.typed_model(context, model) not in (None, name):
         raise typer.BadParameter("MODEL and --model name two models", param_hint="--model")
     asked = name or model
     template = options.parse_template_config(chat_template_config)
@@ -329,7 +330,7 @@ def _load(
     path = folder / "generation_config.json"
     defaults = sampling_defaults(read_json(path) if path.is_file() else {})
     # A folder is called by its name: its path is nobody's business.
-    name = model if model and not Path(model).exists() else folder.name
+    name = model if model and not Path(model).expanduser().exists() else folder.name
     return Service(worker, name, defaults)
 
 

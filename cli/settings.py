@@ -14,6 +14,7 @@ from orthrus_mlx.errors import OrthrusError
 
 from . import structured
 from .options import MAX_SEED, Cycle, Mode, Numerics, Thinking
+from .reader import typed_path
 
 
 class SettingError(OrthrusError):
@@ -56,6 +57,8 @@ def _between(value: Any, low: float, high: float) -> Any:
 
 
 def _constraint(kind: str, text: str) -> structured.Asked | None:
+    if kind in FILES and structured.named(typed := str(typed_path(text))):
+        text = typed
     return None if text.lower() == "none" else structured.read(kind, text)
 
 

@@ -13,7 +13,7 @@ from orthrus_mlx.errors import OrthrusError
 
 from .console import note
 from .conversation import Conversation
-from .reader import complete_path
+from .reader import complete_path, typed_path
 from .settings import FILES, SETTINGS, Settings, shorten
 from .stats import Totals, acceptance, plural, speed
 from .structured import building
@@ -87,7 +87,7 @@ _KNOWN = (*NAMES, *_ALIASES)
 _TAKES_NOTHING = {command.name for command in COMMANDS if not command.takes}
 
 _KEYS = (
-    ('"""', "around several lines; pasting them, or Alt-Enter, works too"),
+    ('"""', "around several lines; pasting them works too, and Esc, Enter"),
     ("Ctrl-C", "stop the answer, keeping what was said; or clear the line"),
     ("Ctrl-D", "leave"),
     ("Tab", "complete a command, a setting or a file name"),
@@ -275,7 +275,7 @@ class SlashCommands:
 
     def _save(self, name: str, overwrite: bool = False) -> None:
         conversation = self._chat.conversation
-        path = _path(name) if name else conversation.path
+        path = typed_path(name) if name else conversation.path
         if path is None:
             raise CommandError("Save to which file? /save FILE")
         conversation.save(path, self._chat.model_name, overwrite=overwrite)
@@ -286,7 +286,7 @@ class SlashCommands:
     def _load(self, name: str) -> None:
         if not name:
             raise CommandError("Load which file? /load FILE")
-        self._chat.conversation = Conversation.load(_path(name))
+        self._chat.conversation = Conversation.load(typed_path(name))
         self._note(describe_loaded(self._chat.conversation))
 
 
@@ -306,13 +306,6 @@ def note_missing_switch(session: Cache, notes: Console) -> None:
     """Say so if the chat template takes no word on thinking."""
     if not session.has_thinking_switch:
         note(notes, NO_SWITCH)
-
-
-def _path(name: str) -> Path:
-    """Take a file name as it is typed, with or without quotes."""
-    if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'":
-        name = name[1:-1]
-    return Path(name)
 
 
 def _shown(path: Path | None) -> Path | None:

@@ -92,7 +92,7 @@ def read(kind: str, text: str) -> Asked:
 
     made: Constraint
     if kind == "json_schema":
-        path = _named(text)
+        path = named(text)
         if path is None and not text.lstrip().startswith(("{", "[", '"')) and text != "true":
             raise ConstraintError(f"There is no file {text}, and it is no JSON Schema either.")
         made = constraints.JsonSchema(text if path is None else content(path))
@@ -110,7 +110,7 @@ def split_choices(text: str) -> list[str]:
     return [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", text)]
 
 
-def _named(text: str) -> Path | None:
+def named(text: str) -> Path | None:
     """The file of this name, if there is one: anything else is text."""
     name = os.path.expanduser(text)  # noqa: PTH111  (pathlib raises for a name of no user)
     return Path(name) if os.path.lexists(name) else None
@@ -155,7 +155,7 @@ def read_prediction(text: str | None, mode: str) -> str | None:
     from orthrus_mlx.errors import PromptError
     from orthrus_mlx.files import PREDICTION_BYTES, read_text
 
-    path = _named(text)
+    path = named(text)
     return text if path is None else read_text(path, PromptError, PREDICTION_BYTES)
 
 

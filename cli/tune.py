@@ -1,5 +1,6 @@
 """`orthrus-mlx tune`: try our Metal kernels on this Mac, and use them where they are faster."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -105,7 +106,8 @@ def print_table(model: str, found: dict[str, Any]) -> None:
     used = sum(product["used"] is not None for product in found["products"])
     if used:
         said = f"OUR KERNELS for {used} of {len(found['products'])} shapes, where they were faster."
-        said += f" Now prove decoding with them: orthrus-mlx verify {model}"
+        prove = f"orthrus-mlx verify {shlex.quote(model)}"
+        said += f" Now prove decoding with them: {prove}"
     elif found["products"] or found["faults"]:
         said = "MLX'S OWN KERNELS go on: none of ours was both right and faster here."
     else:

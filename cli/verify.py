@@ -37,6 +37,7 @@ def verify(
     prompts: Annotated[
         Path | None,
         typer.Option(
+            callback=options.at_home,
             metavar="FILE",
             help='Prompts of your own: .txt with one a line, or .jsonl with "prompt" or '
             '"messages". [dim]\\[default: a bundled mixed set][/dim]',

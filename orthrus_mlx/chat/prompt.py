@@ -69,6 +69,12 @@ def encode_chat(
             "model's chat_template.jinja to the checkpoint, or send a raw prompt "
             "(orthrus-mlx generate --ignore-chat-template)."
         )
+    listed = isinstance(messages, Sequence) and not isinstance(messages, str)
+    if not listed or not all(isinstance(message, Mapping) for message in messages):
+        raise PromptError(
+            f"messages is {messages!r:.80}; expected a list of messages, such as "
+            '[{"role": "user", "content": "Hello!"}].'
+        )
     cut, messages, markup = cut_markup(tokenizer, messages)
     for token in markup:
         warnings.warn(

@@ -96,7 +96,7 @@ def place(kind: str, key: Any) -> Path:
 def cache_folder() -> Path:
     """Where results measured on this machine are kept (`ORTHRUS_MLX_CACHE` overrides)."""
     if place := os.environ.get("ORTHRUS_MLX_CACHE"):
-        return Path(place)
+        return Path(os.path.expanduser(place))  # noqa: PTH111  (pathlib raises for no user's home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "orthrus-mlx"
 
 

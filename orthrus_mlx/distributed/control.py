@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import queue
-import select
 import signal
 import socket
 import stat
@@ -156,21 +155,17 @@ def explain_first() -> None:
 def end_with_launcher() -> None:
     """End this process as SIGTERM does once its launcher is gone: `mlx.launch` tells nobody.
 
-    A launcher that lives holds the other end of the standard input.
+    A launcher gives its ranks a pipe to read from; without one, a person started this process.
     """
     launcher = os.getppid()
     try:
         if not stat.S_ISFIFO(os.fstat(0).st_mode):
             return
-        pipe = os.dup(0)  # `chat` may put a terminal in its place
     except OSError:
         return
 
     def watch() -> None:
-        hung_up = select.poll()
-        hung_up.register(pipe, 0)
-        hung_up.poll()
-        while os.getppid() == launcher:  # on its way out; or it only has no more to say
+        while os.getppid() == launcher:  # to poll the pipe would wait for ever on macOS
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

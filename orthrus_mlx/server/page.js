@@ -58,8 +58,8 @@ function question() {
   return body;
 }
 
-/** Answer the conversation, which ends with a question. */
-async function answer() {
+/** Answer the conversation, which ends with a question. If nothing comes, the answer before stays. */
+async function answer(before = {}) {
   const body = question(), control = new AbortController(), started = performance.now();
   const said = { role: "assistant", content: "", thinking: "", note: "", figures: {} };
   messages.push(said);
@@ -80,6 +80,10 @@ async function answer() {
   } catch (error) {
     if (control.signal.aborted) said.note = "stopped";
     else Object.assign(said, { error: error.message, status: error.status });
+    const { content, thinking, seconds, figures } = before;
+    if (!said.content && !said.thinking && content) {
+      Object.assign(said, { content, thinking, seconds, figures });
+    }
   }
   delete said.progress;
   cancelAnimationFrame(due);
@@ -123,8 +127,7 @@ function send(words) {
 }
 
 function again() {
-  if (messages.at(-1)?.role === "assistant") messages.pop();
-  answer();
+  answer(messages.at(-1)?.role === "assistant" ? messages.pop() : undefined);
   focus();
 }
 

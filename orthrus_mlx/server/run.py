@@ -36,7 +36,9 @@ def listen(host: str, port: int) -> socket.socket:
         ServerError: if it cannot be had.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        # macOS names ::1 first for localhost, where a client of 127.0.0.1 would find nobody.
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         taken = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise ServerError(f"The address {host} cannot be used: {error.strerror}.") from None

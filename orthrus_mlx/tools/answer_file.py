@@ -146,9 +146,11 @@ def answer_file(
     running: dict[int, int] = {}
     texts: dict[int, list[str]] = {}
     lengths: dict[int, int] = {}
+    calibrate = bool(options.get("calibrate", True))
+    measuring = passed.get("probe_progress_callback")
     try:
         with (
-            BatchEngine(model, tokenizer, calibrate=bool(options.get("calibrate", True))) as engine,
+            BatchEngine(model, tokenizer, calibrate=calibrate, progress=measuring) as engine,
             output.open("a", encoding="utf-8") as file,
         ):
             while waiting or engine.running or done in finished:

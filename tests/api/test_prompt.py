@@ -169,6 +169,12 @@ def test_tags_are_text_in_questions_and_tags_in_answers() -> None:
     assert found == ["</think>"]
 
 
+@pytest.mark.parametrize("messages", ["Hello!", ["Hello!"], {"role": "user"}, None])
+def test_messages_are_a_list_of_them(messages: Any, tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match="expected a list of messages"):
+        encode_chat(tokenizer, messages)
+
+
 def test_a_session_says_it_once() -> None:
     model, tokenizer = orthrus_mlx.load("demo")
     session = ChatSession(model, tokenizer)

@@ -12,8 +12,9 @@ import pytest
 import orthrus_mlx
 from orthrus_mlx import mlx_generate
 from orthrus_mlx.batches import BatchEngine
+from orthrus_mlx.decoding.cost_model import NOMINAL
 from orthrus_mlx.errors import OutputError
-from orthrus_mlx.tools.answer_file import answer_file, read_prompts
+from orthrus_mlx.tools.answer_file import Progress, answer_file, read_prompts
 from tests import helpers
 from tests.api.texts import byte_tokenizer
 from tests.lossless.random_models import build
@@ -56,6 +57,41 @@ COMMON: dict[str, Any] = {"max_tokens": 12, "mode": "ar", "seed": 1}
 def run(model: Any, tokenizer: Any, prompts: Path, output: Path, **more: Any) -> Any:
     options = COMMON | more
     return answer_file(model, tokenizer, read_prompts(prompts), output, options, raw=True)
+
+
+def test_measuring_for_several_at_once_says_how_far_it_is(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(model: Any, block: int, say: Any) -> Any:
+        say(1, 2)
+        return NOMINAL
+
+    monkeypatch.setattr("orthrus_mlx.batches.batch_costs", measured)
+    said: list[tuple[int, int]] = []
+    options = {**COMMON, "mode": "auto"}
+    asked = read_prompts(prompts)
+    callback = {"probe_progress_callback": lambda *steps: said.append(steps)}
+    answer_file(model, tokenizer, asked, tmp_path / "answers.jsonl", options, raw=True, **callback)
+    assert (1, 2) in said
+
+
+def test_speed_does_not_count_the_time_of_measuring(
+    prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def answered(*_: Any, progress: Any, probe_progress_callback: Any, **__: Any) -> Any:
+        progress(Progress(0, 4, 0))
+        clock[0] = 100.0
+        probe_progress_callback(1, 1)
+        clock[0] = 110.0
+        return Progress(4, 4, 50)
+
+    monkeypatch.setattr("orthrus_mlx.cli.answer_file.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("orthrus_mlx.tools.answer_file.answer_file", answered)
+    output = str(tmp_path / "answers.jsonl")
+    result = invoke("generate", "--prompts", str(prompts), "--output", output)
+    assert "Generation: 50 tokens, 5.000 tokens-per-sec" in result.stderr
 
 
 def test_answers_stand_in_the_order_of_the_prompts(

@@ -210,6 +210,17 @@ def test_continue_takes_the_last_conversation_up_again(fake: Fake, tmp_path: Pat
     assert [m["content"] for m in last_chat(tmp_path)["messages"][1::2]] == ["hi", "more"]
 
 
+def test_continue_goes_before_the_model_of_the_environment(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTHRUS_MLX_MODEL", "usual")
+    invoke("chat", "--model", "m", input="hi\n")
+    for args in ([], ["--model", "usual"]):
+        fake.generate.answers = ["two"]
+        assert invoke("chat", "--continue", *args, input="more\n").exit_code == 0
+    assert fake.loaded == ["m", "m", "usual"]
+
+
 def test_continue_takes_the_cache_up_while_the_weights_are_the_same(
     fake: Fake, tmp_path: Path
 ) -> None:

@@ -253,3 +253,32 @@ def test_what_is_typed_during_an_answer_waits_for_the_prompt(chat: Any) -> None:
     ]
     me.type("\x04")
     assert me.leaves() == 0
+
+
+# As on macOS, where kqueue, which asyncio takes there, cannot wait for this device.
+FROM_DEV_TTY = """
+import errno, os, selectors
+os.dup2(os.open("/dev/tty", os.O_RDWR), 0)
+
+class Kqueue(selectors.DefaultSelector):
+    def register(self, fileobj, events, data=None):
+        if fileobj == 0:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return super().register(fileobj, events, data)
+
+selectors.DefaultSelector = Kqueue
+from orthrus_mlx.cli.reader import EditingReader
+print("heard:", repr(EditingReader(lambda text: []).read("> ")))
+"""
+
+
+def test_lines_are_edited_on_dev_tty_where_kqueue_refuses_it(tmp_path: Path) -> None:
+    env = {"ORTHRUS_MLX_HISTORY": os.devnull, "PROMPT_TOOLKIT_NO_CPR": "1"}
+    person = Person([], env, tmp_path, FROM_DEV_TTY)
+    try:
+        person.awaits_prompt()
+        person.type("helo\x1b[Dl\x1b[F\x1b\rthere\r")
+        person.sees(r"heard: 'hello\nthere'")
+        assert "No history" not in "\n".join(person.screen())  # none was asked for
+    finally:
+        person.kill()

@@ -25,6 +25,7 @@ from orthrus_mlx.cli.repl import Chat
 from orthrus_mlx.cli.slash import describe_loaded
 from orthrus_mlx.cli.streams import write_any_text
 from orthrus_mlx.cli.thinking import Kind
+from orthrus_mlx.device.measured import cache_folder
 from orthrus_mlx.errors import CheckpointError, OutputError
 
 from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes
@@ -276,3 +277,28 @@ def test_a_terminal_breaks_lines_between_words_and_no_command(width: int) -> Non
         assert all(len(line) <= width for line in plain_lines if "x" * 200 not in line)
         assert sum(command in line for line in plain_lines) == 1
         assert pipe.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "--prompts=~/no/file", "--output=~/answers.jsonl"],
+        ["generate", "--prompts=~/prompts.jsonl", "--output=~/no/file"],
+        ["report", "--json=~/no/file"],
+        ["bench", "--prompts=~/no/file"],
+        ["verify", "demo", "--prompts=~/no/file"],
+    ],
+)
+def test_a_home_folder_that_the_shell_left_in_a_flag(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello!"}')
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 1
+    assert f"{tmp_path}/no" in result.stderr.replace("\n", "")
+
+
+def test_a_home_folder_in_the_name_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORTHRUS_MLX_CACHE", "~/measured")
+    assert cache_folder() == Path.home() / "measured"

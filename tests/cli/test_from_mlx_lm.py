@@ -225,6 +225,17 @@ def test_a_name_that_is_no_file(name: str) -> None:
         assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
+def test_a_prompt_cache_goes_before_the_model_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = str(tmp_path / "cached")
+    assert invoke("cache-prompt", "--prompt-cache-file", file, "-p", "What is 3").exit_code == 0
+    monkeypatch.setenv("ORTHRUS_MLX_MODEL", "no/such")
+    go_on = ["generate", "--prompt-cache-file", file, "-p", "+ 4?", "-m", "2", "--no-calibrate"]
+    assert invoke(*go_on).exit_code == 0
+    assert "leave --model out" in invoke(*go_on, "--model", "no/such").stderr
+
+
 def test_a_file_that_is_no_prompt_cache(tmp_path: Path) -> None:
     model, _ = load("demo")
     layers = prompt_cache.read_prompt(model, [5, 6, 7])

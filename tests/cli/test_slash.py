@@ -1,6 +1,7 @@
 """The slash commands: what each changes, and what it says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,26 @@ def test_save_and_load(tmp_path: Path) -> None:
     loaded, said = run(FakeSession("two"), f'/load "{path}"', "2")
     assert said == [f"Loaded 1 turn from {path}; the last was: 1"]
     assert loaded.conversation.turns == [*saved.conversation.turns, Turn("2", "two")]
+
+
+def test_a_file_that_is_dragged_onto_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "it's (a chat).json"
+    dragged = re.sub(r"([ '()])", r"\\\1", str(path))
+    _, said = run(FakeSession("one"), "1", f"/save {dragged}", f"/load {dragged} ")
+    assert said == [f"Saved 1 turn to {path}", f"Loaded 1 turn from {path}; the last was: 1"]
+    _, said = run(FakeSession(), f"/save {tmp_path}/it's")
+    assert said == [f"Saved 0 turns to {tmp_path}/it's"]
+
+
+@pytest.mark.parametrize("name", ["{}", "'{}'", '"{}"'])
+def test_a_file_of_a_setting_is_named_alike(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    path = tmp_path / "a schema.json"
+    path.write_text('{"type": "integer"}')
+    typed = name.format(path) if "'" in name or '"' in name else str(path).replace(" ", "\\ ")
+    for text in (typed, str(path)):
+        chat, _ = run(FakeSession(), f"/set json_schema {text}")
+        assert chat.settings.asked is not None and chat.settings.asked.text == str(path)
 
 
 def test_save_replaces_only_its_own_file(tmp_path: Path) -> None:

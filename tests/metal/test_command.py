@@ -13,6 +13,7 @@ import pytest
 import orthrus_mlx
 from orthrus_mlx import metal
 from orthrus_mlx.cli import options
+from orthrus_mlx.cli.tune import print_table
 from orthrus_mlx.metal import kernels, verdict
 from orthrus_mlx.metal import tune as tuner
 from orthrus_mlx.tools.report_sections import Subject, measure_tune, show_tune
@@ -60,6 +61,15 @@ def tuned(checkpoint: Path, what: str, monkeypatch: pytest.MonkeyPatch, *flags: 
     command = (sys.executable, "-m", "tests.metal.faulty", what)
     monkeypatch.setattr(tuner.tune, "__defaults__", (60.0, command, lambda done, total: None))
     return invoke("tune", str(checkpoint), *flags)
+
+
+def test_what_is_to_be_pasted_is_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    used = {"kernel": "lanes-2", "rows": [2]}
+    shape = {"outputs": 64, "dim": 128, "bits": 4, "group": 64, "dtype": "bfloat16"}
+    product = {**shape, "used": used, "ms": {"lanes-2": [[2, 1.0, 0.5]]}}
+    found = {"device": "Apple M9", "mlx": "1", "products": [product], "faults": {}}
+    print_table("My Models/orthrus", found)
+    assert "orthrus-mlx verify 'My Models/orthrus'" in capsys.readouterr().out
 
 
 def test_the_table_says_what_is_used_and_what_failed(

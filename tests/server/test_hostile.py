@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -207,3 +208,26 @@ def test_a_server_ends_though_a_request_is_still_being_read(
         reading.result()
         run.end(house.service.worker, 4)
         assert codes == [3]
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_localhost_is_where_a_client_of_127_0_0_1_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    six: Any = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+    four: Any = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [six, four])  # as on macOS
+    with run.listen("localhost", 0) as taken:
+        assert taken.getsockname()[0] == "127.0.0.1"
+
+
+def test_a_model_that_is_named_goes_before_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(model: str | None, *_: Any, **__: Any) -> Any:
+        raise ServerError(f"It would load {model}.")
+
+    monkeypatch.setenv("ORTHRUS_MLX_MODEL", "usual")
+    monkeypatch.setattr("orthrus_mlx.cli.serve._load", stop)
+    for args, loads in ((["this"], "this"), ([], "usual"), (["--model", "that"], "that")):
+        assert f"load {loads}." in CliRunner().invoke(app, ["serve", "--port", "0", *args]).stderr
+    both = CliRunner().invoke(app, ["serve", "--port", "0", "this", "--model", "that"])
+    assert both.exit_code == 2

@@ -324,6 +324,9 @@ def test_errors_are_shown_where_they_happen(page: Browser, gated: House) -> None
     page.click("button", "Regenerate")
     page.until(f"{IDLE} && document.querySelector('article.assistant .error').textContent")
     assert text_of(page, "article .error") == ["temperature is -1; expected 0 to 100."]
+    # The answer that was there is not lost, here or after a reload.
+    assert page.run(f"{ANSWER}.textContent") == "Hi."
+    assert '"content":"Hi."' in page.run(CHAT)[page.run(CHAT).index("assistant") :]
     page.said.clear()
 
 
