@@ -137,7 +137,8 @@ class Part:
         """
         segments = [self._segment(part, word["layers"]) for part in word["segments"]]
         rows = Rows(segments)
-        rows.ids = from_rank_0(mx.zeros(rows.n_ar + rows.n_diff, mx.int32), self.group.comm)[None]
+        none = mx.zeros(rows.n_ar + rows.n_diff, mx.int32)
+        rows.ids = from_rank_0(none, self.group.comm, self.model.config.vocab_size)[None]
         if rows.n_diff:
             self.settle()
         h = self._models[word["layers"]].backbone(rows)
