@@ -171,7 +171,8 @@ def swap(model: Model) -> None:
     model.eval()  # with the modules that `nn.quantize` put in
     modules: list[Any] = model.modules()
     for module in modules:
-        module.__class__ = for_cuda(type(module))
+        kind: Any = type(module)
+        module.__class__ = for_cuda(kind)
     for module in modules:
         if isinstance(module, (CudaAttention, CudaMLP)):
             module.fuse()

@@ -74,6 +74,7 @@ def _load(group: Group, word: Word, models: dict[int, Part]) -> Word:
     """Load a part; what went wrong is rank 0's to say."""
     from .part import digest, load_part
 
+    group.alike = word["alike"]
     try:
         model, _ = load_part(group, word["path"], word["revision"], word["lazy"], word["number"])
     except OrthrusError as error:
@@ -92,9 +93,13 @@ class Part:
     def __init__(self, model: ShardedModel, group: Group):
         self.model, self.group = model, group
         self.caches: dict[int, Cache] = {}
-        one = one_layer(model)  # which rank 0 measures with
-        self._models = {len(one.layers): one, len(model.layers): model}
         self._running: mx.array | None = None
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Have the model by its number of layers, with modules and weights as they are now."""
+        one = one_layer(self.model)  # which rank 0 measures with
+        self._models = {len(one.layers): one, len(self.model.layers): self.model}
 
     def obey(self, word: Word) -> int:
         """Do what a word says; how many passes that took."""
@@ -119,6 +124,7 @@ class Part:
             case "dtype":
                 self.model.set_dtype(getattr(mx, word["dtype"]))
                 ready(self.model)
+                self._take_up()
             case other:
                 raise DistributedError(f"rank 0 has another version: it said {other!r}")
         return 0
@@ -131,7 +137,8 @@ class Part:
         """
         segments = [self._segment(part, word["layers"]) for part in word["segments"]]
         rows = Rows(segments)
-        rows.ids = from_rank_0(mx.zeros(rows.n_ar + rows.n_diff, mx.int32), self.group.comm)[None]
+        none = mx.zeros(rows.n_ar + rows.n_diff, mx.int32)
+        rows.ids = from_rank_0(none, self.group.comm, self.model.config.vocab_size)[None]
         if rows.n_diff:
             self.settle()
         h = self._models[word["layers"]].backbone(rows)

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from .. import cuda
 from .._version import __version__
 from ..device.measured import MLX_VERSION, device_name
 from ..errors import DistributedError, brief
@@ -47,6 +48,8 @@ class Group:
         backend: which of MLX's engines carries the activations.
         devices: of all ranks, in order; known to rank 0.
         links: to the other ranks; on those, to rank 0.
+        alike: whether all ranks would pad and compile passes in the same way; the others learn it
+            when they load a model.
         open: whether words can be sent.
     """
 
@@ -55,6 +58,7 @@ class Group:
         self.size, self.rank = comm.size(), comm.rank()
         self.links: list[Link] = []
         self.open = self.size > 1
+        self.alike = True
         self.devices = [device_name()]
         self.models = 0  # that were loaded so far
         self.last: mx.array | None = None  # what the last pass that was started computes
@@ -70,6 +74,7 @@ class Group:
             "device": device_name(),
             "mlx": MLX_VERSION,
             "orthrus-mlx": __version__,
+            "kind": cuda.kind(),
             "pid": os.getpid(),
         }
         if self.rank:
@@ -87,6 +92,7 @@ class Group:
             for rank, (connection, hello) in sorted(accept(server, token, self.size).items()):
                 self.links.append(Link(connection, rank, hello, self._other_lost, self._failed))
             self.devices += [str(link.facts.get("device")) for link in self.links]
+            self.alike = all(link.facts.get("kind") == facts["kind"] for link in self.links)
             atexit.register(self.leave)
             end_with_launcher()
         for link in self.links:

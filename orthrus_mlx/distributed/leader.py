@@ -134,7 +134,7 @@ class LeadingModel(ShardedModel):
 
     def _hidden(self, rows: Rows) -> mx.array:
         """Build a pass. Its ids reach the other ranks inside it: not all are known here yet."""
-        rows.ids = from_rank_0(rows.ids.reshape(-1), self.group.comm)[None]
+        rows.ids = from_rank_0(rows.ids.reshape(-1), self.group.comm, self.config.vocab_size)[None]
         hidden = super().backbone(rows)
         if rows.prepared:
             rows.hidden = hidden
@@ -181,6 +181,9 @@ class LeadingModel(ShardedModel):
         ready(self)
 
 
-def from_rank_0(ids: mx.array, comm: Any) -> mx.array:
+def from_rank_0(ids: mx.array, comm: Any, vocab_size: int) -> mx.array:
     """Rank 0's ids [n], on every rank."""
-    return mx.distributed.all_gather(ids.astype(mx.int32), group=comm)[: ids.size]
+    told = mx.distributed.all_gather(ids.astype(mx.int32), group=comm)[: ids.size]
+    # When a rank dies MLX returns whatever is in memory, and rows of embeddings far away would be
+    # read: this process would crash before it can say what happened.
+    return told % vocab_size

@@ -37,6 +37,7 @@ def load_part(
     model: Any = (
         ShardedModel(config, group.comm) if group.rank else LeadingModel(config, group, number)
     )
+    model.alike = group.alike
     return read_part(model, checkpoint, group.rank, group.size, lazy), checkpoint.folder
 
 

@@ -44,7 +44,14 @@ class ShardedBlock(TransformerBlock):
 
 
 class ShardedModel(Model):
-    """A rank's part of a model."""
+    """A rank's part of a model.
+
+    Attributes:
+        alike: whether all ranks can pad and compile passes in the same way, as on CUDA; else none
+            may, or what they add up would have other shapes.
+    """
+
+    alike = True
 
     def __init__(self, config: ModelConfig, group: Any):
         super().__init__(config)

@@ -48,6 +48,7 @@ def load_together(
             "revision": revision,
             "lazy": lazy,
             "number": number,
+            "alike": group.alike,
         }
     )
     model, folder = load_part(group, path, revision, lazy, number, checkpoint)

@@ -24,13 +24,11 @@ from orthrus_mlx import (
     Choices,
     ModelConfig,
     Regex,
-    cuda,
     generate,
     load,
     mlx_generate,
     stream_generate,
 )
-from orthrus_mlx.cuda import compiled as cuda_passes
 from orthrus_mlx.decoding.cost_model import Costs
 from orthrus_mlx.device import calibrate, measured
 from orthrus_mlx.rows import Rows, Segment
@@ -156,20 +154,6 @@ def together(folder: Path) -> Found:
     """The jobs that `make test` has time for, in one start of the ranks."""
     found = answers(folder) | batch(folder) | cancelled(folder) | rows(folder)
     return found | hunt(folder, "6")
-
-
-def compiled(folder: Path) -> Found:
-    """Answers and batches with CUDA's modules, whose passes are compiled; and how many were."""
-    traced: list[Any] = []
-    run = cuda_passes._run
-
-    def traced_run(*args: Any) -> Any:
-        traced.append(args[2])
-        return run(*args)
-
-    cuda.on_cuda, cuda_passes._run = lambda: True, traced_run
-    found = answers(folder) | batch(folder) | cancelled(folder)
-    return found | {"traced": len(set(traced))}
 
 
 def rows(folder: Path) -> Found:
@@ -350,7 +334,6 @@ JOBS: dict[str, Callable[..., Found]] = {
         batch,
         cancelled,
         together,
-        compiled,
         rows,
         memory,
         exact,

@@ -91,9 +91,11 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def job(count: int, name: str, *args: str | Path, folder: Path, **env: str) -> dict[str, Any]:
+def job(
+    count: int, name: str, *args: str | Path, folder: Path, module: str = "jobs", **env: str
+) -> dict[str, Any]:
     """What a job of `tests.distributed.jobs` printed on rank 0, run over `count` ranks."""
-    command = [sys.executable, "-m", "tests.distributed.jobs", name, *map(str, args)]
+    command = [sys.executable, "-m", f"tests.distributed.{module}", name, *map(str, args)]
     settings = {"ORTHRUS_MLX_ALONE": "never", **env}
     ended = Ranks(count, command, folder, **settings).wait()
     for rank, one in enumerate(ended):

@@ -8,9 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import mlx.core as mx
 import pexpect
 import pytest
 
+from orthrus_mlx.distributed.leader import from_rank_0
 from tests.distributed.ranks import PATIENCE, Ranks, free_ports
 
 SOON = 5.0  # seconds in which all must be gone; by clock, so only where nothing else runs
@@ -40,6 +42,13 @@ def test_a_rank_that_is_killed_ends_the_other(random12: Path, tmp_path: Path, vi
     assert survivor.code == 1  # not -9, the watchdog's
     assert len(lines(survivor.err)) == 1
     assert f"Rank {victim} on " in survivor.err and "has ended or cannot be reached" in survivor.err
+
+
+def test_what_comes_in_place_of_ids_is_no_row_far_away() -> None:
+    told = from_rank_0(mx.array([3, 1 << 30, -7, 1023]), mx.distributed.init(), 1024)
+    first, *others, last = told.tolist()
+    assert (first, last) == (3, 1023)
+    assert all(0 <= other < 1024 for other in others)
 
 
 @pytest.mark.full

@@ -32,12 +32,33 @@ def test_two_ranks_write_what_one_process_does(random12: Path, tmp_path: Path) -
 
 
 @pytest.mark.full
-def test_compiled_passes_over_ranks(random12: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernels", ["masks", "kernels"])
+def test_compiled_passes_over_ranks(random12: Path, tmp_path: Path, kernels: str) -> None:
     # As on CUDA: of both ranks, whose passes are traced and padded alike.
-    found, _ = apart(job(2, "compiled", random12, folder=tmp_path))
+    found, _ = apart(job(2, "compiled", random12, kernels, folder=tmp_path, module="cuda_jobs"))
     alone = jobs.answers(random12) | jobs.batch(random12) | jobs.cancelled(random12)
     assert {name: found[name] for name in alone} == alone
     assert found["traced"] > 10
+    assert (found["of several"] > 5) == (kernels == "kernels")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_where_one_rank_has_cuda_no_pass_is_compiled(
+    random12: Path, tmp_path: Path, rank: str
+) -> None:
+    found, _ = apart(job(2, "mixed", random12, rank, folder=tmp_path, module="cuda_jobs"))
+    alone = jobs.answers(random12)
+    assert {name: found[name] for name in alone} == alone
+    assert found["traced"] == 0
+
+
+@pytest.mark.full
+def test_compiled_passes_of_another_type(random12: Path, tmp_path: Path) -> None:
+    # Of the whole model and of one layer, as the probe runs it: on both ranks.
+    found, _ = apart(job(2, "cast", random12, folder=tmp_path, module="cuda_jobs"))
+    assert found["types"] == ["float32", "bfloat16", "float32"]
+    assert found["far"] < 0.05
 
 
 @pytest.mark.full
