@@ -156,18 +156,17 @@ class CompiledModel:
 
     def __call__(self, rows: Rows) -> mx.array:
         """As `Model.backbone`: hidden states [1, L, dim], and the caches grow by all rows."""
-        # 1. The bucket. Its shares have an order, so that it is the same for whoever shares a pass.
-        # (The order is that of what they need, and not of the room that they have: over several
-        # ranks it is the same on all.)
-        shares, needs, shown = list[Share](), list[int](), 0
+        # 1. The bucket. Its shares are ordered by what they need, so that it is the same for
+        # whoever shares a pass; not by the room that they have, which may differ among ranks.
+        shares, needs, shown = list[Share](), list[tuple[int, ...]](), 0
         for segment, padded in zip(rows.segments, self._padded(rows), strict=True):
             # As for the longest pass: none grows a cache on which another one is prepared.
             room = max(sum(padded), MAX_ROWS) if self._kernels else sum(padded)
             shown = slots_for(segment.cache[0].offset + room, self._kernels)
             self._reserve(segment.cache, shown)
             shares.append(Share(*padded, segment.cache[0].keys.shape[2]))
-            needs.append(shown)
-        order = sorted(range(len(shares)), key=lambda n: (*shares[n][:2], needs[n]), reverse=True)
+            needs.append((*padded, shown))
+        order = sorted(range(len(shares)), key=needs.__getitem__, reverse=True)
         segments = [rows.segments[n] for n in order]
         if self._kernels:  # which see no more than the ranges say
             shown = max(share.capacity for share in shares)
