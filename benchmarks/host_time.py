@@ -52,7 +52,7 @@ def gpu_costs() -> Costs:
         plain=0.9,
         batch={n: 1 + 0.01 * n for n in BATCHES[1:]},
         each=0.01,
-        drafted=dict.fromkeys(BATCHES[1:], 1.1),
+        drafting={n: 1.1 + 0.01 * n for n in BATCHES[1:]},
     )
 
 

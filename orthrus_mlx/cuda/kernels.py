@@ -46,8 +46,12 @@ def kernel(
     source: str,
     header: str = "",
     shared_memory: int = 0,
+    contiguous: bool = True,
 ) -> Any:
-    """A kernel from the body of its function; `HEADER` and `header` stand before it."""
+    """A kernel from the body of its function; `HEADER` and `header` stand before it.
+
+    MLX copies inputs that are not `contiguous`, unless told that the kernel takes others.
+    """
     return mx.fast.cuda_kernel(
         # MLX keeps compiled kernels by name and template, on disk too. The types of the inputs are
         # in neither: whoever calls a kernel sees to them.
@@ -57,6 +61,7 @@ def kernel(
         source=source,
         header=HEADER + header,
         shared_memory=shared_memory,
+        ensure_row_contiguous=contiguous,
     )
 
 

@@ -24,8 +24,8 @@ class Costs:
             a verify pass of one row, which is what is assumed where it was not measured.
         batch: of an AR step of several sequences in one pass, by their number.
         each: what each sequence beyond the first adds to a pass over the same rows.
-        drafted: how many times as much a pass with drafts of several sequences costs as its rows
-            and `each` say, by their number.
+        drafting: the least that a pass with drafts of several sequences costs, however few rows
+            it has, by their number.
     """
 
     verify: dict[int, float]
@@ -34,7 +34,7 @@ class Costs:
     plain: float | None = None
     batch: dict[int, float] = field(default_factory=dict)
     each: float = 0.0
-    drafted: dict[int, float] = field(default_factory=dict)
+    drafting: dict[int, float] = field(default_factory=dict)
 
     def of_ar_step(self) -> float:
         """Cost of an AR step."""
@@ -79,9 +79,8 @@ class Costs:
     def _of_passes(self, count: int, both: bool, sequences: int) -> list[float]:
         step = self.of_batch_step(sequences)
         factor = self._beside if both else 1.0
-        if self.drafted:
-            factor *= _at(self.drafted, sequences)
-        costs = [max(step, factor * self._of_rows(rows, sequences)) for rows in range(count)]
+        least = max(step, _at(self.drafting, sequences)) if self.drafting else step
+        costs = [max(least, factor * self._of_rows(rows, sequences)) for rows in range(count)]
         if not both:
             costs[sequences] = step
         return costs

@@ -32,12 +32,14 @@ class Block(NamedTuple):
         n_drafts: of its drafts that the next pass would verify.
         gain: tokens expected of these, less what both passes cost more, in tokens.
         steps: what both passes cost more, in plain batch steps.
+        rate: `gain` for each unit of what both passes cost; a loss as it is.
     """
 
     rows: int
     n_drafts: int
     gain: float
     steps: float
+    rate: float
 
 
 class RowBudget:
@@ -268,13 +270,16 @@ class _Pass:
             if trial or not owing:
                 found[i], tried = block.rows, tried or trial
                 diff, later = diff + block.rows, later + block.n_drafts
-                gain += max(0.0, block.gain)
+                gain += block.gain
+        if len(found) < len(idle) and self.cost(ar, diff) > budget.PATIENCE * self.alone[0]:
+            found, diff, later, gain = {}, 0, 0, 0.0  # or those without a block would wait too long
         if len(idle) > 1 and not owing:
             fresh = itertools.zip_longest(*(self.fresh[i] for i in idle), fillvalue=0.0)
             shortest = min(self.asked[i].room - 2 for i in idle)
             tokens = list(itertools.accumulate(map(sum, fresh)))[:shortest]
             together = self.best_block(tokens, len(idle), limit, ar, 0, 0, speed)
-            if together is not None and together.gain > gain:
+            rate = gain / (self.cost(ar, diff) + self.cost(later))
+            if together is not None and together.rate > max(0.0, rate):
                 found = dict.fromkeys(idle, together.rows)
         plans.update({i: Plan(block_rows=rows) for i, rows in found.items()})
 
@@ -288,7 +293,7 @@ class _Pass:
         later: int,
         speed: float,
     ) -> Block | None:
-        """The block of the largest gain; None if none fits.
+        """The block that gains most in its time; None if none fits.
 
         Args:
             tokens: that the next pass is to bring by verifying 1, 2, ... drafts of each block.
@@ -311,6 +316,7 @@ class _Pass:
             n = max(range(n, min(rows - 1, len(worth))), key=worth.__getitem__, default=n)
             more = now - before + verifying[n] - verified
             gain = tokens[n] - speed * more
-            if best is None or gain > best.gain:
-                best = Block(rows, n + 1, gain, more / self.alone[0])
+            rate = gain / (now + verifying[n]) if gain > 0 else gain
+            if best is None or rate > best.rate:
+                best = Block(rows, n + 1, gain, more / self.alone[0], rate)
         return best

@@ -64,7 +64,7 @@ def calibrate_batch(
     for count in (1, *COUNTS):
         jobs["step", count] = partial(time_steps, model, caches[:count], AR_POLICY)
     for count in COUNTS:
-        jobs["drafted", count] = partial(time_steps, model, caches[:count], BLOCK)
+        jobs["drafting", count] = partial(time_steps, model, caches[:count], BLOCK)
     jobs["each", 0] = partial(time_each, model, caches[:SPREAD])
     for n in sizes:
         policy, drafts = Policy("one-pass", n - 1), Guesses(n - 1)
@@ -90,13 +90,10 @@ def calibrate_batch(
     verify = costs.verify | {n: now * found["rows", n] for n in sizes if ("rows", n) in found}
     batch = {count: now * found["step", count] for count in COUNTS}
     each = now * found["each", 0]
-    known = replace(costs, verify=dict(sorted(verify.items())), batch=batch, each=each)
-    drafted = {}
-    for count in COUNTS:
-        passes = (count, count * BLOCK.block_rows), (count * (1 + BLOCK.n_drafts), 0)
-        told = sum(known.of_pass(*rows, count) for rows in passes) / len(passes)
-        drafted[count] = now * found["drafted", count] / told
-    return replace(known, drafted=drafted)
+    drafting = {count: now * found["drafting", count] for count in COUNTS}
+    return replace(
+        costs, verify=dict(sorted(verify.items())), batch=batch, each=each, drafting=drafting
+    )
 
 
 def time_steps(model: Any, caches: list[list[Any]], policy: Policy) -> float:
@@ -157,7 +154,7 @@ def batch_costs(
         verify=dict(sorted({**costs.verify, **more}.items())),
         batch=several.batch,
         each=several.each,
-        drafted=several.drafted,
+        drafting=several.drafting,
     )
 
 
@@ -170,14 +167,14 @@ def _encode(found: Found) -> dict[str, Any]:
         "verify": found[0],
         "batch": several.batch,
         "each": several.each,
-        "drafted": several.drafted,
+        "drafting": several.drafting,
         "plain": several.plain,
     }
 
 
 def _decode(raw: Any) -> Found:
     batch = {int(n): cost_of(c) for n, c in raw["batch"].items()}
-    drafted = {int(n): cost_of(c) for n, c in raw["drafted"].items()}
+    drafting = {int(n): cost_of(c) for n, c in raw["drafting"].items()}
     plain, each = cost_of(raw["plain"]), cost_of(raw["each"], free=True)
-    several = Costs({}, {}, {}, plain, batch, each, drafted)
+    several = Costs({}, {}, {}, plain, batch, each, drafting)
     return {int(n): cost_of(c) for n, c in raw["verify"].items()}, several

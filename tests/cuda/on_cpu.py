@@ -28,6 +28,7 @@ def kernel(
     source: str,
     header: str = "",
     shared_memory: int = 0,
+    contiguous: bool = True,
 ) -> Callable[..., list[mx.array]]:
     """As `orthrus_mlx.cuda.kernels.kernel`."""
     body = WAITS.sub(";\n", source).replace(SHARED, "uint4* shared = shared_memory.data();")
