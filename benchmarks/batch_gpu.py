@@ -3,8 +3,9 @@
 Random weights have no drafts that stand, so here the text and the drafts are scripted: each AR row
 says the next id of a made-up text, and the guesses about it go wrong after as many ids as they do
 on the bundled demo, whose runs are drawn from. Every pass still computes all that it would; the
-scripts cost a little more, which counts against ours. mlx-lm runs its own `BatchGenerator` on the
-same weights. With `--demo` the bundled demo writes with its real drafts instead.
+scripts cost a little more, which counts against drafting. Plain batches write what the weights say.
+mlx-lm runs its own `BatchGenerator` on the same weights. With `--demo` the bundled demo writes with
+its real drafts instead.
 
     python benchmarks/batch_gpu.py [--shape qwen3-8b] [--bits 4] [--counts 1,2,4,8,16]
     python benchmarks/batch_gpu.py --demo

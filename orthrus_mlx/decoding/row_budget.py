@@ -221,7 +221,7 @@ class _Pass:
         """The plans of all; where one stream gets nothing, all wait no longer than it may."""
         hope = min(self.hope(i) for i in self.free)
         plans = self.fill(self.budget.PATIENCE * hope * self.alone[0])
-        if hope > 1 and any(plans[i].is_ar for i in self.free):
+        if hope > 1 and any(plan.is_ar for plan in plans):
             plans = self.fill(self.budget.PATIENCE * self.alone[0])
         return plans
 
@@ -271,8 +271,11 @@ class _Pass:
                 found[i], tried = block.rows, tried or trial
                 diff, later = diff + block.rows, later + block.n_drafts
                 gain += block.gain
-        if len(found) < len(idle) and self.cost(ar, diff) > budget.PATIENCE * self.alone[0]:
-            found, diff, later, gain = {}, 0, 0, 0.0  # or those without a block would wait too long
+        patience = budget.PATIENCE * self.alone[0]
+        waiting = sum(plan.is_ar for plan in plans.values())  # as long as they have no block
+        if len(found) < waiting and self.cost(ar, diff) > patience:
+            found, diff, later, gain = {}, 0, 0, 0.0
+        limit = limit if len(idle) == waiting else min(limit, patience)
         if len(idle) > 1 and not owing:
             fresh = itertools.zip_longest(*(self.fresh[i] for i in idle), fillvalue=0.0)
             shortest = min(self.asked[i].room - 2 for i in idle)

@@ -94,7 +94,7 @@ def bench_batch(
         max_tokens: most ids of an answer.
         rounds: times that everything is measured, after one that warms up.
         against: whether to time mlx-lm too.
-        begin: called with the KV caches and prompts of each batch before it is timed.
+        begin: called with the KV caches and prompts of each batch that drafts, before it is timed.
         progress: called with (steps done, steps in all).
         measured: called with the report so far, after each count.
     """
@@ -153,7 +153,7 @@ def run(
         scheduler = make_scheduler(mode, "auto", model.config.block_size, lambda: costs)
         drafters: list[Drafter] = [BlockDrafter(), *([CopyDrafter()] if mode == "auto" else [])]
         texts.append(Text(request, scheduler, model.make_cache(), drafters))
-    if begin is not None:
+    if begin is not None and mode != "ar":
         begin([text.cache for text in texts], prompts)
     for text in texts:
         prefill(model, text.request, text.cache)

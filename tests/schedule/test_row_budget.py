@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from benchmarks.simulate_batch import PASSES, simulate, streams_of
 from orthrus_mlx.decoding.cost_model import NOMINAL, Costs, policies
-from orthrus_mlx.decoding.plan import ANY_ROWS, AR_STEP, DIFFUSION, Plan, Policy, RowCounts
+from orthrus_mlx.decoding.plan import (
+    ANY_ROWS,
+    AR_POLICY,
+    AR_STEP,
+    DIFFUSION,
+    Plan,
+    Policy,
+    RowCounts,
+)
 from orthrus_mlx.decoding.row_budget import RowBudget
 from orthrus_mlx.decoding.scheduler import Adaptive, Fixed
 from orthrus_mlx.decoding.sequence import Asked, Outcome
@@ -175,6 +183,49 @@ def test_what_passes_cost_is_asked_for_once_and_only_for_several() -> None:
     assert len(asked) == 1
 
 
+def jumping(count: int) -> Costs:
+    """As measured on a GPU: rows are almost free up to 64, and cost twice as much beyond."""
+    return Costs(
+        {1: 1.5, 8: 1.6, 16: 1.7, 32: 2.3, 64: 2.75, 96: 6.5, 128: 6.5},
+        {15: 1.5, 31: 1.6},
+        {(1, 3): 2.0, (1, 7): 2.0, (1, 14): 2.1, (1, 15): 2.1, (1, 31): 2.3},
+        1.0,
+        batch={count: 2.2},
+        each=0.2,
+        drafting={count: 3.3},
+    )
+
+
+def plans_of(costs: Costs, counts: list[tuple[float, float]]) -> tuple[list[Plan], RowBudget]:
+    """What streams do whose drafts were (rejected, tried) so far, with some credit."""
+    budget, streams = RowBudget(lambda: costs), [adaptive(costs) for _ in counts]
+    for one, seen in zip(streams, counts, strict=True):
+        one.scheduler.evidence.counts = {DIFFUSION: seen}
+    budget.credit = 6.0
+    return budget.plan([Asked(one, 99, {}) for one in streams]), budget
+
+
+def test_blocks_are_as_long_as_gains_most_in_their_time() -> None:
+    """Four blocks of 31 would bring more tokens than four of 15, in three times their time."""
+    plans, _ = plans_of(jumping(4), [(0.0, 0.0)] * 4)
+    assert [plan.block_rows for plan in plans] == [15] * 4
+
+
+def test_nobody_waits_for_the_others_blocks_where_blocks_for_all_pay() -> None:
+    """Blocks for three of four would keep the last one waiting, and so none would be made."""
+    plans, _ = plans_of(jumping(4), [(3.3, 6.0), (4.1, 24.0), (1.1, 12.0), (4.3, 12.0)])
+    assert all(plan.block_rows for plan in plans)
+    # One that was told not to draft waits as well.
+    budget = RowBudget(lambda: jumping(4))
+    others = [adaptive(jumping(4)) for _ in range(3)]
+    plans = budget.plan([Asked(one, 99, {}) for one in [stream(Fixed(AR_POLICY)), *others]])
+    rows = 4 + sum(plan.block_rows for plan in plans)
+    assert jumping(4).of_pass(4, rows - 4, 4) <= budget.PATIENCE * jumping(4).of_batch_step(4)
+    # Where drafts of none stand, none are made for all at once, whatever credit there is.
+    plans, budget = plans_of(jumping(4), [(30.0, 32.0)] * 4)
+    assert all(plan.is_ar for plan in plans) and budget.credit == 6.0
+
+
 @pytest.mark.parametrize("label", PASSES)
 @pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.full)])
 def test_on_mac_costs_a_batch_with_drafts_is_no_slower_than_a_plain_one(
@@ -199,6 +250,7 @@ def test_costs_of_several_sequences_are_measured_and_kept(
     monkeypatch.setattr("orthrus_mlx.device.calibrate_batch.calibrate_batch", None)
     again = batch_costs(model, 8)
     assert (again.batch, again.verify, again.each) == (costs.batch, costs.verify, costs.each)
+    assert again.drafting == costs.drafting and set(costs.drafting) == set(costs.batch)
 
 
 def test_between_the_measured_numbers_of_sequences_costs_lie_on_a_line() -> None:
@@ -208,3 +260,10 @@ def test_between_the_measured_numbers_of_sequences_costs_lie_on_a_line() -> None
     assert costs.of_pass(3, 0, 3) == pytest.approx(1.4)
     assert costs.of_pass(5, 0, 3) == pytest.approx(2.2)
     assert costs.of_pass(16, 0, 1) == pytest.approx(4.0)  # beyond what was measured, as the rows
+
+
+def test_a_pass_with_drafts_costs_no_less_than_the_smallest_measured_one() -> None:
+    costs = Costs({1: 1.0, 8: 1.2, 64: 4.0}, {}, {}, batch={2: 1.1}, each=0.1, drafting={2: 2.5})
+    assert costs.of_pass(2, 0, 2) == pytest.approx(1.1)  # a plain step has none
+    assert costs.of_pass(2, 6, 2) == costs.of_pass(8, 0, 2) == pytest.approx(2.5)
+    assert costs.of_pass(2, 30, 2) == pytest.approx(4.1)  # more rows cost what they do
