@@ -61,9 +61,9 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         _ATTEND,
         _HEADER,
         _shared(tiles, dim),
-        contiguous=False,  # queries may be some rows of a pass
+        contiguous=False,  # queries may be some rows of a pass; caches and ranges are contiguous
     )(
-        inputs=[q, *(mx.contiguous(a) for a in (k, v, seen))],
+        inputs=[q, k, v, seen],
         template=[
             ("T", q.dtype),
             *{"D": dim, "KEYS": KEYS, "STAGES": STAGES, "WARPS": WARPS, "TILES": tiles}.items(),
