@@ -61,7 +61,7 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         _ATTEND,
         _HEADER,
         _shared(tiles, dim),
-        contiguous=False,  # queries may be some rows of a pass, and need no copy
+        strided=("q",),  # which may be some rows of a pass
     )(
         inputs=[q, mx.contiguous(k), mx.contiguous(v), seen],
         template=[
