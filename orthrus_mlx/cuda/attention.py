@@ -43,8 +43,8 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         q: queries [1, heads, rows, head_dim].
         k: the cache's keys [1, kv_heads, slots, head_dim].
         v: its values, of the same shape.
-        seen: as `ranges.ranges` returns it, [5, rows] int32. The first row stands behind the slots
-            that were filled before this pass.
+        seen: as `ranges.ranges` returns it, [5, rows] int32, contiguous. The first row stands
+            behind the slots that were filled before this pass.
         scale: of the scores.
     """
     _, heads, rows, dim = q.shape
@@ -61,9 +61,9 @@ def attend(q: mx.array, k: mx.array, v: mx.array, seen: mx.array, scale: float) 
         _ATTEND,
         _HEADER,
         _shared(tiles, dim),
-        contiguous=False,  # queries may be some rows of a pass
+        strided=("q",),  # which may be some rows of a pass
     )(
-        inputs=[q, *(mx.contiguous(a) for a in (k, v, seen))],
+        inputs=[q, mx.contiguous(k), mx.contiguous(v), seen],
         template=[
             ("T", q.dtype),
             *{"D": dim, "KEYS": KEYS, "STAGES": STAGES, "WARPS": WARPS, "TILES": tiles}.items(),

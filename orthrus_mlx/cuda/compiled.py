@@ -37,7 +37,8 @@ WIDE = 2048  # `hidden_size`; of wider models one layer is submitted: two would 
 MAX_TRACES = 64  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
-Pass = Callable[[mx.array, mx.array, Held], tuple[mx.array, Held]]
+Seen = list[mx.array]  # ranges of all rows, then those of each segment's if there are several
+Pass = Callable[[mx.array, Seen, Held], tuple[mx.array, Held]]
 
 
 class Share(NamedTuple):
@@ -172,10 +173,8 @@ class CompiledModel:
             shown = max(share.capacity for share in shares)
         bucket = Bucket(tuple(shares[n] for n in order), shown, self._dtype, self._kernels)
 
-        # 2. What changes from pass to pass. Every layer reads the ranges, from the device's memory
-        # if the device computed them. (What the host wrote stays in the host's.) `abs` changes
-        # nothing, as no number is negative.
-        own = mx.abs(mx.array(_all_ranges(bucket, segments)))
+        # 2. What changes from pass to pass.
+        seen = _seen(bucket, segments)
         there, back = _moves(rows, bucket, order)
         h, in_flight = _moved(rows.ids, there), InFlight()
 
@@ -187,7 +186,7 @@ class CompiledModel:
                 for each in zip(*(s.cache[at : at + part.count] for s in segments), strict=True)
                 for layer in each
             ]
-            h, held = part(bucket, h, own, [(layer.keys, layer.values) for layer in layers])
+            h, held = part(bucket, h, seen, [(layer.keys, layer.values) for layer in layers])
             for layer, (keys, values) in zip(layers, held, strict=True):
                 layer.keys, layer.values = keys, values
             for segment in segments:
@@ -253,12 +252,12 @@ class CompiledLayers:
         self._traces: OrderedDict[Bucket, Pass] = OrderedDict()
 
     def __call__(
-        self, bucket: Bucket, h: mx.array, own: mx.array, held: Held
+        self, bucket: Bucket, h: mx.array, seen: Seen, held: Held
     ) -> tuple[mx.array, Held]:
         """Hidden states behind these layers, and what their caches hold then.
 
         `h` are the hidden states before them [1, rows, dim], or ids [1, rows] for the first ones.
-        `own` are the rows' ranges [5, rows].
+        `seen` are ranges [5, rows], as `_seen` has them.
         """
         run, shared = self._traces.get(bucket), len(bucket.shares) > 1
         if run is None:
@@ -269,22 +268,19 @@ class CompiledLayers:
         self._traces.move_to_end(bucket)
         if len(self._traces) > MAX_TRACES:
             self._traces.popitem(last=False)
-        return self._traces[bucket](h, own, held)
+        return self._traces[bucket](h, seen, held)
 
 
 def _run(
-    layers: Sequence[Any], embed: Any, bucket: Bucket, h: mx.array, own: mx.array, held: Held
+    layers: Sequence[Any], embed: Any, bucket: Bucket, h: mx.array, seen: Seen, held: Held
 ) -> tuple[mx.array, Held]:
     """What `CompiledLayers` traces: nothing here may depend on more than the bucket."""
-    # 1. What each row sees: of all rows, then of each segment's if there are several.
-    n, at, segments = bucket.rows, 5 * bucket.rows, list[StaticSegment]()
-    whole = own[:at].reshape(5, n)
-    for share, (ar, diff) in zip(bucket.shares, bucket.places(), strict=True):
-        mine = whole
-        if len(bucket.shares) > 1:
-            size = 5 * (share.n_ar + share.n_diff)
-            mine, at = own[at : at + size].reshape(5, -1), at + size
-        segments.append(StaticSegment(ar, diff, mine))
+    # 1. What each row sees.
+    whole, each = seen[0], seen[1:] or seen
+    segments = [
+        StaticSegment(ar, diff, mine)
+        for (ar, diff), mine in zip(bucket.places(), each, strict=True)
+    ]
     see, not_see = mx.array(0, bucket.dtype), mx.array(-mx.inf, bucket.dtype)
     mask = mx.where(visible(whole, bucket.visible), see, not_see)
     rows = StaticRows(bucket.n_ar, whole, tuple(segments), mask, bucket.kernels)
@@ -299,20 +295,26 @@ def _run(
     return h, [(cache.keys, cache.values) for cache in caches]
 
 
-def _all_ranges(bucket: Bucket, segments: Sequence[Segment]) -> np.ndarray:
-    """The ranges of all rows, then those of each segment's if there are several, one after another.
+def _seen(bucket: Bucket, segments: Sequence[Segment]) -> Seen:
+    """The ranges of all rows [5, rows], then those of each segment's if there are several.
 
-    The segments are in the order of the bucket's shares.
+    The segments are in the order of the bucket's shares. Every layer reads the ranges, from the
+    device's memory if the device computed them. (What the host wrote stays in the host's.)
     """
     each = [
         ranges(s.cache[0].offset, share.n_ar, s.n_diff, s.depths, share.n_diff - s.n_diff)
         for s, share in zip(segments, bucket.shares, strict=True)
     ]
-    if len(each) == 1:
-        return each[0].reshape(-1)
-    views = [np.split(own, [s.n_ar], 1) for own, s in zip(each, bucket.shares, strict=True)]
-    whole = np.concatenate([part for view in zip(*views, strict=True) for part in view], axis=1)
-    return np.concatenate([whole.reshape(-1), *(own.reshape(-1) for own in each)])
+    if len(each) > 1:
+        views = [np.split(own, [s.n_ar], 1) for own, s in zip(each, bucket.shares, strict=True)]
+        whole = np.concatenate([part for view in zip(*views, strict=True) for part in view], axis=1)
+        each = [whole, *each]
+    # In one transfer. `abs` changes nothing, as no number is negative.
+    flat, at, found = mx.abs(mx.array(np.concatenate([own.reshape(-1) for own in each]))), 0, []
+    for own in each:
+        found.append(flat[at : at + own.size].reshape(own.shape))
+        at += own.size
+    return found
 
 
 def _moves(rows: Rows, bucket: Bucket, order: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -46,11 +46,12 @@ def kernel(
     source: str,
     header: str = "",
     shared_memory: int = 0,
-    contiguous: bool = True,
+    strided: tuple[str, ...] = (),
 ) -> Any:
     """A kernel from the body of its function; `HEADER` and `header` stand before it.
 
-    MLX copies inputs that are not `contiguous`, unless told that the kernel takes others.
+    MLX copies inputs that are not contiguous, unless there are some that may be `strided`: then the
+    caller hands on all others contiguous.
     """
     return mx.fast.cuda_kernel(
         # MLX keeps compiled kernels by name and template, on disk too. The types of the inputs are
@@ -61,7 +62,7 @@ def kernel(
         source=source,
         header=HEADER + header,
         shared_memory=shared_memory,
-        ensure_row_contiguous=contiguous,
+        ensure_row_contiguous=not strided,
     )
 
 

@@ -90,10 +90,14 @@ def calibrate_batch(
     verify = costs.verify | {n: now * found["rows", n] for n in sizes if ("rows", n) in found}
     batch = {count: now * found["step", count] for count in COUNTS}
     each = now * found["each", 0]
-    drafting = {count: now * found["drafting", count] for count in COUNTS}
-    return replace(
-        costs, verify=dict(sorted(verify.items())), batch=batch, each=each, drafting=drafting
-    )
+    known = replace(costs, verify=dict(sorted(verify.items())), batch=batch, each=each)
+    drafting = {}  # the least of a pass: a plain step, and what rows do not explain
+    for count in COUNTS:
+        passes = (count, count * BLOCK.block_rows), (count * (1 + BLOCK.n_drafts), 0)
+        told = sum(known.of_pass(*rows, count) for rows in passes) / len(passes)
+        more = max(0.0, now * found["drafting", count] - told)
+        drafting[count] = known.of_batch_step(count) + more
+    return replace(known, drafting=drafting)
 
 
 def time_steps(model: Any, caches: list[list[Any]], policy: Policy) -> float:

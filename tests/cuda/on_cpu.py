@@ -28,7 +28,7 @@ def kernel(
     source: str,
     header: str = "",
     shared_memory: int = 0,
-    contiguous: bool = True,
+    strided: tuple[str, ...] = (),
 ) -> Callable[..., list[mx.array]]:
     """As `orthrus_mlx.cuda.kernels.kernel`."""
     body = WAITS.sub(";\n", source).replace(SHARED, "uint4* shared = shared_memory.data();")
@@ -68,7 +68,7 @@ def kernel(
             f"  launch(grid, block, [=] {{ work({given}); }});\n}}\n"
         )
         arguments: list[Any] = [(ctypes.c_int * 3)(*grid), (ctypes.c_int * 3)(*threadgroup)]
-        held = [_numpy(array) for array in arrays]
+        held = [_numpy(a, name in strided) for name, a in zip(names, arrays, strict=True)]
         for data in held:
             n = max(1, data.ndim)
             arguments += [
@@ -92,9 +92,13 @@ def _numpy_type(dtype: mx.Dtype) -> Any:
     return np.uint16 if dtype == mx.bfloat16 else np.float32
 
 
-def _numpy(array: mx.array) -> np.ndarray:
-    words = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return np.ascontiguousarray(np.array(words))
+def _numpy(array: mx.array, strided: bool) -> np.ndarray:
+    words = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+    if not strided:
+        return np.ascontiguousarray(words)
+    apart = np.full((*words.shape[:-2], words.shape[-2] + 3, words.shape[-1]), 0x7FC0, words.dtype)
+    apart[..., : words.shape[-2], :] = words  # what lies between must not be read
+    return apart[..., : words.shape[-2], :]
 
 
 @functools.cache
