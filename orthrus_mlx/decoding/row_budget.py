@@ -46,8 +46,8 @@ class RowBudget:
     """Plans the passes of several sequences together; alone, a sequence's own scheduler plans.
 
     So it does in exact numerics, whose passes are others. Sequences whose scheduler is not
-    `Adaptive` do as they were told; their rows are counted. Passes verify, or draft beside their AR
-    rows: a draft pass of its own would keep those waiting that do not draft.
+    `Adaptive` do as they were told; their rows are part of what a plain step costs. Passes verify,
+    or draft beside their AR rows: a draft pass of its own would keep those waiting that do not.
 
     Two bounds hold. The tokens a second of the batch, by the measured costs: what drafting gains or
     loses on plain batch steps goes to one account, and no drafting starts beyond a debt of

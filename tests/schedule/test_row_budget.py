@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -281,3 +282,5 @@ def test_a_pass_with_drafts_costs_no_less_than_the_smallest_measured_one() -> No
     assert costs.of_pass(2, 0, 2) == pytest.approx(1.1)  # a plain step has none
     assert costs.of_pass(2, 6, 2) == costs.of_pass(8, 0, 2) == pytest.approx(2.5)
     assert costs.of_pass(2, 30, 2) == pytest.approx(4.1)  # more rows cost what they do
+    costs = replace(costs, batch={2: 1.1, 4: 1.3}, drafting={2: 1.5, 4: 2.5})
+    assert costs.of_pass(4, 0, 3) == pytest.approx(2.0)  # between both, as plain steps are
