@@ -7,6 +7,9 @@ answer after another; texts and costs are those of `simulate.py`, with its assum
    knows only the sizes that calibration measures, and draws straight lines between them.
 2. Each stream beyond the first adds `EACH` AR steps to a pass: its own small kernels in each layer.
 3. Prompts cost nothing, and a stream's next answer begins at once.
+4. The host costs nothing, so that a pass with drafts has no least but a plain step. As calibration
+   would find it on these costs, the least is up to 0.06 AR steps more. Tried with 3 answers, that
+   changes 0.01 at most; with two streams on "bf16 0.32.1" it gains up to 0.1.
 
     python benchmarks/simulate_batch.py [--answers 8] [--tokens 256] [--costs "bf16 0.32.1"]
 

@@ -60,12 +60,8 @@ class Costs:
         known = {1: self.of_ar_step(), **self.batch}
         if sequences > max(known):  # no better than by rows
             return max(known[max(known)], self._of_rows(sequences, sequences))
-        sizes = sorted(known)
-        high = bisect.bisect_left(sizes, sequences)
-        (few, low), (many, cost) = ((n, known[n]) for n in (sizes[high - 1], sizes[high]))
-        step = low + (cost - low) * (sequences - few) / (many - few)
         # One row each is a pass over so many rows too; the dearer figure was measured badly.
-        return min(step, self._of_rows(sequences, sequences))
+        return min(_on_line(known, sequences), self._of_rows(sequences, sequences))
 
     def of_pass(self, n_ar: int, n_diff: int, sequences: int) -> float:
         """Cost of a pass over the rows of some sequences, AR and diffusion rows in all."""
@@ -79,7 +75,7 @@ class Costs:
     def _of_passes(self, count: int, both: bool, sequences: int) -> list[float]:
         step = self.of_batch_step(sequences)
         factor = self._beside if both else 1.0
-        least = max(step, _at(self.drafting, sequences)) if self.drafting else step
+        least = max(step, _on_line({1: self.of_ar_step(), **self.drafting}, sequences))
         costs = [max(least, factor * self._of_rows(rows, sequences)) for rows in range(count)]
         if not both:
             costs[sequences] = step
@@ -105,6 +101,16 @@ class Costs:
 
 def _at(costs: dict[int, float], rows: int) -> float:
     return costs[min((n for n in costs if n >= rows), default=max(costs))]
+
+
+def _on_line(costs: dict[int, float], n: int) -> float:
+    """The cost at `n`, on a line between those measured on both sides of it."""
+    sizes = sorted(costs)
+    high = min(bisect.bisect_left(sizes, n), len(sizes) - 1)
+    few, many = sizes[max(0, high - 1)], sizes[high]
+    if few == many or n >= many:
+        return costs[many]
+    return costs[few] + (costs[many] - costs[few]) * (n - few) / (many - few)
 
 
 # Used with `calibrate=False`: ratios to an AR step as published for Apple M-series chips.

@@ -46,8 +46,8 @@ class RowBudget:
     """Plans the passes of several sequences together; alone, a sequence's own scheduler plans.
 
     So it does in exact numerics, whose passes are others. Sequences whose scheduler is not
-    `Adaptive` do as they were told; their rows are counted. Passes verify, or draft beside their AR
-    rows: a draft pass of its own would keep those waiting that do not draft.
+    `Adaptive` do as they were told; their rows are part of what a plain step costs. Passes verify,
+    or draft beside their AR rows: a draft pass of its own would keep those waiting that do not.
 
     Two bounds hold. The tokens a second of the batch, by the measured costs: what drafting gains or
     loses on plain batch steps goes to one account, and no drafting starts beyond a debt of
@@ -148,8 +148,8 @@ class _Pass:
         lengths: rows that a block beside an AR row may have.
         doubts, fresh: of a block's drafts, both rejection rates added up, and chances to stand.
         sources: of the best drafts at hand.
-        begun: plans of those that drafted a block to learn of it.
-        spare: draft rows to choose from (less the chance to stand, place, sequence), best first.
+        spare: draft rows to choose from (less the chance to stand, place, sequence), best first;
+            before them the first `begun` ones, of those that drafted a block to learn of it.
         speeds: tokens per unit of cost with 0, 1, 2, ... of them.
         alone, beside: costs of the pass with 0, 1, 2, ... rows more, without and with blocks.
     """
@@ -170,28 +170,27 @@ class _Pass:
         # 1. What drafts are worth.
         self.prior = functools.cache(budget.evidence.prior)
         self.doubts, self.fresh = dict[int, float](), dict[int, tuple[float, ...]]()
-        self.sources, self.begun = dict[int, str](), dict[int, Plan]()
-        self.spare, sure = list[tuple[float, int, int]](), 0.0
+        self.sources = dict[int, str]()
+        begun, spare = list[tuple[float, int, int]](), list[tuple[float, int, int]]()
         for i, scheduler in self.free.items():
             rates = self.rates(i, DIFFUSION, FRESH)
             self.doubts[i], self.fresh[i] = sum(rates), standing(rates, longest - 1)
             rows = [(-chance, j, i) for j, chance in enumerate(self.best_at_hand(i), start=1)]
             if rows and scheduler.in_flight and self.sources[i] == DIFFUSION:
                 # It was drafted to learn of it: one row tells the most for the least.
-                self.begun[i] = Plan(n_drafts=1)
-                sure -= rows.pop(0)[0]
-            self.spare += rows
-        self.spare.sort()
+                begun.append(rows.pop(0))
+            spare += rows
+        self.begun, self.spare = len(begun), [*sorted(begun), *sorted(spare)]
         # 2. What rows cost.
-        told, count, begun = self.told.values(), len(asked), len(self.begun)
+        told, count = self.told.values(), len(asked)
         diff = sum(plan.block_rows * plan.blocks for plan in told)
         least = count + sum(plan.n_drafts for plan in told) + diff
-        most = least + begun + len(self.spare) + count * longest
+        most = least + len(self.spare) + count * longest
         self.alone = costs.of_passes(most, diff > 0, count)[least:]
         self.beside = costs.of_passes(most, True, count)[least:]
         chances = (chance for chance, _, _ in self.spare)
-        tokens = itertools.accumulate(chances, operator.sub, initial=count + sure)
-        self.speeds = [t / cost for t, cost in zip(tokens, self.alone[begun:], strict=False)]
+        tokens = itertools.accumulate(chances, operator.sub, initial=count)
+        self.speeds = [t / cost for t, cost in zip(tokens, self.alone, strict=False)]
 
     def cost(self, ar: int, diff: int = 0) -> float:
         """Cost of the pass with so many rows more."""
@@ -234,20 +233,19 @@ class _Pass:
 
     def fill(self, limit: float) -> list[Plan]:
         """Spend rows while they pay, up to a cost of `limit`."""
-        plans = {**self.told, **dict.fromkeys(self.free, AR_STEP), **self.begun}
+        plans = {**self.told, **dict.fromkeys(self.free, AR_STEP)}
         ar, speed = self.verify(plans, limit)
         self.draft(plans, limit, ar, speed)
         return [plans[i] for i in range(len(self.asked))]
 
     def verify(self, plans: dict[int, Plan], limit: float) -> tuple[int, float]:
         """Take draft rows in falling chance to stand: how many, and the tokens per unit of cost."""
-        begun = len(self.begun)
-        prices = self.alone[begun + 1 : begun + len(self.speeds)]
+        prices = self.alone[1 : len(self.speeds)]
         fitting = next((n for n, cost in enumerate(prices) if cost > limit), len(prices))
-        best = max(range(fitting + 1), key=self.speeds.__getitem__)
+        best = max(range(min(self.begun, fitting), fitting + 1), key=self.speeds.__getitem__)
         taken = {i: j for _, j, i in self.spare[:best]}
         plans.update({i: Plan(n_drafts=j, source=self.sources[i]) for i, j in taken.items()})
-        return begun + best, self.speeds[best]
+        return best, self.speeds[best]
 
     def draft(self, plans: dict[int, Plan], limit: float, ar: int, speed: float) -> None:
         """Add blocks beside the AR rows of those that verify nothing: to each, or to all at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -226,6 +227,20 @@ def test_nobody_waits_for_the_others_blocks_where_blocks_for_all_pay() -> None:
     assert all(plan.is_ar for plan in plans) and budget.credit == 6.0
 
 
+@pytest.mark.parametrize("last", ["told", "at its end", "drafted too"])
+def test_drafts_in_flight_are_verified_only_where_nobody_waits_for_it(last: str) -> None:
+    """A pass over any drafts takes 1.5 plain steps here: too long for one that has none."""
+    budget, streams = RowBudget(lambda: jumping(4)), [adaptive(jumping(4)) for _ in range(4)]
+    for one in streams:
+        one.scheduler.learn(Plan(block_rows=15), 0, 0)
+    asked = [Asked(one, 99, {DIFFUSION: 14}) for one in streams]
+    if last != "drafted too":
+        other = stream(Fixed(AR_POLICY)) if last == "told" else adaptive(jumping(4))
+        asked[3] = Asked(other, 1, {})
+    verified = [plan.n_drafts for plan in budget.plan(asked)]
+    assert all(verified) if last == "drafted too" else not any(verified)
+
+
 @pytest.mark.parametrize("label", PASSES)
 @pytest.mark.parametrize("count", [2, pytest.param(16, marks=pytest.mark.full)])
 def test_on_mac_costs_a_batch_with_drafts_is_no_slower_than_a_plain_one(
@@ -267,3 +282,5 @@ def test_a_pass_with_drafts_costs_no_less_than_the_smallest_measured_one() -> No
     assert costs.of_pass(2, 0, 2) == pytest.approx(1.1)  # a plain step has none
     assert costs.of_pass(2, 6, 2) == costs.of_pass(8, 0, 2) == pytest.approx(2.5)
     assert costs.of_pass(2, 30, 2) == pytest.approx(4.1)  # more rows cost what they do
+    costs = replace(costs, batch={2: 1.1, 4: 1.3}, drafting={2: 1.5, 4: 2.5})
+    assert costs.of_pass(4, 0, 3) == pytest.approx(2.0)  # between both, as plain steps are
