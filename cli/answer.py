@@ -68,7 +68,8 @@ def run(
         if why := no_drafts_line(last, options["mode"], BY_FLAG):
             note(notes, why)
     noun = asked.noun if asked else ""
-    cut = cut_line(last, BY_FLAG, stopped=interrupt.noted, thinks=printer.thinks, noun=noun)
+    stopped = "Ctrl-C" if interrupt.noted else None
+    cut = cut_line(last, BY_FLAG, stopped=stopped, thinks=printer.thinks, noun=noun)
     if not quiet and cut is not None:
         note(notes, cut)
     if interrupt.noted:

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from orthrus_mlx.errors import OrthrusError
+from orthrus_mlx.signals import ends_as_exception
 
 from . import (
     bench,
@@ -63,7 +64,7 @@ class _Commands(TyperGroup):
         # It warns of long prompts, which are checked later on, and quotes checkpoints as they are.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         write_any_text(sys.stdout, lambda line: note(stderr_console(), line))
-        with _one_line_errors(in_flags), warnings.catch_warnings():
+        with _one_line_errors(in_flags), ends_as_exception(), warnings.catch_warnings():
             warnings.showwarning = show_warning
             result = super().invoke(ctx)
             sys.stdout.flush()  # a full disk may show only now

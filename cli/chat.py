@@ -89,7 +89,8 @@ def chat(
     """Talk with a model, turn by turn.
 
     Ctrl-C stops an answer, Ctrl-D leaves. From a pipe, each line is a message;
-    /bye ends. Into a pipe, answers are plain text, and reasoning goes to stderr.
+    /bye ends, and without --continue nothing is kept for it. Into a pipe, answers
+    are plain text, and reasoning goes to stderr.
     """
     from orthrus_mlx import GenerationOptions
 
@@ -131,7 +132,8 @@ def chat(
     from .repl import Chat
 
     ranks.take_terminal()
-    interactive = sys.stdin.isatty()
+    interactive = _is_interactive()
+    kept = interactive or go_on  # a pipe has no business with a person's last conversation
     if interactive:
         note(notes, "/help for the commands, Ctrl-C to stop an answer, Ctrl-D to leave")
     if load or go_on:
@@ -152,7 +154,7 @@ def chat(
     if think is not None:
         note_missing_switch(session, notes)
     name = options.DEMO if model is None else model
-    Chat(
+    chat = Chat(
         session,
         _reader(interactive),
         _screen(plain, show_thinking, notes),
@@ -162,11 +164,15 @@ def chat(
         settings=settings,
         think_tags=think_tags(tokenizer),
         interactive=interactive,
-        keep=keep_last(name, notes),
+        keep=keep_last(name, notes) if kept else None,
         extra_options=extra,
         exact_screen=None if plain else PlainScreen(sys.stdout, None if show_thinking else notes),
-    ).run()
-    keep_cache(session, quantized)
+    )
+    try:
+        chat.run()
+    finally:
+        if kept:
+            keep_cache(session, quantized)
 
 
 def _set_sampling(
@@ -185,6 +191,10 @@ def _set_sampling(
     taken = [f"{name} {value:g}" for name, value in own.items() if name not in flags]
     if taken and settings.temp > 0:
         note(notes, f"Sampling as the model's generation_config.json says: {', '.join(taken)}")
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty()
 
 
 def _reader(interactive: bool) -> "Reader":

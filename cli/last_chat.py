@@ -68,10 +68,11 @@ def keep_last(model: str, notes: Console) -> Callable[[Conversation], None]:
 def keep_cache(session: ChatSession, quantized: str = "") -> None:
     """Keep the cache of the last conversation, where it is not too large.
 
-    `quantized` says how it is quantized, if it is: another chat that does so may take it up.
+    `quantized` says how it is quantized, if it is: another chat that does so may take it up. An
+    empty one is of a chat in which nothing was said: the last conversation is an earlier one.
     """
     key, path = _key(session, quantized), last_chat_path()
-    if key is None or path is None or session.cache_bytes > LARGEST_CACHE:
+    if key is None or path is None or not 0 < session.cache_bytes <= LARGEST_CACHE:
         return
     path = path.with_suffix(".safetensors")
     partial = path.with_name(f"partial-{path.name}")

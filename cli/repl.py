@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from rich.console import Console
 
 from orthrus_mlx.errors import ContextLengthError, OrthrusError
+from orthrus_mlx.signals import ends_held
 
 from .console import note, print_error
 from .conversation import Conversation, Turn
@@ -70,7 +71,7 @@ class Chat:
         interactive: bool = True,
         extra_options: Mapping[str, Any] | None = None,
         exact_screen: Screen | None = None,
-        keep: Callable[[Conversation], None] = lambda conversation: None,
+        keep: Callable[[Conversation], None] | None = None,
     ) -> None:
         self.session = session
         self.notes = notes
@@ -83,7 +84,7 @@ class Chat:
         self._think_tags = think_tags
         self._interactive = interactive
         self._extra_options = dict(extra_options or {})
-        self._keep = keep
+        self._keep = keep or (lambda conversation: None)
         self._remedies = BY_COMMAND if interactive else BY_FLAG
         self._told_why = False  # whether it was said why answers have no drafts
         self._attempt = 0  # how often the last question was asked again
@@ -93,10 +94,12 @@ class Chat:
         """Go on until the input ends or `/bye`."""
         while True:
             try:
-                text = self._next_message()
-                if text is not None:
-                    self.ask(text)
-                self._keep(self.conversation)
+                line = self._next_line()
+                with ends_held():  # what is said by then is kept first
+                    text = self._taken(line)
+                    if text is not None:
+                        self.ask(text)
+                    self._keep(self.conversation)
             except EOFError:
                 return
             except KeyboardInterrupt:  # the line was cleared
@@ -112,14 +115,24 @@ class Chat:
                 if isinstance(error, ContextLengthError):
                     note(self.notes, "The conversation is too long: /undo some of it, or /clear")
 
-    def _next_message(self) -> str | None:
-        """Read on; None for what was no message. EOFError at the end."""
-        pending, self.conversation.pending = self.conversation.pending, None
-        if pending is not None:
+    def _next_line(self) -> str | None:
+        """Read on; None where a message waits already. EOFError at the end."""
+        if self.conversation.pending is not None:
+            return None
+        if not self._interactive:
+            return self._reader.read("")
+        try:
+            return read_message(self._reader)
+        except OSError:  # the terminal is gone; nobody could ask again
+            raise EOFError from None
+
+    def _taken(self, line: str | None) -> str | None:
+        """The message of a line; None for what was no message. EOFError at the end."""
+        if line is None:
+            pending, self.conversation.pending = self.conversation.pending, None
             return pending
         if self._interactive:
-            return self._commands.take(read_message(self._reader))
-        line = self._reader.read("")
+            return self._commands.take(line)
         if line.strip() == "/bye":
             raise EOFError
         return line if line.strip() else None
@@ -171,17 +184,17 @@ class Chat:
                         answer.feed(response.text)
                         ctrl_c.check()
             except KeyboardInterrupt:
-                ctrl_c.pressed = True
+                ctrl_c.pressed = ctrl_c.pressed or ctrl_c.cause is None
             answer.finish()
         if last is None:  # Ctrl-C while the prompt was read
             note(self.notes, "Stopped before the answer began; your message was not kept.")
         else:
-            self._report(last, stopped=ctrl_c.pressed, thinks=answer.thinks)
+            self._report(last, stopped=ctrl_c.cause, thinks=answer.thinks)
         if ctrl_c.pressed and not self._interactive:
             raise KeyboardInterrupt
         return Turn(question, answer.text, answer.thinking) if last is not None else None
 
-    def _report(self, last: Any, stopped: bool, thinks: bool) -> None:
+    def _report(self, last: Any, stopped: str | None, thinks: bool) -> None:
         """Print the stats line, and why the answer ended if it was not the model's doing."""
         self.totals.add(last, self.session.reused_tokens)
         note(

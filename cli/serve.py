@@ -323,8 +323,9 @@ def _load(
             with measuring:
                 wait_for(worker, show)
             worker.show = show
-    except KeyboardInterrupt:
-        end(worker, 130)
+    except BaseException as error:
+        told = error.code if isinstance(error, SystemExit) else None
+        end(worker, told if isinstance(told, int) else 130)
         raise
     folder = resolve(model or options.DEMO, revision)
     path = folder / "generation_config.json"

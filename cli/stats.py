@@ -22,14 +22,14 @@ FEW = 16  # tokens: a shorter answer says nothing of how drafts would do
 
 
 def cut_line(
-    last: Any, remedies: Remedies, *, stopped: bool, thinks: bool, noun: str = ""
+    last: Any, remedies: Remedies, *, stopped: str | None, thinks: bool, noun: str = ""
 ) -> str | None:
     """Say what cut an answer short and what to do; None if it came to its own end.
 
     Args:
         last: the last response; None if there was none.
         remedies: what to do about it.
-        stopped: whether Ctrl-C was pressed.
+        stopped: what stopped it: Ctrl-C, or a signal; None if nothing did.
         thinks: whether the model was still thinking.
         noun: what a constraint asks for: "JSON" or "text".
     """
@@ -49,7 +49,7 @@ def cut_line(
     if cut is not None:
         return f"Ended{where} by a {cut}."
     if stopped and (last is None or last.finish_reason is None):
-        return f"Stopped by Ctrl-C{where}."
+        return f"Stopped by {stopped}{where}."
     return f"The model ended{where}." if thinks else None
 
 

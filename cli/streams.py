@@ -1,6 +1,7 @@
 """The standard streams, when they are closed, full, or speak an encoding of few characters."""
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -12,7 +13,8 @@ def prepare() -> None:
     """Put a stream in the place of each closed one, and let stderr fail in silence.
 
     Standard input is then at its end, and standard output refuses what is written. A later file
-    cannot take their numbers.
+    cannot take their numbers. A terminal that is closed meanwhile is told no more: SIGHUP, which
+    ends the program, may come later than what is written fails.
     """
     for name, mode, flags in (
         ("stdin", "r", os.O_RDONLY),
@@ -27,6 +29,9 @@ def prepare() -> None:
         sys.stderr = _Notes(
             sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
         )
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
+        out = sys.stdout
+        sys.stdout = _Screen(out.buffer, out.encoding, out.errors, line_buffering=True)
 
 
 class _Notes(io.TextIOWrapper):
@@ -35,15 +40,27 @@ class _Notes(io.TextIOWrapper):
     def write(self, text: str, /) -> int:
         try:
             return super().write(text)
-        except OSError:
-            discard(self)
+        except OSError as error:
+            self._failed(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
-        except OSError:
-            discard(self)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        discard(self)
+
+
+class _Screen(_Notes):
+    """A terminal as stdout, which may be closed before the program ends."""
+
+    def _failed(self, error: OSError) -> None:
+        if error.errno != errno.EIO:
+            raise error
+        discard(self)
 
 
 def discard(stream: TextIO) -> None:

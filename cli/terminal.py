@@ -3,27 +3,37 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
+
+from orthrus_mlx.signals import ends_held
 
 
 class CtrlC:
     """Notes the first Ctrl-C instead of raising; a second one raises as usual.
 
     So an answer stops between two tokens, where the cache holds exactly what was said, and
-    a model that hangs can still be left.
+    a model that hangs can still be left. `ends` are the signals that came to end the program.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Sequence[int] = ()) -> None:
         self.pressed = False
+        self._ends = ends
         self._before: Any = None
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
-        if self.pressed:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed, or the program is to end."""
+        if self.pressed or self._ends:
             raise KeyboardInterrupt
+
+    @property
+    def cause(self) -> str | None:
+        """What stopped the answer, in words; None if nothing did."""
+        if self._ends:
+            return signal.Signals(self._ends[0]).name
+        return "Ctrl-C" if self.pressed else None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.pressed:
@@ -46,8 +56,11 @@ class CtrlC:
 
 @contextmanager
 def answering() -> Iterator[CtrlC]:
-    """Prepare the terminal for an answer, and put it back afterwards."""
-    with no_echo(), CtrlC() as ctrl_c:
+    """Prepare the terminal for an answer, and put it back afterwards.
+
+    SIGTERM and SIGHUP stop the answer as Ctrl-C does; what they end, they end behind it.
+    """
+    with ends_held() as ends, no_echo(), CtrlC(ends) as ctrl_c:
         yield ctrl_c
 
 
@@ -75,8 +88,9 @@ def no_echo() -> Iterator[None]:
     silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
 
     def put(settings: list[Any]) -> None:
-        if os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():  # else the shell has it
-            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
+        with suppress(OSError, termios.error):  # the terminal was closed
+            if os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():  # else the shell has it
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)
 
     def give_back() -> None:
         _show_cursor()

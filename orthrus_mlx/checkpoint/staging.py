@@ -6,17 +6,14 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from ..errors import OutputError
+from ..signals import ends_as_exception, no_interrupts
 
 SLACK = 1 << 20  # bytes, for the small files beside the weights
 
@@ -54,7 +51,7 @@ def staged_folder(final: Path, needed: int) -> Iterator[Path]:
     folder = hidden / final.name
     created: list[Path] = []
     lock: BaseFileLock | None = None
-    with _terminate_as_exception():
+    with ends_as_exception():
         try:
             created = _make_parents(final.parent)
             _check_room(final, needed)
@@ -75,7 +72,7 @@ def staged_folder(final: Path, needed: int) -> Iterator[Path]:
         except OSError as e:
             raise _output_error(e, final, needed) from e
         finally:
-            with _no_interrupts():
+            with no_interrupts():
                 if lock is not None:
                     shutil.rmtree(folder, ignore_errors=True)
                     _unlock(lock)
@@ -154,36 +151,3 @@ def _sync(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _terminate_as_exception() -> AbstractContextManager[None]:
-    """Let SIGTERM and SIGHUP unwind the stack, instead of ending the program at once."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    return _handling([n for n in numbers if signal.getsignal(n) is signal.SIG_DFL], _raise_exit)
-
-
-def _no_interrupts() -> AbstractContextManager[None]:
-    """Ignore Ctrl-C and SIGTERM during cleanup, which is what they ask for.
-
-    (Blocking them is not enough: they may arrive on one of MLX's threads.)
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return _handling([n for n in numbers if signal.getsignal(n) is not None], signal.SIG_IGN)
-
-
-@contextmanager
-def _handling(numbers: list[signal.Signals], handler: Any) -> Iterator[None]:
-    """Replace signal handlers for a while. Python allows it on the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [(number, signal.signal(number, handler)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, previous in before:
-            signal.signal(number, previous)
-
-
-def _raise_exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)

@@ -86,7 +86,7 @@ class Text:
             stats.generation_tokens += 1
             if stats.near_ties is not None:
                 stats.near_ties += token.near_tie
-            if sequence and sequence.done and n == len(decided):
+            if sequence and sequence.done and not sequence.error and n == len(decided):
                 stats.finish_reason = "stop" if sequence.ended else "length"
             yield token, stats
 

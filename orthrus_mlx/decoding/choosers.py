@@ -58,8 +58,8 @@ class Chooser(Protocol):
                 that is no draft, or go on: the engine keeps what agrees.
         """
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Take note that these ids were decided."""
+    def commit(self, tokens: Sequence[int]) -> int:
+        """Take note that these ids were decided; how many of them the grammar followed."""
 
 
 class KeyedChooser:
@@ -95,12 +95,11 @@ class KeyedChooser:
         logits = self.penalized(logits, position, before)
         return self.pick(logits, position, self.allowed(before))
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Take note that these ids were decided."""
+    def commit(self, tokens: Sequence[int]) -> int:
+        """Take note that these ids were decided; how many of them the grammar followed."""
         if self.penalties:
             self._text += tokens
-        if self.grammar is not None:
-            self.grammar.advance(tokens)
+        return len(tokens) if self.grammar is None else self.grammar.advance(tokens)
 
     def penalized(self, logits: mx.array, position: int, before: Ids) -> mx.array:
         """The logits of rows for `position` and those after it, less the penalties."""
@@ -175,9 +174,9 @@ class ProcessedChooser:
         margins = [c.margins for c in chosen if c.margins is not None]
         return Chosen(tokens, rows, mx.concatenate(margins) if margins else None)
 
-    def commit(self, tokens: Sequence[int]) -> None:
-        """Take note that these ids were decided."""
-        self._keyed.commit(tokens)
+    def commit(self, tokens: Sequence[int]) -> int:
+        """Take note that these ids were decided; how many of them the grammar followed."""
+        return self._keyed.commit(tokens)
 
     def _choice(self, logits: mx.array, position: int, allowed: np.ndarray | None) -> Chosen:
         """The choice of one row [1, vocab_size], once the processors have seen its history."""

@@ -12,6 +12,7 @@ import itertools
 import json
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -59,20 +60,25 @@ class Matcher:
             trial._matcher.rollback(1)
             trial._check()
 
-    def advance(self, tokens: Sequence[int]) -> None:
+    def advance(self, tokens: Sequence[int]) -> int:
         """Go on behind these ids of the answer.
 
+        Returns:
+            how many of them it followed: all, unless it has an `error` behind some.
+
         Raises:
-            ConstraintError: if the grammar does not allow them.
+            ConstraintError: if the grammar cannot follow the first of them.
         """
         text = [token for token in tokens if token not in self.ends]
-        if not text:
-            return
         spare, self._spare = self._spare, None
-        if not self._matcher.consume_tokens(text):
-            self._check()
-        elif spare is not None and spare.consume_tokens(text):
+        for n, token in enumerate(text):
+            if not self._matcher.consume_token(token) and self._matcher.is_error():
+                if not n:
+                    self._check()
+                return n
+        if spare is not None and spare.consume_tokens(text):
             self._spare = spare
+        return len(tokens)
 
     def allowed(self, drafts: Sequence[int]) -> np.ndarray:
         """What may come at the next place and behind each draft.
@@ -183,12 +189,19 @@ class Matcher:
         octets = self.allowed(())[0].view(np.uint8)
         return np.flatnonzero(np.unpackbits(octets, count=self.vocab_size, bitorder="little"))
 
+    @property
+    def error(self) -> ConstraintError | None:
+        """Why it cannot go on; None while it can."""
+        if not self._matcher.is_error():
+            return None
+        problem = readable(self._matcher.get_error())
+        if problem == "NoExtensionBias":
+            problem = "this tokenizer cannot write what it asks for"
+        return ConstraintError(f"The constraint cannot be followed: {problem}.")
+
     def _check(self) -> None:
-        if self._matcher.is_error():
-            problem = readable(self._matcher.get_error())
-            if problem == "NoExtensionBias":
-                problem = "this tokenizer cannot write what it asks for"
-            raise ConstraintError(f"The constraint cannot be followed: {problem}.")
+        if (error := self.error) is not None:
+            raise error
 
 
 def _has(bits: np.ndarray, token: int) -> bool:
@@ -256,13 +269,10 @@ def compile_constraint(
     if len(matcher.allowed_ids()) == 0:
         raise ConstraintError("The constraint allows no answer that this tokenizer could write.")
     matcher.check_rollback()
-    try:
-        matcher.advance(written)
-    except ConstraintError:
-        raise ConstraintError(
-            "The answer begins with text that the constraint does not allow."
-        ) from None
-    return matcher
+    with suppress(ConstraintError):
+        if matcher.advance(written) == len(written):
+            return matcher
+    raise ConstraintError("The answer begins with text that the constraint does not allow.")
 
 
 def _thinking(tokenizer: Any, before: Sequence[int], tag: Any) -> str:

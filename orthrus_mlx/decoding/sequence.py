@@ -252,7 +252,10 @@ class Sequence:
         self.in_flight = self.ahead = None
 
     def resolve(self) -> list[Decoded]:
-        """Finish the cycle in flight: the tokens that it decided. Waits for the device."""
+        """Finish the cycle in flight: the tokens that it decided. Waits for the device.
+
+        What the grammar cannot follow is an error behind the tokens before that.
+        """
         cycle = self.in_flight
         assert cycle is not None
         drafts = known(cycle.drafts)
@@ -279,19 +282,21 @@ class Sequence:
         ends = self.request.eos_token_ids
         stop = next((n for n, d in enumerate(decided, start=1) if d.token in ends), None)
         decided = decided[:stop][: self.budget]
+        decided = decided[: self.chooser.commit([d.token for d in decided])]
 
         self.last, self.in_flight, self.ahead = cycle, self.ahead, None
         self.accepted = sum(d.from_draft for d in decided)
         self.stats.count(cycle.plan, len(drafts), self.accepted)
         self.text += [d.token for d in decided]
-        self.chooser.commit([d.token for d in decided])
-        if self.grammar is not None:
-            self.stats.complete = self.grammar.complete
         self.budget -= len(decided)
         self.ended = decided[-1].token in ends
         self.done = self.ended or self.budget == 0
         if self.in_flight is None:
             trim(self.cache, cycle.start + len(decided))
+        if self.grammar is not None:
+            self.stats.complete = self.grammar.complete
+            if (error := self.grammar.error) is not None:  # behind these tokens
+                self.fail(error)
         return decided
 
     def _near_ties(self, margins: mx.array | None, count: int) -> list[bool]:

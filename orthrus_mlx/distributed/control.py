@@ -168,6 +168,8 @@ def end_with_launcher() -> None:
         while os.getppid() == launcher:  # to poll the pipe would wait for ever on macOS
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STUCK)  # it may wait in MLX, where no signal is heard
+        end_process()
 
     threading.Thread(target=watch, name="launcher", daemon=True).start()
 

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from ..errors import ServerError
+from ..signals import no_interrupts
 from .answers import is_busy
 from .app import build
 from .ask import Service
@@ -74,7 +75,9 @@ def wait_for(worker: Worker, show: Callable[[str, int, int], None]) -> tuple[Any
 
 
 class _Server(uvicorn.Server):
-    """A server that ends without an error on Ctrl-C and SIGTERM; a second one ends it at once.
+    """A server that ends in order on Ctrl-C, SIGTERM, and SIGHUP of a terminal that is closed.
+
+    A second one ends it at once, but for SIGHUP, of which there often are two.
 
     Attributes:
         told: whether it was told to end, by a signal or otherwise.
@@ -87,7 +90,10 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            numbers.append(signal.SIGHUP)
+        before = {s: signal.signal(s, self.handle_exit) for s in numbers}
         try:
             yield
         finally:
@@ -95,7 +101,7 @@ class _Server(uvicorn.Server):
                 signal.signal(name, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.force_exit = self.should_exit
+        self.force_exit = self.should_exit and sig != signal.SIGHUP
         self.should_exit = True
 
 
@@ -142,16 +148,19 @@ def serve(
 def end(worker: Worker, code: int) -> None:
     """End a worker's thread; or the process, where a thread is in work that nobody waits for.
 
+    Another Ctrl-C changes nothing: Python aborts if it ends while a thread is in MLX.
+
     Args:
         worker: it was started.
         code: the exit code of the process.
     """
-    worker.stop()
-    worker.join(LEAVING)
-    if worker.is_alive() or is_busy(LEAVING):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    with no_interrupts():
+        worker.stop()
+        worker.join(LEAVING)
+        if worker.is_alive() or is_busy(LEAVING):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def config(service: Service, settings: Settings) -> uvicorn.Config:

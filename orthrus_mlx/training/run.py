@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from ..device.backend import wired
 from ..errors import TrainingError
+from ..signals import ends_held
 from .base import Base, view_names
 from .batches import Batch, Batches
 from .data import Example
@@ -99,12 +100,13 @@ class Run:
         """Take all remaining steps; return whether the run reached its end."""
         self._announce()
         mx.reset_peak_memory()
-        with wired(), _interrupts(self.stop):
-            if self.step == 0:
-                self._validate()
-            self._train()
-        if self.step < self.options.iters:
-            self._save()
+        with ends_held(self.stop.set):  # SIGTERM and SIGHUP end the program once that is saved
+            with wired(), _interrupts(self.stop):
+                if self.step == 0:
+                    self._validate()
+                self._train()
+            if self.step < self.options.iters:
+                self._save()
         return self.step == self.options.iters
 
     def _announce(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import orthrus_mlx
 import orthrus_mlx.session
 from orthrus_mlx.cli.conversation import Conversation, Turn
 from orthrus_mlx.cli.last_chat import _weights, keep_last, last_chat_path
+from orthrus_mlx.cli.reader import LineReader
 from orthrus_mlx.errors import PromptError
 
 from .fakes import FakeGenerate, FakeModel, FakeSession, FakeTokenizer, notes
@@ -63,8 +65,7 @@ def test_from_a_pipe_every_line_is_a_message_but_bye(fake: Fake, tmp_path: Path,
     assert result.stdout == ".\n" * len(lines)
     assert kept.read_text() == "mine"
     assert [options["temperature"] for options in fake.generate.options] == [0.0] * len(lines)
-    messages = json.loads((tmp_path / "state" / "last_chat.json").read_text())["messages"]
-    assert [m["content"] for m in messages[::2]] == lines
+    assert [p.rpartition("<user>")[2].partition("\n<")[0] for p in fake.generate.prompts] == lines
 
 
 def test_a_fresh_chat_is_greedy_and_has_a_fresh_seed(fake: Fake) -> None:
@@ -196,10 +197,18 @@ def last_chat(tmp_path: Path) -> Any:
     return json.loads((tmp_path / "state" / "last_chat.json").read_text())
 
 
+def talk(*args: str, typed: str = "hi\n") -> Any:
+    """A chat as a person has it, at a terminal: its conversation is kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("orthrus_mlx.cli.chat._is_interactive", lambda: True)
+        patch.setattr("orthrus_mlx.cli.chat._reader", lambda _: LineReader())
+        return invoke("chat", *args, input=typed)
+
+
 def test_continue_takes_the_last_conversation_up_again(fake: Fake, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    invoke("chat", "--model", str(folder), "--system-prompt", "Be kind.", input="hi\n")
+    talk("--model", str(folder), "--system-prompt", "Be kind.")
     assert (tmp_path / "state" / "last_chat.json").stat().st_mode & 0o077 == 0
     result = invoke("chat", "--continue", input="more\n")
     assert result.exit_code == 0, result.output
@@ -214,7 +223,7 @@ def test_continue_goes_before_the_model_of_the_environment(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORTHRUS_MLX_MODEL", "usual")
-    invoke("chat", "--model", "m", input="hi\n")
+    talk("--model", "m")
     for args in ([], ["--model", "usual"]):
         fake.generate.answers = ["two"]
         assert invoke("chat", "--continue", *args, input="more\n").exit_code == 0
@@ -227,7 +236,7 @@ def test_continue_takes_the_cache_up_while_the_weights_are_the_same(
     weights = tmp_path / "model.safetensors"
     weights.touch()
     fake.model.folder = tmp_path
-    invoke("chat", "--model", "m", input="hi\n")
+    talk("--model", "m")
     invoke("chat", "--model", "m", "--continue", input="more\n")
     weights.write_text("other")
     fake.generate.answers = ["three"]
@@ -236,6 +245,46 @@ def test_continue_takes_the_cache_up_while_the_weights_are_the_same(
     assert fake.generate.prompts[2].startswith("<user>hi\n<assistant>one\n<user>more\n")
     kept = tmp_path / "state" / "last_chat.safetensors"
     assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_pipe_leaves_the_last_conversation_alone(fake: Fake, tmp_path: Path) -> None:
+    """With --continue it goes on with it; so does a chat that says nothing of its own."""
+    (tmp_path / "model.safetensors").touch()
+    fake.model.folder = tmp_path
+    talk("--model", "m")
+    files = [tmp_path / "state" / f"last_chat.{kind}" for kind in ("json", "safetensors")]
+    before = [file.read_bytes() for file in files]
+    assert invoke("chat", "--model", "m", input="by the way\n").stdout == "two\n"
+    for nothing in ("", "/clear\n", "/stats\n"):
+        assert talk("--model", "m", typed=nothing).exit_code == 0
+    assert [file.read_bytes() for file in files] == before
+    fake.generate.answers = ["three"]
+    invoke("chat", "--continue", input="more\n")
+    assert [m["content"] for m in last_chat(tmp_path)["messages"]] == ["hi", "one", "more", "three"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_a_chat_keeps_its_conversation_and_cache(
+    fake: Fake, tmp_path: Path, number: int
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    fake.model.folder = tmp_path
+
+    class Struck(FakeTokenizer):
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            if "more" in text:
+                signal.raise_signal(number)
+            return super().encode(text)
+
+    fake.tokenizer = Struck()
+    fake.generate.answers = ["one", "two", "three"]
+    result = talk("--model", "m", typed="hi\nmore\nnever sent\n")
+    assert result.exit_code == 128 + number
+    assert [m["content"] for m in last_chat(tmp_path)["messages"][:2]] == ["hi", "one"]
+    fake.generate.prompts.clear()
+    fake.tokenizer, fake.generate.answers = FakeTokenizer(), ["four"]
+    invoke("chat", "--model", "m", "--continue", input="still\n")
+    assert "<user>hi" not in fake.generate.prompts[0], "its cache was kept too"
 
 
 def test_a_model_that_was_changed_since_it_was_loaded_shares_no_cache() -> None:
@@ -271,8 +320,8 @@ def test_without_a_history_nothing_is_kept(
     monkeypatch.setenv("ORTHRUS_MLX_HISTORY", os.devnull)
     fake.model.folder = tmp_path
     assert last_chat_path() is None
-    result = invoke("chat", "--model", "m", input="hi\n")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (0, 1)
+    result = talk("--model", "m")
+    assert (result.exit_code, result.stderr.count("\n")) == (0, 3)  # the keys, figures, a blank
     assert "none is kept at ORTHRUS_MLX_HISTORY" in invoke("chat", "--continue").stderr
 
 
@@ -281,7 +330,7 @@ def test_a_conversation_that_cannot_be_kept_goes_on(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ORTHRUS_MLX_HISTORY", str(tmp_path / "file" / "history"))
-    result = invoke("chat", "--model", "m", input="hi\nmore\n")
+    result = talk("--model", "m", typed="hi\nmore\n")
     assert (result.exit_code, result.stdout) == (0, "one\ntwo\n")
     assert result.stderr.count("Not kept for --continue") == 1
 

@@ -37,10 +37,18 @@ main()
 """
 
 
+def default_signals(nohup: bool) -> None:
+    """Whoever runs the tests in the background may have had them ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+
+
 class Person:
     """Types into the program that a script runs and looks at the screen."""
 
-    def __init__(self, args: list[str], env: dict[str, str], cwd: Path, script: str) -> None:
+    def __init__(
+        self, args: list[str], env: dict[str, str], cwd: Path, script: str, nohup: bool = False
+    ) -> None:
         self._child = pexpect.spawn(
             sys.executable,
             ["-c", script, *args],
@@ -48,8 +56,7 @@ class Person:
             cwd=str(cwd),
             dimensions=(HEIGHT, WIDTH),
             encoding="utf-8",
-            # Whoever runs the tests in the background may have had it ignored.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=partial(default_signals, nohup),
         )
         self._terminal = Terminal(WIDTH, HEIGHT)
 
@@ -78,6 +85,14 @@ class Person:
         self._child.close()
         return int(self._child.exitstatus)
 
+    def closes_window(self) -> int:
+        """Close the terminal while the program runs; give back its exit code, or -number."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, self._child.child_fd)
+        os.close(nowhere)
+        self._child.wait()
+        return int(self._child.exitstatus or -(self._child.signalstatus or 0))
+
     def kill(self) -> None:
         self._child.close(force=True)
 
@@ -96,13 +111,14 @@ class Person:
 def chat(measured_tiny16: Path, tmp_path: Path) -> Iterator[Any]:
     people = []
 
-    def start(*args: str, **env: str) -> Person:
+    def start(*args: str, nohup: bool = False, **env: str) -> Person:
         env = {
             "ORTHRUS_MLX_HISTORY": str(tmp_path / "history"),
             "PROMPT_TOOLKIT_NO_CPR": "1",  # this terminal does not say where its cursor is
             **env,
         }
-        person = Person(["chat", "--model", str(measured_tiny16), *args], env, tmp_path, SLOWLY)
+        args = ("chat", "--model", str(measured_tiny16), *args)
+        person = Person([*args], env, tmp_path, SLOWLY, nohup)
         people.append(person)
         return person
 
@@ -253,6 +269,26 @@ def test_what_is_typed_during_an_answer_waits_for_the_prompt(chat: Any) -> None:
     ]
     me.type("\x04")
     assert me.leaves() == 0
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_closing_the_window_keeps_what_was_said(chat: Any, tmp_path: Path, nohup: bool) -> None:
+    """Under nohup the answer comes to its end, though nobody sees it."""
+    me = chat("--mode", "ar", *["--plain"] * nohup, nohup=nohup)
+    me.awaits_prompt()
+    me.type(f"{QUESTION}\r")
+    me.sees("Length = 12")
+    assert me.closes_window() == (0 if nohup else 128 + signal.SIGHUP)
+    answer = json.loads((tmp_path / "last_chat.json").read_text())["messages"][1]["content"]
+    assert answer.startswith("The area of a rectangle is its length times its width.\nLength = 12")
+    assert answer.endswith("So the area is 84.") == nohup
+    if nohup:
+        return
+    again = chat("--continue")
+    again.awaits_prompt()
+    again.sees("Loaded 1 turn; the last was: If a rectangle")
+    again.type("\x04")
+    assert again.leaves() == 0
 
 
 # As on macOS, where kqueue, which asyncio takes there, cannot wait for this device.

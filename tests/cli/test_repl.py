@@ -1,5 +1,7 @@
 """The chat loop, with nobody and no model: who said what, and what is kept."""
 
+import copy
+import errno
 import os
 import signal
 from typing import Any
@@ -12,23 +14,24 @@ from orthrus_mlx.cli.settings import Settings
 from orthrus_mlx.cli.stats import BY_FLAG, cut_line
 from orthrus_mlx.cli.thinking import Kind
 from orthrus_mlx.errors import ContextLengthError, PromptError
+from orthrus_mlx.signals import ends_as_exception
 
 from .fakes import FakeReader, FakeScreen, FakeSession, lines, notes, response
 
 
 class PressCtrlC(FakeScreen):
-    """Presses Ctrl-C once these characters were shown."""
+    """Presses Ctrl-C, or another signal, once these characters were shown."""
 
-    def __init__(self, after: int, times: int = 1) -> None:
+    def __init__(self, after: int, times: int = 1, number: int = signal.SIGINT) -> None:
         super().__init__()
-        self.after, self.times = after, times
+        self.after, self.times, self.number = after, times, number
 
     def write(self, kind: Kind, text: str) -> None:
         super().write(kind, text)
         self.after -= len(text)
         if self.after == 0:
             for _ in range(self.times):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
 
 
 def make(session: FakeSession, *typed: Any, screen: Any = None, **options: Any) -> Chat:
@@ -128,6 +131,47 @@ def test_ctrl_c_ends_a_chat_that_nobody_watches() -> None:
     assert lines(chat.notes)[-1] == "Stopped by Ctrl-C."
 
 
+@pytest.mark.parametrize("interactive", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_program_keeps_what_was_said(number: Any, interactive: bool) -> None:
+    """Of a terminal that is closed it comes twice."""
+    kept: list[Conversation] = []
+
+    def keep(conversation: Conversation) -> None:
+        os.kill(os.getpid(), number)  # again, where the answer could still be lost
+        kept.append(copy.deepcopy(conversation))
+
+    session, screen = FakeSession("A long answer"), PressCtrlC(after=6, times=2, number=number)
+    chat = make(session, "talk", "more", screen=screen, keep=keep, interactive=interactive)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, ends_as_exception():
+        chat.run()
+    assert ended.value.code == 128 + number
+    assert [one.turns for one in kept] == [[Turn("talk", "A long")]]
+    assert lines(chat.notes)[1] == f"Stopped by {number.name}."
+    assert session.generate.closed == len(session.sent) == 1
+    assert signal.getsignal(number) is before
+
+
+def test_such_a_signal_ends_a_chat_that_waits_for_a_line() -> None:
+    class Waiting(FakeReader):
+        def read(self, prompt: str) -> str:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return "never asked"
+
+    session = FakeSession("no answer")
+    chat = Chat(session, Waiting(), FakeScreen(), notes(), model_name="fake")
+    with pytest.raises(SystemExit) as ended, ends_as_exception():
+        chat.run()
+    assert (ended.value.code, session.sent) == (143, [])
+
+
+def test_a_terminal_that_cannot_be_read_ends_the_chat() -> None:
+    chat = make(FakeSession("ok"), "hi", OSError(errno.EIO, "gone"))
+    chat.run()
+    assert chat.conversation.turns == [Turn("hi", "ok")]
+
+
 def test_a_failed_turn_is_rolled_back() -> None:
     session = FakeSession("one", ["so f", PromptError("It broke.")], "two")
     chat = make(session, "1", "fails", "2")
@@ -177,22 +221,28 @@ def test_quotes_make_several_lines_one_message() -> None:
     [
         (None, "stop", False, False, None),
         (None, "stop", True, False, None),  # Ctrl-C came too late to cut anything
-        (None, "stop", False, True, "The model ended while thinking, before the answer began."),
-        (None, None, True, False, "Stopped by Ctrl-C."),
-        (None, None, True, True, "Stopped by Ctrl-C while thinking, before the answer began."),
-        ("stop string", "stop", False, False, "Ended by a stop string."),
-        ("context", "length", False, False, "Cut off: the context is full. Send less."),
+        (None, "stop", None, True, "The model ended while thinking, before the answer began."),
+        (None, None, "Ctrl-C", False, "Stopped by Ctrl-C."),
+        (
+            None,
+            None,
+            "SIGTERM",
+            True,
+            "Stopped by SIGTERM while thinking, before the answer began.",
+        ),
+        ("stop string", "stop", None, False, "Ended by a stop string."),
+        ("context", "length", None, False, "Cut off: the context is full. Send less."),
         (
             "max_tokens",
             "length",
-            True,
+            "Ctrl-C",
             False,
             "Cut off at max_tokens (3): --max-tokens 6 for more, -1 for all that fits.",
         ),
     ],
 )
 def test_what_cuts_an_answer_and_what_to_do(
-    cut: Any, finish: Any, stopped: bool, thinks: bool, line: Any
+    cut: Any, finish: Any, stopped: str | None, thinks: bool, line: Any
 ) -> None:
     last = response("a", 3, 10, finish)
     last.cut = cut

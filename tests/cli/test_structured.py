@@ -198,7 +198,7 @@ def test_an_answer_that_is_cut_is_said_to_be_unfinished() -> None:
 def test_an_answer_cut_while_thinking_has_not_begun() -> None:
     last = response("x", 5, 1, "length")
     last.complete = False
-    line = cut_line(last, BY_FLAG, stopped=False, thinks=True, noun="JSON")
+    line = cut_line(last, BY_FLAG, stopped=None, thinks=True, noun="JSON")
     assert line is not None and "while thinking" in line and "unfinished" not in line
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from orthrus_mlx import JsonSchema, Regex, load
+from orthrus_mlx.cli.conversation import Conversation, Turn
+from orthrus_mlx.cli.last_chat import last_chat_path
 from orthrus_mlx.cli.settings import Settings
 from orthrus_mlx.cli.slash import complete
 from orthrus_mlx.cli.structured import KINDS, read
@@ -119,9 +121,15 @@ def test_flags_in_a_chat_through_a_pipe() -> None:
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [set(answer) for answer in answers] == [{"name", "age"}] * 2
     assert "\x1b" not in result.stdout + result.stderr
-    result = invoke("chat", "--continue", "--no-calibrate", "--choices", "yes,no", input="So?\n")
-    assert result.stdout in ("yes\n", "no\n")
-    assert "Loaded 2 turns" in result.stderr
+    last = last_chat_path()
+    assert last is not None and not last.exists()
+    last.parent.mkdir(exist_ok=True)
+    Conversation(turns=[Turn("Ann is 7.", "Yes.")]).save(last, "demo")
+    for turns in ("1 turn", "2 turns"):
+        more = "--continue", "--no-calibrate", "--choices", "yes,no"
+        result = invoke("chat", *more, input="So?\n")
+        assert result.stdout in ("yes\n", "no\n")
+        assert f"Loaded {turns};" in result.stderr
     assert "(0 reused)" not in result.stderr
 
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
 
 from orthrus_mlx.errors import ServerError
+from orthrus_mlx.server.run import end
 from orthrus_mlx.server.worker import Worker
 from tests import helpers
 
@@ -116,6 +117,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return helpers.write_checkpoint(folder, config, weights, tokenizer_from=demo)
 
 
+def default_signals() -> None:
+    """Whoever runs the tests in the background may have had them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tiny: Path) -> Any:
     """Start `orthrus-mlx serve` as a user does; gives the process and its address."""
@@ -129,7 +136,7 @@ def start(tiny: Path) -> Any:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **(env or {})},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=default_signals,
         )
         running.append(process)
         assert process.stderr is not None
@@ -144,7 +151,7 @@ def start(tiny: Path) -> Any:
         process.wait()
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_server_that_is_told_to_end(start: Callable[..., Any], name: int) -> None:
     """Answers under way come to their end, and the exit code is 0."""
     process, url = start()
@@ -168,6 +175,32 @@ def test_a_server_that_is_told_to_end(start: Callable[..., Any], name: int) -> N
     assert process.returncode == 0, err
     assert not out
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_waits_for_the_engine_too(
+    monkeypatch: pytest.MonkeyPatch, name: int
+) -> None:
+    """Python aborts if it ends while a thread is in MLX."""
+
+    class Busy:
+        def stop(self) -> None:
+            os.kill(os.getpid(), name)
+
+        def join(self, seconds: float) -> None:
+            os.kill(os.getpid(), name)
+
+        def is_alive(self) -> bool:
+            return True
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    before = signal.signal(name, signal.default_int_handler)
+    try:
+        end(cast(Worker, Busy()), 130)
+    finally:
+        signal.signal(name, before)
+    assert ended == [130]
 
 
 def test_a_port_that_is_taken(start: Callable[..., Any]) -> None:

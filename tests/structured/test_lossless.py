@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import jsonschema
+import llguidance.numpy
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orthrus_mlx import DecodeStats, JsonSchema, Regex, mlx_generate, stream_generate
-from orthrus_mlx.decoding.grammar import compile_constraint
+from orthrus_mlx.decoding.grammar import Matcher, compile_constraint
 from orthrus_mlx.errors import ConstraintError
 from tests.amount import few
 
@@ -399,3 +400,60 @@ def test_a_prediction_goes_on_behind_what_was_written(cut: int) -> None:
     )
     assert list(rest) == ids[cut:]
     assert stats[0].accepted_by == stats[0].drafted_by and stats[0].cycles <= 2
+
+
+class Tired:
+    """llguidance's matcher, which comes to its limits behind so many ids of the answer."""
+
+    def __init__(self, whole: Any, left: int) -> None:
+        self.whole, self.left, self.failed = whole, left, False
+
+    def consume_token(self, token: int) -> bool:
+        self.failed = self.failed or not self.left
+        self.left -= 1
+        return not self.failed and bool(self.whole.consume_token(token))
+
+    def is_error(self) -> bool:
+        return self.failed
+
+    def get_error(self) -> str:
+        return "too many states"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 7, 100])
+@pytest.mark.parametrize("way", WAYS)
+def test_tokens_before_a_limit_of_the_grammar_are_handed_out(
+    way: dict[str, Any], at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in a cycle it comes to it, and the cache holds what was handed out."""
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    options: dict[str, Any] = {"constraint": Regex("[ab]{24}"), **way}
+    plain = [5] + [
+        r.token for r in stream_generate(lm, tokenizer, [5], constraint=options["constraint"])
+    ]
+    if way["mode"] != "ar":
+        options["prediction"] = tokenizer.decode(plain[1:-1])
+    fill = llguidance.numpy.fill_next_token_bitmask
+    monkeypatch.setattr(
+        llguidance.numpy,
+        "fill_next_token_bitmask",
+        lambda whole, bits: fill(getattr(whole, "whole", whole), bits),
+    )
+
+    def fork(self: Matcher) -> Matcher:
+        whole = Tired(self._matcher.deep_copy(), at)
+        return Matcher(whole, self._end, self.vocab_size, self.ends)
+
+    monkeypatch.setattr(Matcher, "fork", fork)
+    cache, found, failed = lm.make_cache(), list[int](), False
+    try:
+        for r in stream_generate(lm, tokenizer, [5], prompt_cache=cache, **options):
+            found.append(r.token)
+            assert r.finish_reason is None or at == 100
+    except ConstraintError as error:
+        failed = "too many states" in str(error)
+    assert found == plain[1:][:at] and failed == (at < 100)
+    assert cache[0].offset == len(found)

@@ -15,6 +15,7 @@ import pytest
 from orthrus_mlx import load
 from orthrus_mlx.errors import ConfigError, DataError, OrthrusError, OutputError, TrainingError
 from orthrus_mlx.model import is_diffusion
+from orthrus_mlx.signals import ends_as_exception
 from orthrus_mlx.training import TrainOptions, export, train
 from orthrus_mlx.training.base import load_base
 from orthrus_mlx.training.data import read_split
@@ -415,3 +416,19 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     assert 0 < rates[-1] < 1e-3
     without = TrainOptions("m", Path("d"), Path("o"), iters=100, warmup=0, learning_rate=1.0)
     assert [learning_rate(without)(step).item() for step in (0, 50)] == pytest.approx([1.0, 0.5])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_program_saves_first(
+    base_dir: Path, data_dir: Path, tmp_path: Path, number: int
+) -> None:
+    given = options(base_dir, data_dir, tmp_path / "out")
+
+    def strike(event: Event) -> None:
+        if isinstance(event, Trained | Saved):  # as it ends too
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as ended, ends_as_exception():
+        train(given, strike)
+    assert ended.value.code == 128 + number
+    assert not train(given.with_changes(resume=True)).interrupted
