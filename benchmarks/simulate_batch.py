@@ -4,7 +4,7 @@ No model runs. The real `RowBudget` plans each pass over some streams, each of w
 answer after another; texts and costs are those of `simulate.py`, with its assumptions. Besides:
 
 1. A pass costs what its rows cost, whoever they belong to, by the table's own steps; the scheduler
-   knows only the sizes that calibration measures, and draws straight lines between them.
+   knows only the sizes that calibration measures, and takes the next one.
 2. Each stream beyond the first adds `EACH` AR steps to a pass: its own small kernels in each layer.
 3. Prompts cost nothing, and a stream's next answer begins at once.
 4. The host costs nothing, so that a pass with drafts has no least but a plain step. As calibration
