@@ -19,6 +19,12 @@ from tests import amount
 # Matrices this small gain nothing from more threads, and pytest-xdist has a worker for every core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What is tested sees the same terminal and settings everywhere, whatever those of the caller are.
+os.environ |= {"TERM": "xterm-256color", "COLUMNS": "80"}
+OF_A_PERSON = ("MODEL", "TUNE", "ALONE", "API_KEY", "HOST")
+for name in ("FORCE_COLOR", "NO_COLOR", "MLX_RANK", *(f"ORTHRUS_MLX_{n}" for n in OF_A_PERSON)):
+    os.environ.pop(name, None)
+
 # The same commit always gets the same examples; `make fuzz` looks for new ones. Nothing here is
 # about time, and test machines are busy.
 settings.register_profile(
