@@ -157,7 +157,8 @@ def test_passes_over_several_texts_compute_the_same(
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         errors: Any = mx.linalg.norm(a.astype(mx.float32) - b, axis=-1) / mx.linalg.norm(b, axis=-1)
-        assert errors.max().item() < 0.05
+        # A row in bfloat16 alone is off by up to 0.07; one that sees a slot too few, by 0.7.
+        assert errors.max().item() < 0.15
 
 
 @pytest.mark.usefixtures("cuda_kernels")
