@@ -37,7 +37,7 @@ WIDE = 2048  # `hidden_size`; of wider models one layer is submitted: two would 
 MAX_TRACES = 64  # the last ones used: each takes some hundred kilobytes of the host's memory
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer's cache
-Seen = list[mx.array]  # ranges of all rows, then those of each segment's if there are several
+Seen = tuple[mx.array, list[mx.array], list[mx.array]]  # see `_seen`
 Pass = Callable[[mx.array, Seen, Held], tuple[mx.array, Held]]
 
 
@@ -96,7 +96,7 @@ class StaticCache:
     Attributes:
         keys: [1, n_kv_heads, capacity, head_dim].
         values: the same.
-        slots: that the rows are written to, [1, 1, rows, 1].
+        slots: that the rows are written to, in the shape of what is written there.
         visible: slots that attention is given.
     """
 
@@ -106,9 +106,8 @@ class StaticCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the rows' keys and values, and return the visible slots'; as mlx-lm's `KVCache`."""
         # `slice_update` at an array offset would launch a thread for every slot there is.
-        slots = mx.broadcast_to(self.slots, keys.shape)
-        self.keys = mx.put_along_axis(self.keys, slots, keys, axis=2)
-        self.values = mx.put_along_axis(self.values, slots, values, axis=2)
+        self.keys = mx.put_along_axis(self.keys, self.slots, keys, axis=2)
+        self.values = mx.put_along_axis(self.values, self.slots, values, axis=2)
         return self.keys[:, :, : self.visible], self.values[:, :, : self.visible]
 
 
@@ -174,7 +173,7 @@ class CompiledModel:
         bucket = Bucket(tuple(shares[n] for n in order), shown, self._dtype, self._kernels)
 
         # 2. What changes from pass to pass.
-        seen = _seen(bucket, segments)
+        seen = _seen(bucket, segments, (self._heads, self._head_dim))
         there, back = _moves(rows, bucket, order)
         h, in_flight = _moved(rows.ids, there), InFlight()
 
@@ -257,7 +256,7 @@ class CompiledLayers:
         """Hidden states behind these layers, and what their caches hold then.
 
         `h` are the hidden states before them [1, rows, dim], or ids [1, rows] for the first ones.
-        `seen` are ranges [5, rows], as `_seen` has them.
+        `seen` says what rows see, and where they go, as `_seen` has it.
         """
         run, shared = self._traces.get(bucket), len(bucket.shares) > 1
         if run is None:
@@ -276,7 +275,7 @@ def _run(
 ) -> tuple[mx.array, Held]:
     """What `CompiledLayers` traces: nothing here may depend on more than the bucket."""
     # 1. What each row sees.
-    whole, each = seen[0], seen[1:] or seen
+    whole, each, slots = seen
     segments = [
         StaticSegment(ar, diff, mine)
         for (ar, diff), mine in zip(bucket.places(), each, strict=True)
@@ -286,35 +285,34 @@ def _run(
     rows = StaticRows(bucket.n_ar, whole, tuple(segments), mask, bucket.kernels)
     # 2. The layers. `held` has each layer's caches one after another.
     h, count = h if embed is None else embed(h), len(segments)
-    caches = [
-        StaticCache(*both, segments[i % count].ranges[4][None, None, :, None], bucket.visible)
-        for i, both in enumerate(held)
-    ]
+    caches = [StaticCache(*both, slots[i % count], bucket.visible) for i, both in enumerate(held)]
     for i, layer in enumerate(layers):
         h = layer(h, rows, caches[i * count : (i + 1) * count])
     return h, [(cache.keys, cache.values) for cache in caches]
 
 
-def _seen(bucket: Bucket, segments: Sequence[Segment]) -> Seen:
-    """The ranges of all rows [5, rows], then those of each segment's if there are several.
+def _seen(bucket: Bucket, segments: Sequence[Segment], heads: tuple[int, int]) -> Seen:
+    """The ranges of all rows [5, rows], those of each segment's, and where its keys go.
 
-    The segments are in the order of the bucket's shares. Every layer reads the ranges, from the
-    device's memory if the device computed them. (What the host wrote stays in the host's.)
+    The segments are in the order of the bucket's shares. Slots have the shape of what is written
+    there, [1, n_kv_heads, rows, head_dim], `heads` being both sizes. Every layer reads all of it,
+    from the device's memory if the device computed it. (What the host wrote stays in the host's.)
     """
-    each = [
+    own = [
         ranges(s.cache[0].offset, share.n_ar, s.n_diff, s.depths, share.n_diff - s.n_diff)
         for s, share in zip(segments, bucket.shares, strict=True)
     ]
-    if len(each) > 1:
-        views = [np.split(own, [s.n_ar], 1) for own, s in zip(each, bucket.shares, strict=True)]
-        whole = np.concatenate([part for view in zip(*views, strict=True) for part in view], axis=1)
-        each = [whole, *each]
+    views = [np.split(a, [share.n_ar], 1) for a, share in zip(own, bucket.shares, strict=True)]
+    whole = np.concatenate([part for view in zip(*views, strict=True) for part in view], axis=1)
     # In one transfer. `abs` changes nothing, as no number is negative.
-    flat, at, found = mx.abs(mx.array(np.concatenate([own.reshape(-1) for own in each]))), 0, []
-    for own in each:
-        found.append(flat[at : at + own.size].reshape(own.shape))
-        at += own.size
-    return found
+    flat = mx.abs(mx.array(np.concatenate([a.reshape(-1) for a in (whole, *own)])))
+    at, each, slots = whole.size, list[mx.array](), list[mx.array]()
+    for a in own:
+        each.append(flat[at : at + a.size].reshape(a.shape))
+        at += a.size
+        shape = (1, heads[0], a.shape[1], heads[1])
+        slots.append(mx.broadcast_to(flat[at - a.shape[1] : at][:, None], shape))
+    return flat[: whole.size].reshape(whole.shape), each, slots
 
 
 def _moves(rows: Rows, bucket: Bucket, order: Sequence[int]) -> tuple[list[int], list[int]]:
