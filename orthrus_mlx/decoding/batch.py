@@ -84,6 +84,7 @@ class Text:
         stats, sequence = self.stats, self.sequence
         for n, token in enumerate(decided, start=1):
             stats.generation_tokens += 1
+            stats.complete = token.complete
             if stats.near_ties is not None:
                 stats.near_ties += token.near_tie
             if sequence and sequence.done and not sequence.error and n == len(decided):
