@@ -392,9 +392,8 @@ def test_each_token_says_whether_the_answer_is_complete_behind_it(mode: str) -> 
         said += r.text
         assert r.complete is (said == "two, three and four")
     assert r.complete is True
-    for r in stream_generate(lm, tokenizer, [5], stop="th", **options):
-        pass
-    assert r.cut == "stop string" and r.complete is False
+    *_, last = stream_generate(lm, tokenizer, [5], stop="th", **options)
+    assert last.cut == "stop string" and last.complete is False
 
 
 @pytest.mark.parametrize("cut", [0, 5])
