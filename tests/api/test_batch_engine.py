@@ -17,7 +17,7 @@ from orthrus_mlx import (
     mlx_generate,
     stream_generate,
 )
-from orthrus_mlx.decoding.batch import Batch
+from orthrus_mlx.decoding.batch import Batch, Text
 from tests import helpers
 from tests.amount import few
 from tests.lossless.random_models import build, favour_one_token
@@ -299,6 +299,45 @@ def test_a_callback_that_fails_is_an_error_of_its_request_alone(model: Any, toke
         with pytest.raises(RuntimeError, match="no"):
             engine.close()
         assert ended and engine.running == 0 and len(engine.prefixes) == 0
+
+
+def test_a_cache_that_could_not_be_read_into_is_not_kept(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device had no memory for a pass, it has none for who reads what that wrote."""
+    shared = [draw % VOCAB for draw in range(7, 400, 3)]
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add(shared, **OPTIONS)
+        drain(engine)
+        assert len(engine.prefixes) == 1
+        engine.add([*shared, 5, 6, 7], **OPTIONS)
+        with monkeypatch.context() as patch:
+            patch.setattr("orthrus_mlx.decoding.prefill.mx.eval", fails)
+            _, errors = drain(engine)
+        assert "out of memory" in str(errors[1])
+        assert len(engine.prefixes) == 0
+
+
+def test_an_interrupt_leaves_no_cache_that_nobody_has(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with BatchEngine(model, tokenizer) as engine:
+        for name in ("begin", "leave"):
+            engine.add([1, 2, 3], **OPTIONS)
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(Text, name, struck)
+                engine.step()
+                engine.close()
+            assert not engine.running and not engine.step()
+            engine.close()
+            assert not engine.prefixes._busy
 
 
 def test_an_interrupt_while_a_request_is_cancelled_ends_no_other(
