@@ -168,6 +168,24 @@ def test_a_line_that_cannot_be_answered_has_its_error(
     assert second["generation_tokens"] > 0
 
 
+def test_errors_among_the_answers_are_counted(prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text('{"prompt": "one", "temperature": -1}\n{"prompt": "two"}\n')
+    command = (
+        "--prompts",
+        str(prompts),
+        "--output",
+        str(tmp_path / "a"),
+        "-m",
+        "2",
+        "--mode",
+        "ar",
+    )
+    for _ in range(2):  # those of an earlier run too
+        result = invoke("generate", *command)
+        assert result.exit_code == 0
+        assert "1 with an error in place of the text" in result.stderr
+
+
 def test_several_messages_are_not_sent_as_one(
     model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
 ) -> None:
