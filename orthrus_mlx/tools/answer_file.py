@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..batches import BatchEngine
 from ..chat.prompt import encode_chat, encode_text
@@ -134,7 +136,8 @@ def answer_file(
         passed: callbacks, and what else belongs to all requests.
 
     Raises:
-        OutputError: if `output` holds answers to other requests, or cannot be written.
+        OutputError: if `output` holds answers to other requests, cannot be written, or is written
+            by another run.
     """
     common = {
         **options,
@@ -144,7 +147,7 @@ def answer_file(
         "also": dict(also or {}),
     }
     digests = [one.digest(common) for one in asked]
-    done, errors = _resume(output, digests)
+    file, done, errors = _open(output, digests)
     tokens, waiting, finished = 0, list(range(done, len(asked))), dict[int, dict[str, Any]]()
     progress(Progress(done, len(asked), tokens, errors))
     running: dict[int, int] = {}
@@ -154,8 +157,8 @@ def answer_file(
     measuring = passed.get("probe_progress_callback")
     try:
         with (
+            file,
             BatchEngine(model, tokenizer, calibrate=calibrate, progress=measuring) as engine,
-            output.open("a", encoding="utf-8") as file,
         ):
             while waiting or engine.running or done in finished:
                 while waiting and engine.running < concurrency:
@@ -215,13 +218,33 @@ def _encode(
     return encode_chat(tokenizer, messages, dict(template_config or {}))[0]
 
 
+def _open(output: Path, digests: Sequence[str]) -> tuple[TextIO, int, int]:
+    """The file, for this run alone, and what `_resume` finds in it."""
+    if output.exists():
+        open_file(output, OutputError).close()  # a regular one
+    try:
+        file = output.open("a", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
+    try:
+        with suppress(OSError):  # of file systems without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"Another run writes to {output}: wait for it, or give another --output."
+                ) from None
+        return file, *_resume(output, digests)
+    except BaseException:
+        file.close()
+        raise
+
+
 def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
     """How many answers `output` holds already, and errors among them.
 
     A line that was cut short is taken away.
     """
-    if not output.exists():
-        return 0, 0
     try:
         with open_file(output, OutputError) as file:
             content = file.read()

@@ -124,6 +124,21 @@ def test_a_run_goes_on_behind_the_whole_lines(
     assert end.tokens <= 12 * (4 - keep)
 
 
+def test_two_runs_do_not_write_to_one_file(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.jsonl"
+
+    def another(_: Progress) -> None:
+        with pytest.raises(OutputError, match="Another run writes"):
+            run(model, tokenizer, prompts, output)
+
+    asked = read_prompts(prompts)
+    answer_file(model, tokenizer, asked, output, COMMON, raw=True, progress=another)
+    assert [answer["line"] for answer in answers(output)] == [1, 2, 3, 4]
+    run(model, tokenizer, prompts, output)  # it is let go in the end
+
+
 def test_an_interrupt_leaves_whole_lines(
     model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
