@@ -69,5 +69,6 @@ def run(
     if not quiet:
         seconds = max(perf_counter() - start, 1e-9)
         old = f" ({before[0]} were there already)" if before[0] else ""
-        note(notes, f"Answers: {end.done} in {output}{old}")
+        failed = f", {end.errors} with an error in place of the text" if end.errors else ""
+        note(notes, f"Answers: {end.done} in {output}{old}{failed}")
         note(notes, f"Generation: {end.tokens} tokens, {end.tokens / seconds:.3f} tokens-per-sec")

@@ -103,6 +103,8 @@ class BatchEngine:
         self._batch = Batch(model, self._budget, self.prefixes if kept else None, room)
         self._running: dict[int, _Running] = {}
         self._next = 0
+        self._stepping, self._closing = False, False
+        self._left = set[int]()  # requests that callbacks of a step cancelled
         self._open = contextlib.ExitStack()
         self._open.enter_context(wired())
 
@@ -176,19 +178,32 @@ class BatchEngine:
         decided meanwhile is lost, so all requests end.
         """
         try:
-            return self._step()
+            self._stepping = True
+            replies = self._step()
+            while self._left:
+                replies += self._last(self._left.pop())
+            return replies
         except BaseException as error:
-            self._end_all()
+            with contextlib.suppress(Exception):  # of `on_stats`
+                self._end_all()
             if isinstance(error, Exception):
                 self.prefixes.clear()  # a pass that failed may have left them what cannot be read
             raise
+        finally:
+            self._stepping, self._left = False, set()
+            if self._closing:
+                self.close()
 
     def _step(self) -> list[Reply]:
         events = self._batch.step() if self._running else []
         by_text = {id(r.text): number for number, r in self._running.items()}
         replies = []
         for text, decided in events:
-            number = by_text[id(text)]
+            number = by_text.get(id(text), -1)
+            if number < 0:  # Ctrl-C struck as it was added or cancelled
+                self._batch.retire(text, text.written)
+            if number < 0 or number in self._left:
+                continue
             running = self._running[number]
             tokens = 0
             try:
@@ -201,25 +216,44 @@ class BatchEngine:
             except Exception as error:  # of the tokenizer
                 text.error = error
             text.written += tokens
-            if text.error is not None:
-                self._end(number)
-                replies.append(Reply(number, error=text.error))
-            elif text.done or running.work.stops.found:
-                self._end(number)
-                if not text.written:
+            if text.error is not None or text.done or running.work.stops.found:
+                failed = self._last(number)
+                if text.error is not None:
+                    failed = [Reply(number, error=text.error)]
+                elif not text.written:
                     replies.append(Reply(number, running.responder.nothing()))
+                replies += failed
         return replies
 
+    def _last(self, number: int) -> list[Reply]:
+        """End a request that may have ended; an error of its `on_stats` is its own."""
+        try:
+            if number in self._running:
+                self._end(number)
+        except Exception as error:
+            return [Reply(number, error=error)]
+        return []
+
     def cancel(self, request: int) -> None:
-        """End a request; nothing more comes of it. One that has ended already is no error."""
-        if request in self._running:
+        """End a request; nothing more comes of it. One that has ended already is no error.
+
+        Callbacks may call it and `close`: what they end, ends with the step.
+        """
+        if self._stepping:
+            self._left.add(request)
+        elif request in self._running:
             self._end(request)
 
     def close(self) -> None:
         """Cancel all requests, and give the memory of earlier prompts' KV caches back."""
-        self._end_all()
-        self.prefixes.clear()
-        self._open.close()
+        self._closing = self._stepping
+        if self._stepping:
+            self._left.update(self._running)
+            return
+        with contextlib.ExitStack() as ends:
+            ends.callback(self._open.close)
+            ends.callback(self.prefixes.clear)
+            self._end_all()
 
     def __enter__(self) -> BatchEngine:
         return self
@@ -238,9 +272,10 @@ class BatchEngine:
                 )
 
     def _end_all(self) -> None:
-        for number in list(self._running):
-            self._end(number)
-        self._batch.close()
+        with contextlib.ExitStack() as ends:  # each of them, whatever a callback raises
+            ends.callback(self._batch.close)
+            for number in reversed(self._running):
+                ends.callback(self._end, number)
 
     def _end(self, number: int) -> None:
         running = self._running.pop(number)

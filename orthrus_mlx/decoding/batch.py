@@ -84,6 +84,7 @@ class Text:
         stats, sequence = self.stats, self.sequence
         for n, token in enumerate(decided, start=1):
             stats.generation_tokens += 1
+            stats.complete = token.complete
             if stats.near_ties is not None:
                 stats.near_ties += token.near_tie
             if sequence and sequence.done and not sequence.error and n == len(decided):
@@ -217,6 +218,8 @@ class Batch:
         self.waiting.clear()
         for text in texts:
             self.retire(text, text.stats.generation_tokens)
+        if self.prefixes is not None:
+            self.prefixes.forget()  # what an interrupt kept from being given back
 
     def _admit(self) -> None:
         """Begin the texts that there is room for, in the order in which they came."""
@@ -255,6 +258,8 @@ class Batch:
             except Exception as error:
                 self.reading.popleft()
                 self._fail(text, error)
+                if text.sequence is not None and self.prefixes is not None:
+                    self.prefixes.forget(text.sequence.cache)  # perhaps it cannot be read
                 failed.append(text)
                 continue
             self._owed = self._clock() - started if beside else 0.0

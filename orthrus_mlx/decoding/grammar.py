@@ -37,9 +37,13 @@ class Matcher:
         end: the id of that, which no model writes.
         vocab_size: ids that the model has logits for.
         ends: ids that end an answer.
+
+    Attributes:
+        complete_behind: whether the answer may end behind each of the ids last followed.
     """
 
     def __init__(self, matcher: Any, end: int, vocab_size: int, ends: frozenset[int]):
+        self.complete_behind = list[bool]()
         self._matcher, self._end, self.vocab_size, self.ends = matcher, end, vocab_size, ends
         self._spare: Any = None  # at the same place, to try drafts on; none while it moves
         self._check()
@@ -70,12 +74,14 @@ class Matcher:
             ConstraintError: if the grammar cannot follow the first of them.
         """
         text = [token for token in tokens if token not in self.ends]
-        spare, self._spare = self._spare, None
-        for n, token in enumerate(text):
-            if not self._matcher.consume_token(token) and self._matcher.is_error():
+        spare, self._spare, self.complete_behind = self._spare, None, []
+        for n, token in enumerate(tokens):
+            followed = token in self.ends or self._matcher.consume_token(token)
+            if not followed and self._matcher.is_error():
                 if not n:
                     self._check()
                 return n
+            self.complete_behind.append(bool(self._matcher.is_accepting()))
         if spare is not None and spare.consume_tokens(text):
             self._spare = spare
         return len(tokens)
@@ -108,11 +114,6 @@ class Matcher:
         for token in self.ends:
             words[:, token // 32] |= may_end << np.uint32(token % 32)
         return bits[:, : -(-self.vocab_size // 32)]
-
-    @property
-    def complete(self) -> bool:
-        """Whether the answer may end here."""
-        return bool(self._matcher.is_accepting())
 
     def cut(self, drafts: Sequence[int]) -> list[int]:
         """The drafts up to the first that is not allowed."""

@@ -21,7 +21,8 @@ class Prefill:
     """All of a prompt but its last id, the first anchor, on its way into the cache.
 
     Chunks end at multiples of `prefill_step_size`, counted from the start of the text, so that the
-    same ids are read by the same passes however much of them the cache held before.
+    same ids are read by the same passes however much of them the cache held before. A KV cache is
+    quantized at such ends alone, for what is read behind sees it so: smaller chunks do not.
 
     Attributes:
         done: whether all is read.
@@ -48,7 +49,8 @@ class Prefill:
             ids = self._ids[self._read : min(self._read + size, self._total - 1)]
             self._runner.forward(Rows.verify(ids, self._cache))
             # Only the cache is evaluated: no logits are computed, nor the last layer's MLP.
-            if self._request.quantization is not None:
+            whole = (at + ids.size) % step == 0 or self._read + ids.size == self._total - 1
+            if self._request.quantization is not None and whole:
                 self._request.quantization.apply(self._cache)
             mx.eval([layer.state for layer in self._cache])
             if mx.get_cache_memory() > RETAINED_CACHE_BYTES:

@@ -153,9 +153,9 @@ class PrefixStore:
         while self._idle and self.nbytes > self.budget:
             self._idle.remove(min(self._idle, key=lambda h: h.used))
 
-    def forget(self, cache: Cache) -> None:
-        """Do not keep a cache that `find` gave."""
-        self._busy = [held for held in self._busy if held.cache is not cache]
+    def forget(self, cache: Cache | None = None) -> None:
+        """Do not keep a cache that `find` gave; None for all of them."""
+        self._busy = [h for h in self._busy if cache is not None and h.cache is not cache]
 
     def clear(self) -> None:
         """Give back the memory of all idle caches."""

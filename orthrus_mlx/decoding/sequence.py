@@ -113,12 +113,14 @@ class Decoded(NamedTuple):
         logits: the AR view's logits [vocab_size] that it was chosen from, processors applied.
         from_draft: whether a draft had guessed it.
         near_tie: whether it was chosen by less than the request's `near_tie`.
+        complete: whether the answer may end behind it; None where no grammar says so.
     """
 
     token: int
     logits: mx.array
     from_draft: bool
     near_tie: bool = False
+    complete: bool | None = None
 
 
 class Drafter(Protocol):
@@ -294,7 +296,8 @@ class Sequence:
         if self.in_flight is None:
             trim(self.cache, cycle.start + len(decided))
         if self.grammar is not None:
-            self.stats.complete = self.grammar.complete
+            behind = self.grammar.complete_behind
+            decided = [d._replace(complete=c) for d, c in zip(decided, behind, strict=True)]
             if (error := self.grammar.error) is not None:  # behind these tokens
                 self.fail(error)
         return decided

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..batches import BatchEngine
 from ..chat.prompt import encode_chat, encode_text
@@ -87,11 +89,15 @@ def _messages(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: answers written, of how many, and tokens of all."""
+    """How far a run has come: answers written, of how many, tokens of all, and errors among them.
+
+    Errors that an earlier run wrote count too.
+    """
 
     done: int
     total: int
     tokens: int
+    errors: int = 0
 
 
 def answer_file(
@@ -130,7 +136,8 @@ def answer_file(
         passed: callbacks, and what else belongs to all requests.
 
     Raises:
-        OutputError: if `output` holds answers to other requests, or cannot be written.
+        OutputError: if `output` holds answers to other requests, cannot be written, or is written
+            by another run.
     """
     common = {
         **options,
@@ -140,9 +147,9 @@ def answer_file(
         "also": dict(also or {}),
     }
     digests = [one.digest(common) for one in asked]
-    done = _resume(output, digests)
+    file, done, errors = _open(output, digests)
     tokens, waiting, finished = 0, list(range(done, len(asked))), dict[int, dict[str, Any]]()
-    progress(Progress(done, len(asked), tokens))
+    progress(Progress(done, len(asked), tokens, errors))
     running: dict[int, int] = {}
     texts: dict[int, list[str]] = {}
     lengths: dict[int, int] = {}
@@ -150,8 +157,8 @@ def answer_file(
     measuring = passed.get("probe_progress_callback")
     try:
         with (
+            file,
             BatchEngine(model, tokenizer, calibrate=calibrate, progress=measuring) as engine,
-            output.open("a", encoding="utf-8") as file,
         ):
             while waiting or engine.running or done in finished:
                 while waiting and engine.running < concurrency:
@@ -184,13 +191,14 @@ def answer_file(
                     one = asked[done]
                     facts = {"line": one.line} | ({} if one.id is None else {"id": one.id})
                     facts |= {**finished.pop(done), "digest": digests[done]}
+                    errors += "error" in facts
                     file.write(json.dumps(facts, ensure_ascii=False) + "\n")
                     file.flush()
                     done += 1
-                    progress(Progress(done, len(asked), tokens))
+                    progress(Progress(done, len(asked), tokens, errors))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return Progress(done, len(asked), tokens)
+    return Progress(done, len(asked), tokens, errors)
 
 
 def _encode(
@@ -210,20 +218,45 @@ def _encode(
     return encode_chat(tokenizer, messages, dict(template_config or {}))[0]
 
 
-def _resume(output: Path, digests: Sequence[str]) -> int:
-    """How many answers `output` holds already; a line that was cut short is taken away."""
-    if not output.exists():
-        return 0
+def _open(output: Path, digests: Sequence[str]) -> tuple[TextIO, int, int]:
+    """The file, for this run alone, and what `_resume` finds in it."""
+    if output.exists():
+        open_file(output, OutputError).close()  # a regular one
+    try:
+        file = output.open("a", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
+    try:
+        with suppress(OSError):  # of file systems without locks
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"Another run writes to {output}: wait for it, or give another --output."
+                ) from None
+        return file, *_resume(output, digests)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
+    """How many answers `output` holds already, and errors among them.
+
+    A line that was cut short is taken away.
+    """
     try:
         with open_file(output, OutputError) as file:
             content = file.read()
     except OSError as error:
         raise OutputError(f"{output} cannot be read: {reason(error)}.") from None
     whole = content[: content.rfind(b"\n") + 1]
-    found = []
+    found, errors = [], 0
     for line in whole.splitlines():
         try:
-            found.append(json.loads(line)["digest"])
+            facts = json.loads(line)
+            found.append(facts["digest"])
+            errors += "error" in facts
         except (ValueError, KeyError, TypeError):
             found.append("")
     if found != list(digests[: len(found)]):
@@ -237,4 +270,4 @@ def _resume(output: Path, digests: Sequence[str]) -> int:
                 partial.truncate(len(whole))
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return len(found)
+    return len(found), errors

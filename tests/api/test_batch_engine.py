@@ -17,6 +17,7 @@ from orthrus_mlx import (
     mlx_generate,
     stream_generate,
 )
+from orthrus_mlx.decoding.batch import Batch, Text
 from tests import helpers
 from tests.amount import few
 from tests.lossless.random_models import build, favour_one_token
@@ -225,6 +226,151 @@ def test_a_step_that_fails_as_a_whole_ends_all_requests(
         while engine.running:
             found += [r.response.token for r in engine.step() if r.request == late and r.response]
     assert found == list(mlx_generate(model, [4, 5], (), 9, mode="ar"))
+
+
+def drain(engine: BatchEngine) -> tuple[dict[int, list[int]], dict[int, Exception]]:
+    """Ids and errors by request, of all steps to come."""
+    ids, errors = dict[int, list[int]](), dict[int, Exception]()
+    while engine.running:
+        for number, response, error in engine.step():
+            if error is not None:
+                errors[number] = error
+            elif response is not None:
+                ids.setdefault(number, []).append(response.token)
+    return ids, errors
+
+
+OPTIONS: dict[str, Any] = {"mode": "ar", "eos_token_ids": (), "max_tokens": 9}
+
+
+@pytest.mark.parametrize("callback", ["on_stats", "processor", "progress"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_callbacks_may_cancel_any_request(
+    model: Any, tokenizer: Any, callback: str, number: int
+) -> None:
+    with BatchEngine(model, tokenizer, prefix_memory=0) as engine:
+
+        def cancels(*given: Any) -> Any:
+            engine.cancel(number)
+            return given[-1]
+
+        more: dict[str, Any] = {
+            "on_stats": {"on_stats": cancels, "max_tokens": 2},
+            "processor": {"logits_processors": [cancels]},
+            "progress": {"prompt_progress_callback": cancels},
+        }[callback]
+        engine.add([1, 2, 3], **(OPTIONS | more))
+        engine.add([4, 5], **OPTIONS)
+        engine.add([6], **OPTIONS)
+        ids, errors = drain(engine)
+    lengths = [len(ids.get(n, ())) for n in range(3)]
+    over = 2 if callback == "on_stats" else 9  # by then request 0 is answered
+    assert not errors and lengths[2] == 9
+    assert lengths[1 - number] == (over if number else 9)
+    assert lengths[number] < 9
+    for n, prompt in enumerate(([1, 2, 3], [4, 5], [6])):
+        alone = list(mlx_generate(model, prompt, (), 9, mode="ar"))
+        assert ids.get(n, []) == alone[: lengths[n]]
+
+
+@pytest.mark.parametrize("callback", ["on_stats", "prompt_progress_callback"])
+def test_a_callback_may_close_the_engine(model: Any, tokenizer: Any, callback: str) -> None:
+    engine = BatchEngine(model, tokenizer)
+    engine.add([1, 2, 3], **(OPTIONS | {"max_tokens": 2, callback: lambda *_: engine.close()}))
+    engine.add([4, 5], **OPTIONS)
+    drain(engine)
+    assert engine.running == 0 and len(engine.prefixes) == 0
+
+
+def test_a_callback_that_fails_is_an_error_of_its_request_alone(model: Any, tokenizer: Any) -> None:
+    def fails(_: Any) -> None:
+        raise RuntimeError("no")
+
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add([1, 2, 3], **(OPTIONS | {"max_tokens": 2}), on_stats=fails)
+        engine.add([4, 5], **OPTIONS)
+        ids, errors = drain(engine)
+        assert [len(found) for found in ids.values()] == [2, 9]
+        assert errors.keys() == {0} and str(errors[0]) == "no"
+        ended: list[Any] = []
+        engine.add([6], **OPTIONS, on_stats=fails)
+        engine.add([7], **OPTIONS, on_stats=ended.append)
+        engine.step()
+        with pytest.raises(RuntimeError, match="no"):
+            engine.close()
+        assert ended and engine.running == 0 and len(engine.prefixes) == 0
+
+
+def test_a_cache_that_could_not_be_read_into_is_not_kept(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device had no memory for a pass, it has none for who reads what that wrote."""
+    shared = [draw % VOCAB for draw in range(7, 400, 3)]
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add(shared, **OPTIONS)
+        drain(engine)
+        assert len(engine.prefixes) == 1
+        engine.add([*shared, 5, 6, 7], **OPTIONS)
+        with monkeypatch.context() as patch:
+            patch.setattr("orthrus_mlx.decoding.prefill.mx.eval", fails)
+            _, errors = drain(engine)
+        assert "out of memory" in str(errors[1])
+        assert len(engine.prefixes) == 0
+
+
+def test_an_interrupt_leaves_no_cache_that_nobody_has(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with BatchEngine(model, tokenizer) as engine:
+        for name in ("begin", "leave"):
+            engine.add([1, 2, 3], **OPTIONS)
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(Text, name, struck)
+                engine.step()
+                engine.close()
+            assert not engine.running and not engine.step()
+            engine.close()
+            assert not engine.prefixes._busy
+
+
+def test_an_interrupt_while_a_request_is_cancelled_ends_no_other(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def struck(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add([1, 2, 3], **OPTIONS)
+        engine.add([4, 5], **OPTIONS)
+        engine.step()
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Batch, "retire", struck)
+            engine.cancel(0)
+        ids, errors = drain(engine)
+    assert not errors and list(ids) == [1]
+
+
+def test_a_quantized_cache_is_that_of_a_prompt_read_alone(tokenizer: Any) -> None:
+    config = helpers.random_config(
+        vocab_size=VOCAB, head_dim=32, num_key_value_heads=1, max_position_embeddings=2048
+    )
+    model = build(config, helpers.random_weights(config))
+    draw = random.Random(3)
+    prompt = [draw.randrange(VOCAB) for _ in range(900)]
+    quantized = {**OPTIONS, "max_tokens": 24, "kv_bits": 4, "kv_group_size": 32}
+    alone = [r.token for r in stream_generate(model, tokenizer, prompt, **quantized)]
+    with BatchEngine(model, tokenizer) as engine:
+        engine.add([1, 2, 3], **(OPTIONS | {"max_tokens": 40}))
+        engine.step()
+        engine.add(prompt, **quantized)
+        assert drain(engine)[0][1] == alone
 
 
 def test_a_request_that_never_fits_is_refused_at_once(model: Any, tokenizer: Any) -> None:

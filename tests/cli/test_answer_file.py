@@ -124,6 +124,21 @@ def test_a_run_goes_on_behind_the_whole_lines(
     assert end.tokens <= 12 * (4 - keep)
 
 
+def test_two_runs_do_not_write_to_one_file(
+    model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "answers.jsonl"
+
+    def another(_: Progress) -> None:
+        with pytest.raises(OutputError, match="Another run writes"):
+            run(model, tokenizer, prompts, output)
+
+    asked = read_prompts(prompts)
+    answer_file(model, tokenizer, asked, output, COMMON, raw=True, progress=another)
+    assert [answer["line"] for answer in answers(output)] == [1, 2, 3, 4]
+    run(model, tokenizer, prompts, output)  # it is let go in the end
+
+
 def test_an_interrupt_leaves_whole_lines(
     model: Any, tokenizer: Any, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +181,24 @@ def test_a_line_that_cannot_be_answered_has_its_error(
     first, second = answers(output)
     assert "temperature is -1" in first["error"] and "text" not in first
     assert second["generation_tokens"] > 0
+
+
+def test_errors_among_the_answers_are_counted(prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text('{"prompt": "one", "temperature": -1}\n{"prompt": "two"}\n')
+    command = (
+        "--prompts",
+        str(prompts),
+        "--output",
+        str(tmp_path / "a"),
+        "-m",
+        "2",
+        "--mode",
+        "ar",
+    )
+    for _ in range(2):  # those of an earlier run too
+        result = invoke("generate", *command)
+        assert result.exit_code == 0
+        assert "1 with an error in place of the text" in result.stderr
 
 
 def test_several_messages_are_not_sent_as_one(

@@ -382,6 +382,20 @@ def test_an_answer_says_whether_it_is_complete(mode: str) -> None:
     assert free[-1].complete is None
 
 
+@pytest.mark.parametrize("mode", ["ar", "parallel"])
+def test_each_token_says_whether_the_answer_is_complete_behind_it(mode: str) -> None:
+    """Not behind the accepted drafts after it, which a stop string may cut off."""
+    tokenizer, lm = demo_tokenizer(), model(3, 16)
+    options: dict[str, Any] = {"constraint": Regex("two, three and four"), "mode": mode}
+    said = ""
+    for r in stream_generate(lm, tokenizer, [5], **options):
+        said += r.text
+        assert r.complete is (said == "two, three and four")
+    assert r.complete is True
+    *_, last = stream_generate(lm, tokenizer, [5], stop="th", **options)
+    assert last.cut == "stop string" and last.complete is False
+
+
 @pytest.mark.parametrize("cut", [0, 5])
 def test_a_prediction_goes_on_behind_what_was_written(cut: int) -> None:
     tokenizer, lm = demo_tokenizer(), model(3, 16)
