@@ -138,7 +138,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[
-        int | None, _option("Seed of the data order and the anchors. [dim]\\[0][/dim]", _STEPS)
+        int | None,
+        _option("Seed of the data order and the anchors. [dim]\\[0][/dim]", _STEPS, metavar="N"),
     ] = None,
     steps_per_report: Annotated[
         int | None,

@@ -58,8 +58,9 @@ def read_prompts(path: Path) -> list[Asked]:
         unknown = raw.keys() - {"prompt", "messages", "id", *OPTIONS}
         if unknown:
             raise DataError(
-                f"{where}: {sorted(unknown)[0]!r} is no field of a request; there are prompt, "
-                f"messages, id, {', '.join(OPTIONS)}."
+                f"{where}: {sorted(unknown)[0]!r} is no field of a request; there are "
+                + ", ".join(f'"{name}"' for name in ("prompt", "messages", "id", *OPTIONS))
+                + "."
             )
         options = {name: raw[name] for name in OPTIONS if raw.get(name) is not None}
         found.append(Asked(number, _messages(raw, where), options, raw.get("id")))
@@ -87,11 +88,12 @@ def _messages(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: answers written, of how many, and tokens of all."""
+    """How far a run has come: lines written, of how many, tokens of all, lines with an error."""
 
     done: int
     total: int
     tokens: int
+    failed: int = 0
 
 
 def answer_file(
@@ -140,9 +142,9 @@ def answer_file(
         "also": dict(also or {}),
     }
     digests = [one.digest(common) for one in asked]
-    done = _resume(output, digests)
+    done, failed = _resume(output, digests)
     tokens, waiting, finished = 0, list(range(done, len(asked))), dict[int, dict[str, Any]]()
-    progress(Progress(done, len(asked), tokens))
+    progress(Progress(done, len(asked), tokens, failed))
     running: dict[int, int] = {}
     texts: dict[int, list[str]] = {}
     lengths: dict[int, int] = {}
@@ -184,13 +186,14 @@ def answer_file(
                     one = asked[done]
                     facts = {"line": one.line} | ({} if one.id is None else {"id": one.id})
                     facts |= {**finished.pop(done), "digest": digests[done]}
+                    failed += "error" in facts
                     file.write(json.dumps(facts, ensure_ascii=False) + "\n")
                     file.flush()
                     done += 1
-                    progress(Progress(done, len(asked), tokens))
+                    progress(Progress(done, len(asked), tokens, failed))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return Progress(done, len(asked), tokens)
+    return Progress(done, len(asked), tokens, failed)
 
 
 def _encode(
@@ -210,20 +213,25 @@ def _encode(
     return encode_chat(tokenizer, messages, dict(template_config or {}))[0]
 
 
-def _resume(output: Path, digests: Sequence[str]) -> int:
-    """How many answers `output` holds already; a line that was cut short is taken away."""
+def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
+    """How many lines `output` holds already, and how many of them have an error.
+
+    A line that was cut short is taken away.
+    """
     if not output.exists():
-        return 0
+        return 0, 0
     try:
         with open_file(output, OutputError) as file:
             content = file.read()
     except OSError as error:
         raise OutputError(f"{output} cannot be read: {reason(error)}.") from None
     whole = content[: content.rfind(b"\n") + 1]
-    found = []
+    found, failed = [], 0
     for line in whole.splitlines():
         try:
-            found.append(json.loads(line)["digest"])
+            facts = json.loads(line)
+            found.append(facts["digest"])
+            failed += "error" in facts
         except (ValueError, KeyError, TypeError):
             found.append("")
     if found != list(digests[: len(found)]):
@@ -237,4 +245,4 @@ def _resume(output: Path, digests: Sequence[str]) -> int:
                 partial.truncate(len(whole))
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return len(found)
+    return len(found), failed
