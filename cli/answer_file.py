@@ -6,10 +6,12 @@ from time import perf_counter
 from typing import Any
 
 
-def read(prompts: Path) -> list[Any]:
-    """Read the file of prompts, before anyone waits for a model."""
+def read(prompts: Path, output: Path) -> list[Any]:
+    """Read the file of prompts, and see that there is a folder for the answers, before any wait."""
+    from orthrus_mlx.files import check_parent
     from orthrus_mlx.tools.answer_file import read_prompts
 
+    check_parent(output)
     return read_prompts(prompts)
 
 
@@ -66,9 +68,11 @@ def run(
             probe_progress_callback=measured,
             constraint=constraint,
         )
+    if end.failed:
+        lines = "line has" if end.failed == 1 else "lines have"
+        note(notes, f'{end.failed} {lines} an "error" in place of an answer.')
     if not quiet:
         seconds = max(perf_counter() - start, 1e-9)
-        old = f" ({before[0]} were there already)" if before[0] else ""
-        failed = f", {end.errors} with an error in place of the text" if end.errors else ""
-        note(notes, f"Answers: {end.done} in {output}{old}{failed}")
+        old = f" ({before[0]} lines were there already)" if before[0] else ""
+        note(notes, f"Answers: {end.done - end.failed} in {output}{old}")
         note(notes, f"Generation: {end.tokens} tokens, {end.tokens / seconds:.3f} tokens-per-sec")

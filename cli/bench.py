@@ -1,6 +1,7 @@
 """`orthrus-mlx bench`: how fast each mode is on this machine."""
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,20 +29,31 @@ class Shape(StrEnum):
     large = "qwen3-8b"
 
 
+CONTEXT, ROWS = "512", "1,8,16,32"  # of --shapes
+
+
 class Baseline(StrEnum):
     """Implementations to time beside this one."""
 
     mlx_lm = "mlx-lm"
 
 
-def _counts(text: str) -> list[int]:
+def _counts(flag: str, text: str) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 512,8192")
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers such as 1,2,8", param_hint=flag
+        )
     return counts
+
+
+def _refuse(flags: Iterable[tuple[str, bool]], why: str) -> None:
+    for flag, given in flags:
+        if given:
+            raise typer.BadParameter(why, param_hint=flag)
 
 
 def _known_bits(bits: int | None) -> int | None:
@@ -119,11 +131,11 @@ def bench(
         typer.Option(
             metavar="N,..", help="Tokens in the KV cache while timing.", rich_help_panel="Shapes"
         ),
-    ] = "512",
+    ] = CONTEXT,
     rows: Annotated[
         str,
         typer.Option(metavar="N,..", help="Rows of a pass.", rich_help_panel="Shapes"),
-    ] = "1,8,16,32",
+    ] = ROWS,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -139,6 +151,12 @@ def bench(
 
     The modes take turns within each round. Ctrl-C shows what is known so far.
     """
+    drafting = (
+        ("--cycle", cycle != options.Cycle.auto),
+        ("--numerics", numerics != options.Numerics.fast),
+        ("--block-size", block_size is not None),
+        ("--no-calibrate", not calibrate),
+    )
     if shapes is not None:
         if concurrency is not None:
             raise typer.BadParameter(
@@ -149,10 +167,16 @@ def bench(
                 "measures random weights: it takes no MODEL, --prompts or --plot",
                 param_hint="--shapes",
             )
-        _bench_shapes(shapes.value, bits, tune, _counts(context), _counts(rows), rounds, as_json)
+        _refuse(drafting, "cannot be combined with --shapes")
+        sizes = _counts("--context", context), _counts("--rows", rows)
+        _bench_shapes(shapes.value, bits, tune, *sizes, rounds, as_json)
         return
-    if bits is not None:
-        raise typer.BadParameter("goes with --shapes", param_hint="--bits")
+    only = (
+        ("--bits", bits is not None),
+        ("--context", context != CONTEXT),
+        ("--rows", rows != ROWS),
+    )
+    _refuse(only, "goes with --shapes")
     from orthrus_mlx.tools import bench as logic
     from orthrus_mlx.tools import bench_plot
     from orthrus_mlx.tools.prompts import bundled, from_file
@@ -162,16 +186,9 @@ def bench(
     from .progress import Bar
     from .terminal import no_echo
 
-    counts = [] if concurrency is None else _counts(concurrency)
-    for flag, given in (
-        ("--cycle", cycle != options.Cycle.auto),
-        ("--numerics", numerics != options.Numerics.fast),
-        ("--block-size", block_size is not None),
-        ("--no-calibrate", not calibrate),
-        ("--plot", plot is not None),
-    ):
-        if counts and given:
-            raise typer.BadParameter("cannot be combined with --concurrency", param_hint=flag)
+    counts = [] if concurrency is None else _counts("--concurrency", concurrency)
+    if counts:
+        _refuse((*drafting, ("--plot", plot is not None)), "cannot be combined with --concurrency")
     if plot is not None:
         bench_plot.check_plot(plot)
     chosen = (from_file(prompts) if prompts else bundled())[:num_prompts]

@@ -60,6 +60,7 @@ def cache_prompt(
     file has mlx-lm's format.
     """
     from orthrus_mlx import PromptError
+    from orthrus_mlx.files import check_parent
     from orthrus_mlx.session import encode_chat
     from orthrus_mlx.tools import prompt_cache
 
@@ -73,6 +74,7 @@ def cache_prompt(
     message = read_stdin() if prompt == "-" else prompt.replace("\\n", "\n").replace("\\t", "\t")
     if not message.strip():
         raise PromptError("The prompt is empty: there is nothing to read.")
+    check_parent(prompt_cache.with_suffix(prompt_cache_file))
     name = model_name(options.DEMO if model is None else model)
     lm, tokenizer = options.load_model(model, revision, adapter_path=adapter_path, tune=tune)
     raw = ignore_chat_template or not tokenizer.has_chat_template

@@ -25,6 +25,8 @@ EXAMPLES = examples(
     "orthrus-mlx generate --prompts questions.jsonl --output answers.jsonl",
 )
 
+CONCURRENCY = 8
+
 
 def generate(
     context: typer.Context,
@@ -111,7 +113,7 @@ def generate(
         typer.Option(
             metavar="N", min=1, help="Answers at once at most.", rich_help_panel="Many prompts"
         ),
-    ] = 8,
+    ] = CONCURRENCY,
     verbose: Annotated[
         bool, typer.Option(help="Report speed, drafting, memory and reasoning on stderr.")
     ] = True,
@@ -202,10 +204,13 @@ def generate(
             ("--prompt-cache-file", prompt_cache_file),
             ("--prefill-response", prefill_response),
             ("--prediction", prediction),
+            ("--show-thinking", show_thinking or None),
         ):
             if given is not None:
                 raise typer.BadParameter("cannot be combined with --prompts", param_hint=flag)
-    many = answer_file.read(prompts) if prompts is not None else []
+    elif concurrency != CONCURRENCY:
+        raise typer.BadParameter("goes with --prompts", param_hint="--concurrency")
+    many = answer_file.read(prompts, output) if prompts is not None and output is not None else []
     message = "" if prompts is not None else read_message(text, prompt, no_stdin)
 
     cached: Any = None

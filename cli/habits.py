@@ -97,7 +97,8 @@ def use_default_chat_template(tokenizer: Any) -> None:
 def in_flags(error: Exception, params: Sequence[Any]) -> str:
     """The text of an error about a request, with the flags of a command for Python's names.
 
-    What a checkpoint's files hold keeps its names: config.json has a block_size of its own.
+    What a checkpoint's files hold keeps its names: config.json has a block_size of its own. So does
+    what stands in quotation marks: a field of a file of prompts or options.
     """
     text = str(error)
     if isinstance(error, CheckpointError):
@@ -106,7 +107,7 @@ def in_flags(error: Exception, params: Sequence[Any]) -> str:
         for flag in param.opts if param.param_type_name == "option" else ():
             name = flag.lstrip("-").replace("-", "_")
             # A name of one word is an option only where the text begins with it.
-            place = r"\b" if "_" in name else r"^"
+            place = r"(?<![\w'\"])" if "_" in name else r"^"
             if len(name) > 1:
                 text = re.sub(rf"{place}{name}\b(?!=)", flag, text)
     return text

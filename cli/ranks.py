@@ -67,6 +67,15 @@ def meet() -> None:
         follow(group)
 
 
+def refuse(command: str) -> None:
+    """Refuse a command that one machine runs, before the other ranks wait for it in vain."""
+    from orthrus_mlx.distributed.group import join
+    from orthrus_mlx.errors import DistributedError
+
+    if join() is not None:
+        raise DistributedError(f"{command} runs on one machine alone: start it without mlx.launch.")
+
+
 def take_terminal() -> None:
     """Talk to the terminal itself where a launcher put pipes in its place.
 

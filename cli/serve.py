@@ -60,7 +60,11 @@ def serve(
     port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, help="Port to listen on; 0 for a free one.", rich_help_panel=_SERVER
+            metavar="N",
+            min=0,
+            max=65535,
+            help="Port to listen on; 0 for a free one.",
+            rich_help_panel=_SERVER,
         ),
     ] = 8080,
     api_key: Annotated[

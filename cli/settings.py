@@ -72,7 +72,7 @@ SETTINGS = {
     "top_p": Setting(_share, "a number from 0 to 1"),
     "top_k": Setting(_count, "a whole number from 0 up; 0 for all"),
     "min_p": Setting(_share, "a number from 0 to 1"),
-    "max_tokens": Setting(_max_tokens, "a whole number, or -1 for what the context holds"),
+    "max_tokens": Setting(_max_tokens, "a whole number from 1 up, or -1 for all that fits"),
     "seed": Setting(_seed, "a whole number from 0 up, or none for a fresh one each time"),
     "thinking": Setting(Thinking, "on, off, or auto for what the template does", (*Thinking,)),
     "mode": _one_of(Mode),

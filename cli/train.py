@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import options
+from . import options, ranks
 from .options import Dtype, examples
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def train(
         ),
     ] = None,
     seed: Annotated[
-        int | None, _option("Seed of the data order and the anchors. [dim]\\[0][/dim]", _STEPS)
+        int | None,
+        _option("Seed of the data order and the anchors. [dim]\\[0][/dim]", _STEPS, metavar="N"),
     ] = None,
     steps_per_report: Annotated[
         int | None,
@@ -181,6 +182,7 @@ def train(
     --resume continues it.
     """
     given = {name: value for name, value in locals().items() if value is not None}  # all flags
+    ranks.refuse("train")
     given.pop("config", None)
     if chat_template_config is not None:
         given["chat_template_config"] = options.parse_template_config(chat_template_config)

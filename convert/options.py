@@ -63,6 +63,12 @@ def check_options(
     if not quantize and q_group_size is not None and not diffusion_q_bits:
         raise ConversionError("q_group_size has no effect without quantize (-q).")
 
+    if q_mode == "affine" and q_bits not in (None, *AFFINE_BITS):
+        raise ConversionError(f"q_bits is {q_bits}; choose from {AFFINE_BITS}.")
+    if diffusion_q_bits not in (None, 0, *AFFINE_BITS):
+        raise ConversionError(
+            f"diffusion_q_bits is {diffusion_q_bits}; choose from {(0, *AFFINE_BITS)}."
+        )
     ar = _quantization(q_mode, q_bits, q_group_size) if quantize else None
     return Options(ar, _for_diffusion(ar, diffusion_q_bits, q_group_size), dtype)
 
@@ -79,8 +85,6 @@ def _quantization(mode: str, bits: int | None, group_size: int | None) -> Quanti
             f"{mode} has {default.bits} bits in groups of {default.group_size}, not {asked.bits} "
             f"in groups of {asked.group_size}. Leave q_bits and q_group_size out."
         )
-    if mode == "affine" and asked.bits not in AFFINE_BITS:
-        raise ConversionError(f"{asked.bits} bits cannot be packed; choose from {AFFINE_BITS}.")
     if mode == "affine" and asked.group_size not in AFFINE_GROUP_SIZES:
         raise ConversionError(
             f"q_group_size is {asked.group_size}; choose from {AFFINE_GROUP_SIZES}."

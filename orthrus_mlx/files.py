@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from .errors import OrthrusError, UnsafeCheckpointError
+from .errors import OrthrusError, OutputError, UnsafeCheckpointError
 
 MIB = 1 << 20
 # The most bytes of each kind: far above real files, far below what exhausts memory once parsed.
@@ -219,6 +219,12 @@ def check_inside(path: Path, folder: Path) -> None:
         raise UnsafeCheckpointError(
             f"{path} is a link to {target}, outside of {home}. Put the file itself there."
         )
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file to write whose folder is not there, before anything is computed for it."""
+    if not path.parent.is_dir():
+        raise OutputError(f"There is no folder {path.parent} to write {path.name} into.")
 
 
 def reason(error: BaseException) -> str:

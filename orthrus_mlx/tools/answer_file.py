@@ -60,8 +60,9 @@ def read_prompts(path: Path) -> list[Asked]:
         unknown = raw.keys() - {"prompt", "messages", "id", *OPTIONS}
         if unknown:
             raise DataError(
-                f"{where}: {sorted(unknown)[0]!r} is no field of a request; there are prompt, "
-                f"messages, id, {', '.join(OPTIONS)}."
+                f"{where}: {sorted(unknown)[0]!r} is no field of a request; there are "
+                + ", ".join(f'"{name}"' for name in ("prompt", "messages", "id", *OPTIONS))
+                + "."
             )
         options = {name: raw[name] for name in OPTIONS if raw.get(name) is not None}
         found.append(Asked(number, _messages(raw, where), options, raw.get("id")))
@@ -89,7 +90,7 @@ def _messages(raw: dict[str, Any], where: str) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: answers written, of how many, tokens of all, and errors among them.
+    """How far a run has come: lines written, of how many, tokens of all, lines with an error.
 
     Errors that an earlier run wrote count too.
     """
@@ -97,7 +98,7 @@ class Progress:
     done: int
     total: int
     tokens: int
-    errors: int = 0
+    failed: int = 0
 
 
 def answer_file(
@@ -147,9 +148,9 @@ def answer_file(
         "also": dict(also or {}),
     }
     digests = [one.digest(common) for one in asked]
-    file, done, errors = _open(output, digests)
+    file, done, failed = _open(output, digests)
     tokens, waiting, finished = 0, list(range(done, len(asked))), dict[int, dict[str, Any]]()
-    progress(Progress(done, len(asked), tokens, errors))
+    progress(Progress(done, len(asked), tokens, failed))
     running: dict[int, int] = {}
     texts: dict[int, list[str]] = {}
     lengths: dict[int, int] = {}
@@ -191,14 +192,14 @@ def answer_file(
                     one = asked[done]
                     facts = {"line": one.line} | ({} if one.id is None else {"id": one.id})
                     facts |= {**finished.pop(done), "digest": digests[done]}
-                    errors += "error" in facts
+                    failed += "error" in facts
                     file.write(json.dumps(facts, ensure_ascii=False) + "\n")
                     file.flush()
                     done += 1
-                    progress(Progress(done, len(asked), tokens, errors))
+                    progress(Progress(done, len(asked), tokens, failed))
     except OSError as error:
         raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return Progress(done, len(asked), tokens, errors)
+    return Progress(done, len(asked), tokens, failed)
 
 
 def _encode(
@@ -241,7 +242,7 @@ def _open(output: Path, digests: Sequence[str]) -> tuple[TextIO, int, int]:
 
 
 def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
-    """How many answers `output` holds already, and errors among them.
+    """How many lines `output` holds already, and how many of them have an error.
 
     A line that was cut short is taken away.
     """
@@ -251,12 +252,12 @@ def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
     except OSError as error:
         raise OutputError(f"{output} cannot be read: {reason(error)}.") from None
     whole = content[: content.rfind(b"\n") + 1]
-    found, errors = [], 0
+    found, failed = [], 0
     for line in whole.splitlines():
         try:
             facts = json.loads(line)
             found.append(facts["digest"])
-            errors += "error" in facts
+            failed += "error" in facts
         except (ValueError, KeyError, TypeError):
             found.append("")
     if found != list(digests[: len(found)]):
@@ -270,4 +271,4 @@ def _resume(output: Path, digests: Sequence[str]) -> tuple[int, int]:
                 partial.truncate(len(whole))
         except OSError as error:
             raise OutputError(f"{output} cannot be written: {reason(error)}.") from None
-    return len(found), errors
+    return len(found), failed

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..device.measured import device_name
 from ..errors import OrthrusError, OutputError
+from ..files import check_parent
 from .bench import Report
 
 
@@ -31,8 +32,7 @@ def check_plot(path: Path) -> None:
         )
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file for the plot.")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent} to write {path.name} into.")
+    check_parent(path)
 
 
 def plot(report: Report, path: Path, title: str) -> None:

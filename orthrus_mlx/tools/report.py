@@ -27,6 +27,7 @@ from ..checkpoint.read import DEMO, locate
 from ..device import backend
 from ..device.memory import machine_memory
 from ..errors import OutputError, brief
+from ..files import check_parent
 from .markdown import code, table
 from .prompts import Prompt, bundled
 from .report_sections import SECTIONS, Section, Subject
@@ -265,8 +266,7 @@ def check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no regular file"
         raise OutputError(f"{path} is {kind}; name a file for the report.")
-    if not path.parent.is_dir():
-        raise OutputError(f"There is no folder {path.parent} to write {path.name} into.")
+    check_parent(path)
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path} cannot be written: no permission in {path.parent}.")
 

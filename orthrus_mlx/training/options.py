@@ -157,7 +157,9 @@ def read_config(path: Path) -> dict[str, Any]:
     given = {str(name).replace("-", "_"): value for name, value in content.items()}
     if unknown := sorted(given.keys() - set(known)):
         raise TrainingError(
-            f"{path} sets {', '.join(unknown)}, which is no option. Known are {', '.join(known)}."
+            f"{path} sets {', '.join(map(repr, unknown))}, which is no option. Known are "
+            + ", ".join(map(repr, known))
+            + "."
         )
     return given
 

@@ -62,7 +62,8 @@ def train(options: TrainOptions, report: Report = silent) -> Result:
     if not splits["train"]:
         raise DataError(f"{options.data / 'train.jsonl'} holds nothing to train on.")
     if not splits["valid"]:
-        report(Note(f"{options.data / 'valid.jsonl'} holds nothing: training without validation"))
+        valid = options.data / "valid.jsonl"
+        report(Note(f"{valid} is missing or empty: training without validation"))
     before = _digest(base, base.names)
     workspace.claim(_settings(options, base, before))
     if options.regenerate:

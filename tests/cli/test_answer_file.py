@@ -183,24 +183,6 @@ def test_a_line_that_cannot_be_answered_has_its_error(
     assert second["generation_tokens"] > 0
 
 
-def test_errors_among_the_answers_are_counted(prompts: Path, tmp_path: Path) -> None:
-    prompts.write_text('{"prompt": "one", "temperature": -1}\n{"prompt": "two"}\n')
-    command = (
-        "--prompts",
-        str(prompts),
-        "--output",
-        str(tmp_path / "a"),
-        "-m",
-        "2",
-        "--mode",
-        "ar",
-    )
-    for _ in range(2):  # those of an earlier run too
-        result = invoke("generate", *command)
-        assert result.exit_code == 0
-        assert "1 with an error in place of the text" in result.stderr
-
-
 def test_several_messages_are_not_sent_as_one(
     model: Any, tokenizer: Any, prompts: Path, tmp_path: Path
 ) -> None:
@@ -261,7 +243,7 @@ def test_the_command_answers_with_the_demo(prompts: Path, tmp_path: Path) -> Non
     assert "Answers: 2 in" in result.stderr
     assert [a["finish_reason"] for a in answers(output)] == ["length", "length"]
     again = invoke("generate", *command)
-    assert "2 were there already" in again.stderr
+    assert "2 lines were there already" in again.stderr
     other = invoke("generate", *command, "--extra-eos-token", "4")
     assert other.exit_code == 1 and "written with other options" in other.stderr
 
@@ -271,3 +253,13 @@ def test_a_damaged_line_is_named_before_a_model_is_waited_for(prompts: Path) -> 
     command = ("--prompts", str(prompts), "--output", "a.jsonl", "--model", "no/such/model")
     result = invoke("generate", *command)
     assert result.exit_code == 1 and "line 2" in result.stderr
+
+
+def test_lines_that_could_not_be_answered_are_counted(prompts: Path, tmp_path: Path) -> None:
+    prompts.write_text('{"prompt": "hi", "top_k": "x"}\n{"prompt": "hi", "max_tokens": 2}\n')
+    command = ("--prompts", str(prompts), "--output", str(tmp_path / "answers.jsonl"))
+    for more in ((), ("--no-verbose",)):
+        result = invoke("generate", *command, "--mode", "ar", *more)
+        assert result.exit_code == 0
+        assert '1 line has an "error" in place of an answer.' in result.stderr
+        assert ("Answers: 1 in" in result.stderr) is not bool(more)

@@ -6,7 +6,7 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from typer.main import get_command
@@ -30,6 +30,23 @@ def test_every_command_and_flag_is_in_it() -> None:
         for param in command.params:
             for flag in (*param.opts, *param.secondary_opts):
                 assert param.param_type_name == "argument" or f"{flag}" in section, (name, flag)
+
+
+def test_help_shows_no_text_where_a_number_is_wanted() -> None:
+    group: Any = get_command(app)
+    for name, command in group.commands.items():
+        hints = get_type_hints(command.callback)
+        for param in command.params:
+            if {int, float} & {hints.get(param.name), *get_args(hints.get(param.name))}:
+                assert param.metavar, (name, param.name)
+
+
+def test_every_script_of_benchmarks_is_in_their_table() -> None:
+    folder = DOCS.parent / "benchmarks"
+    table = (folder / "README.md").read_text(encoding="utf-8")
+    scripts = [f for f in folder.glob("*.py") if "ArgumentParser(" in f.read_text("utf-8")]
+    assert scripts
+    assert [f.name for f in scripts if f"| `{f.name}` |" not in table] == []
 
 
 def theirs(command: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:

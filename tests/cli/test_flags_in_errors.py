@@ -53,7 +53,20 @@ def test_what_a_file_holds_keeps_its_name() -> None:
     assert in_flags(ConfigError(text), params) == text
     assert in_flags(GenerationError("block_size is 1"), params) == "--block-size is 1"
     assert in_flags(GenerationError("seed is 1, a seed"), params) == "--seed is 1, a seed"
-    assert in_flags(GenerationError("use block_size="), params) == "use block_size="
+    for text in ("use block_size=", "a line may have 'block_size' or \"block_size\""):
+        assert in_flags(GenerationError(text), params) == text
+
+
+def test_names_of_a_file_of_prompts_or_options_are_those_to_write_there(tmp_path: Path) -> None:
+    prompts, config = tmp_path / "asked.jsonl", tmp_path / "run.yaml"
+    prompts.write_text('{"prompt": "hi", "max_token": 5}\n')
+    config.write_text("batch_sise: 8\n")
+    files = ("--prompts", str(prompts), "--output", str(tmp_path / "out.jsonl"))
+    for args in (("generate", *files), ("train", "-c", str(config), "--data", "d")):
+        said = plain(invoke(*args).stderr)
+        assert "'max_token' is no field" in said or "'batch_sise', which is no option" in said
+        assert '"max_tokens"' in said or "'batch_size'" in said
+        assert "--" not in said
 
 
 @pytest.mark.parametrize(
@@ -64,6 +77,10 @@ def test_what_a_file_holds_keeps_its_name() -> None:
         (("--plot", "/no/such/speed.png"), "no folder /no/such"),
         (("--shapes", "qwen3-8b", "--bits", "7"), "7 bits cannot be packed"),
         (("--shapes", "qwen3-8b", "--bits", "1"), "1 bits cannot be packed"),
+        (("--shapes", "qwen3-8b", "--cycle", "one-pass"), "cannot be combined with --shapes"),
+        (("--rows", "1,2"), "--rows: goes with --shapes"),
+        (("--context", "64"), "--context: goes with --shapes"),
+        (("--concurrency", "1,x"), "--concurrency: '1,x' is not a list of whole numbers"),
     ],
 )
 def test_bench_checks_before_it_measures(
@@ -74,6 +91,25 @@ def test_bench_checks_before_it_measures(
     monkeypatch.setattr("orthrus_mlx.load", None)  # it would be called
     monkeypatch.setattr("orthrus_mlx.tools.bench_shapes.build", None)
     result = invoke("bench", *args)
+    assert result.exit_code in (1, 2)
+    assert problem in plain(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ("generate --prompts {0}/a.jsonl --output {0}/no/b.jsonl", "There is no folder"),
+        ("cache-prompt -p hi --prompt-cache-file {0}/no/b", "There is no folder"),
+        ("generate hi --concurrency 4", "--concurrency: goes with --prompts"),
+        ("generate --prompts {0}/a.jsonl --output {0}/b --show-thinking", "--show-thinking: can"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_a_model_loads(
+    args: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "hi"}\n')
+    monkeypatch.setattr("orthrus_mlx.load", None)  # it would be called
+    result = invoke(*(part.format(tmp_path) for part in args.split()))
     assert result.exit_code in (1, 2)
     assert problem in plain(result.stderr)
 

@@ -44,7 +44,8 @@ def test_the_other_flags(run, tiny16_dir):
     [
         (["--mlx-path", "."], "exists already"),
         (["--q-bits", "8"], "no effect without quantize"),
-        (["-q", "--q-bits", "7"], "7 bits cannot be packed"),
+        (["-q", "--q-bits", "7"], "error: --q-bits is 7; choose from (2, 3, "),
+        (["-q", "--diffusion-q-bits", "1"], "error: --diffusion-q-bits is 1; choose from (0, 2, "),
     ],
 )
 def test_errors_are_one_line(run, tiny16_dir, args, message):

@@ -3,12 +3,15 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from typer.testing import CliRunner
 
 from orthrus_mlx import DistributedError
+from orthrus_mlx.cli.app import app
 from orthrus_mlx.distributed import group
 
 # As on macOS, where a poll that asks for no events never learns that the other end has gone.
@@ -64,3 +67,11 @@ def test_ctrl_c_ends_a_rank_that_looks_for_the_others(monkeypatch: pytest.Monkey
         group.join()
     assert seen == [signal.SIG_DFL]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_train_is_refused_over_several_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = SimpleNamespace(rank=0, size=2)
+    monkeypatch.setattr(group, "join", lambda: several)
+    result = CliRunner().invoke(app, ["train", "--model", "demo", "--data", "d", "--output", "o"])
+    assert result.exit_code == 1
+    assert "error: train runs on one machine alone: start it without mlx.launch." in result.stderr

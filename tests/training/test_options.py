@@ -45,7 +45,7 @@ def test_yaml_holds_options_by_the_names_of_the_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("lora_rank: 8\n", "lora_rank, which is no option"),
+        ("lora_rank: 8\n", "'lora_rank', which is no option"),
         ("- 1\n", "should hold names and values"),
         ("a: [", "cannot be read"),
     ],
