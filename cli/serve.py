@@ -1,6 +1,8 @@
 """`orthrus-mlx serve`: the HTTP API of OpenAI and Anthropic, for editors, agents and scripts."""
 
 import os
+import re
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -226,6 +228,7 @@ def serve(
             "others can reach this address: set a key with ORTHRUS_MLX_API_KEY or --api-key",
             param_hint="--host",
         )
+    origins = _origins(allow_origin or ())
     taken = listen(host, port)
     try:
         service = _load(
@@ -263,12 +266,7 @@ def serve(
     settings = Settings(
         hosts=LOOPBACK if local else (),
         keys=keys,
-        # mlx-lm's flag takes several, parted by commas.
-        origins=[
-            origin.strip().rstrip("/")
-            for given in allow_origin or ()
-            for origin in given.split(",")
-        ],
+        origins=origins,
         seconds=timeout,
         log=lambda line: note(lines, line),
     )
@@ -280,6 +278,19 @@ def serve(
     code = run(service, settings, taken, ready, lambda line: note(notes, line, "yellow"))
     if code:
         raise typer.Exit(code)
+
+
+def _origins(given: Sequence[str]) -> list[str]:
+    """Origins of pages, as browsers send them; commas part several, as in mlx-lm."""
+    origins = [one.strip().rstrip("/") for text in given for one in text.split(",")]
+    for origin in origins:
+        if origin not in ("*", "null") and not re.fullmatch(r"[\w.+-]+://[^/?#@\s]+", origin):
+            raise typer.BadParameter(
+                f"{origin!r} is no origin: give a scheme, a host, and its port if it has one, "
+                "such as http://localhost:3000",
+                param_hint="--allow-origin",
+            )
+    return origins
 
 
 def _load(

@@ -6,7 +6,7 @@ what to pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -229,4 +229,5 @@ def checked_ends(name: str, ends: Any) -> frozenset[int]:
 
 def as_list(values: Any) -> list[Any]:
     """A list of values; of one, where one was given."""
-    return [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    one = isinstance(values, str | Mapping) or not isinstance(values, Iterable)
+    return [values] if one else list(values)

@@ -15,6 +15,7 @@ from mlx_lm.generate import GenerationResponse as MlxLmResponse
 
 from orthrus_mlx import DecodeStats, GenerationResponse, mlx_generate, stream_generate
 from orthrus_mlx.chat import requests
+from orthrus_mlx.errors import GenerationError
 from tests.lossless.fake_model import FakeModel
 from tests.lossless.scenarios import WAYS
 
@@ -130,6 +131,12 @@ def test_a_stop_string_of_split_characters(tokenizer: Any) -> None:
 
 def test_one_stop_string_may_be_given_bare(tokenizer: Any) -> None:
     assert text_of(write(tokenizer, "one two. three", stop="two")) == "one "
+
+
+@pytest.mark.parametrize("stop", [{"two": 1}, 2, ["two", 2]])
+def test_what_is_no_stop_string_is_refused(tokenizer: Any, stop: Any) -> None:
+    with pytest.raises(GenerationError, match="expected a string, or a list"):
+        write(tokenizer, "one two. three", stop=stop)
 
 
 def test_no_part_of_a_stop_string_is_shown_early(tokenizer: Any) -> None:

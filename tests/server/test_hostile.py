@@ -177,6 +177,12 @@ def test_a_key_of_several_words_is_one(
     assert found[0].origins == ["https://page.example", "*"]
 
 
+@pytest.mark.parametrize("given", ["localhost", "localhost:3000", "http://a/b", "http://a,", ""])
+def test_what_no_page_sends_as_its_origin_is_refused(given: str) -> None:
+    ended = CliRunner().invoke(app, ["serve", "--allow-origin", given])
+    assert ended.exit_code == 2 and "is no origin" in ended.output
+
+
 def test_a_port_that_was_taken_while_the_model_was_loaded(house: House) -> None:
     """Two servers may bind one port as long as neither takes connections."""
     first = run.listen("127.0.0.1", 0)
