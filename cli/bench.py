@@ -29,6 +29,7 @@ class Shape(StrEnum):
     large = "qwen3-8b"
 
 
+PROMPTS, MAX_TOKENS = 10, 128
 CONTEXT, ROWS = "512", "1,8,16,32"  # of --shapes
 
 
@@ -78,10 +79,10 @@ def bench(
     ] = None,
     num_prompts: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many of the prompts to use.")
-    ] = 10,
+    ] = PROMPTS,
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-m", metavar="N", min=2, help="Most tokens per answer.")
-    ] = 128,
+    ] = MAX_TOKENS,
     rounds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Times that everything is measured.")
     ] = 3,
@@ -167,7 +168,13 @@ def bench(
                 "measures random weights: it takes no MODEL, --prompts or --plot",
                 param_hint="--shapes",
             )
-        _refuse(drafting, "cannot be combined with --shapes")
+        answers = (
+            ("--revision", revision is not None),
+            ("--num-prompts", num_prompts != PROMPTS),
+            ("--max-tokens", max_tokens != MAX_TOKENS),
+            ("--against", against is not None),
+        )
+        _refuse((*answers, *drafting), "cannot be combined with --shapes")
         sizes = _counts("--context", context), _counts("--rows", rows)
         _bench_shapes(shapes.value, bits, tune, *sizes, rounds, as_json)
         return

@@ -78,6 +78,8 @@ def test_names_of_a_file_of_prompts_or_options_are_those_to_write_there(tmp_path
         (("--shapes", "qwen3-8b", "--bits", "7"), "7 bits cannot be packed"),
         (("--shapes", "qwen3-8b", "--bits", "1"), "1 bits cannot be packed"),
         (("--shapes", "qwen3-8b", "--cycle", "one-pass"), "cannot be combined with --shapes"),
+        (("--shapes", "qwen3-8b", "-m", "64"), "--max-tokens: cannot be combined with --shapes"),
+        (("--shapes", "qwen3-8b", "--against", "mlx-lm"), "cannot be combined with --shapes"),
         (("--rows", "1,2"), "--rows: goes with --shapes"),
         (("--context", "64"), "--context: goes with --shapes"),
         (("--concurrency", "1,x"), "--concurrency: '1,x' is not a list of whole numbers"),
