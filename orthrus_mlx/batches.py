@@ -199,10 +199,11 @@ class BatchEngine:
         by_text = {id(r.text): number for number, r in self._running.items()}
         replies = []
         for text, decided in events:
-            number = by_text.get(id(text), -1)
-            if number < 0:  # Ctrl-C struck as it was added or cancelled
+            number = by_text.get(id(text))
+            if number is None:  # Ctrl-C struck as it was added or cancelled
                 self._batch.retire(text, text.written)
-            if number < 0 or number in self._left:
+                continue
+            if number in self._left:
                 continue
             running = self._running[number]
             tokens = 0
@@ -217,12 +218,12 @@ class BatchEngine:
                 text.error = error
             text.written += tokens
             if text.error is not None or text.done or running.work.stops.found:
-                failed = self._last(number)
+                ended = self._last(number)
                 if text.error is not None:
-                    failed = [Reply(number, error=text.error)]
+                    ended = [Reply(number, error=text.error)]
                 elif not text.written:
                     replies.append(Reply(number, running.responder.nothing()))
-                replies += failed
+                replies += ended
         return replies
 
     def _last(self, number: int) -> list[Reply]:
